@@ -1,0 +1,44 @@
+# Everything installs through constraints.txt: one place says which versions are tested.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+INTEROP := .interop
+
+.PHONY: setup demo test lint interop faults clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup ## a real model gets a draft, in about ten minutes on two cores
+	$(BIN)/torchspec demo
+
+test: setup lint ## unit and integration tests
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+faults: setup ## kill -9 at bad moments, then compare with a run that was never killed
+	$(BIN)/python -m pytest tests/faults
+
+interop: setup $(INTEROP)/vllm/.ready $(INTEROP)/zlab/.ready ## real engines load the draft and accept what we say they accept
+	$(BIN)/python -m pytest -s tests/interop
+
+$(INTEROP)/vllm/.ready: tests/interop/vllm_env.sh
+	bash tests/interop/vllm_env.sh $(INTEROP)/vllm
+	touch $@
+
+$(INTEROP)/zlab/.ready: setup
+	mkdir -p $(INTEROP)/zlab
+	$(PIP) install --no-deps --target $(INTEROP)/zlab dflash==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(INTEROP) outputs build dist *.egg-info

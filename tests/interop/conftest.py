@@ -1,0 +1,51 @@
+"""One draft for all engines: trained here for two minutes on the demo's text, exported, and decoded by ourselves as the reference."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from torchspec.checkpoint import best
+from torchspec.config import load_config
+from torchspec.data.dataset import open_or_prepare
+from torchspec.evaluate.decode import speculative_decode, stop_ids
+from torchspec.export.hf import export_checkpoint
+from torchspec.inference import Pair, load_pair
+from torchspec.train import train
+
+ROOT = Path(__file__).parents[2]
+MAX_NEW_TOKENS = 128
+PROMPTS = 24
+
+
+@pytest.fixture(scope="session")
+def draft(target_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("interop")
+    data = Path(str(files("torchspec.demo")))
+    overrides = [
+        f"output_dir={folder}", f"model.target_model_path={target_folder}", f"dataset.train_data_path={data / 'train.jsonl'}",
+        f"dataset.eval_data_path={data / 'heldout.jsonl'}", "training.max_steps=400", "evaluation.interval=400",
+    ]  # fmt: skip
+    config = load_config(str(data / "smollm2_dflash.yaml"), overrides)
+    train(config)
+    return export_checkpoint(best(config.checkpoints), folder / "draft")
+
+
+@pytest.fixture(scope="session")
+def pair(draft, target_folder) -> Pair:
+    return load_pair(draft, str(target_folder), "bfloat16", "cpu", False)
+
+
+@pytest.fixture(scope="session")
+def prompts(target_folder, tmp_path_factory) -> list:
+    """Held-out prompts, [L] each."""
+    data = Path(str(files("torchspec.demo"))) / "heldout.jsonl"
+    dataset = open_or_prepare(str(data), tmp_path_factory.mktemp("heldout"), target_folder)
+    return [dataset[i].ids[: dataset[i].spans()[0][0]] for i in range(PROMPTS)]
+
+
+@pytest.fixture(scope="session")
+def ours(pair, prompts) -> list:
+    """Our own speculative answers."""
+    drafter, stop = pair.method.drafter(pair.model), stop_ids(pair.target)
+    return [speculative_decode(pair.target, drafter, prompt, MAX_NEW_TOKENS, stop) for prompt in prompts]

@@ -1,0 +1,69 @@
+"""vLLM loads our folder: its speculative answers are its plain answers, and it accepts what our own decoder says it will."""
+
+import json
+import subprocess
+
+import pytest
+from tests.interop.conftest import MAX_NEW_TOKENS, ROOT
+
+from torchspec.evaluate.acceptance import Acceptance
+from torchspec.evaluate.decode import first_difference
+
+PYTHON = ROOT / ".interop" / "vllm" / "bin" / "python"
+WORKER = ROOT / "tests" / "interop" / "vllm_decode.py"
+
+
+def vllm_answers(draft, target, prompts, draft_tokens, folder) -> dict:
+    name = "speculative" if draft else "plain"
+    request = {
+        "target": str(target.resolve()), "draft": draft and str(draft), "draft_tokens": draft_tokens, "max_new_tokens": MAX_NEW_TOKENS,
+        "prompts": [prompt.tolist() for prompt in prompts],
+    }  # fmt: skip
+    (folder / f"{name}.request").write_text(json.dumps(request))
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [PYTHON, WORKER, folder / f"{name}.request", folder / f"{name}.answer"]
+    subprocess.run(command, env=environment, check=True, timeout=600)
+    return json.loads((folder / f"{name}.answer").read_text())
+
+
+@pytest.fixture(scope="session")
+def served(draft, target_folder, prompts, pair, tmp_path_factory) -> tuple[dict, dict]:
+    folder = tmp_path_factory.mktemp("vllm")
+    return tuple(vllm_answers(d, target_folder, prompts, pair.method.block_size - 1, folder) for d in (None, draft))
+
+
+def test_vllm_speculative_text_is_its_plain_text_up_to_ties(served, pair, prompts):
+    plain, speculative = served
+    ties = 0
+    for prompt, a, b in zip(prompts, plain["ids"], speculative["ids"], strict=True):
+        difference = first_difference(pair.target, prompt, a, b)
+        assert difference is None or difference.tie, difference
+        ties += difference is not None
+    print(
+        f"\nvLLM 0.32: {len(prompts) - ties} of {len(prompts)} speculative answers identical to plain ones, {ties} part at a tie of two logits"
+    )
+
+
+def test_vllm_accepts_what_we_accept(served, ours, pair):
+    speculative = served[1]
+    total = Acceptance(pair.method.block_size)
+    for answer in ours:
+        total.add_answer(answer.accepted, len(answer.ids))
+    # vLLM counts the drafts of the last step in full, so compare with the same count: accepted drafts per verification, plus one
+    steps = sum(len(answer.accepted) for answer in ours)
+    tau = 1 + sum(sum(answer.accepted) for answer in ours) / steps
+    vllm_tau = 1 + speculative["accepted"] / speculative["drafts"]
+    rates = [count / speculative["drafts"] for count in speculative["per_position"]]
+    print(
+        f"\nvLLM 0.32: accepted length {vllm_tau:.3f} over {speculative['drafts']:.0f} steps, ours {tau:.3f} over {steps}, τ {total.tau:.3f}"
+    )
+    print("per position, vLLM " + " ".join(f"{r:.3f}" for r in rates) + "; ours " + " ".join(f"{r:.3f}" for r in total.slot_rates))
+    assert (
+        abs(vllm_tau / tau - 1) < 0.03
+    )  # two engines, each with its own rounding: they part at ties and then decode different text

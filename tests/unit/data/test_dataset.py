@@ -1,0 +1,134 @@
+"""Oracle: the samples read back are the conversations encoded directly, and the counts are counted one by one."""
+
+import json
+import os
+import pickle
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from torchspec.data.chat import ChatFormat
+from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.prepare import prepare
+from torchspec.data.show import show
+from torchspec.errors import ContractError, UserError
+
+CONVERSATIONS = [
+    [{"role": "user", "content": f"Question {i} [bold]?"}, {"role": "assistant", "content": f"Yes,\nit is {i}. 🙂"}]
+    for i in range(300)
+]
+
+
+@pytest.fixture
+def source(write_jsonl) -> str:
+    return write_jsonl("data.jsonl", [{"messages": messages} for messages in CONVERSATIONS[:20]])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, target_folder) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "data.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS))
+    prepare([str(folder / "data.jsonl")], folder / "out", target_folder, progress=False)
+    return folder / "out"
+
+
+@pytest.fixture
+def folder(prepared, tmp_path) -> Path:
+    """A copy of its own, to be damaged."""
+    return shutil.copytree(prepared, tmp_path / "prepared")
+
+
+def test_samples_are_the_encoded_conversations(folder, target_folder):
+    dataset, chat = PromptDataset(folder), ChatFormat.load(target_folder, None, False)
+    assert len(dataset) == len(CONVERSATIONS) == dataset.manifest.samples
+    for i in (0, 1, 299):
+        (expected,) = chat.encode(CONVERSATIONS[i])
+        prompt = dataset[i]
+        assert (prompt.index, prompt.ids.tolist(), prompt.loss_mask.tolist()) == (i, expected.ids, expected.loss_mask)
+        assert (prompt.ids.dtype, prompt.loss_mask.dtype) == (torch.int64, torch.bool)
+        assert (dataset.lengths[i], dataset.loss_tokens[i]) == (len(expected.ids), sum(expected.loss_mask))
+    assert dataset.lengths.dtype == dataset.loss_tokens.dtype == "int64"
+    assert dataset[-1].index == 299
+    with pytest.raises(IndexError):
+        dataset[300]
+
+
+def test_token_counts(folder):
+    dataset = PromptDataset(folder)
+    expected = Counter(token for i in range(len(dataset)) for token in dataset[i].ids.tolist())
+    counts = dataset.token_counts(49152)
+    assert counts.shape == (49152,) and counts.sum() == dataset.manifest.tokens
+    assert {token: int(counts[token]) for token in counts.nonzero().flatten().tolist()} == expected
+    with pytest.raises(ContractError, match="but the vocabulary has 100 tokens"):
+        dataset.token_counts(100)
+
+
+def test_dataset_travels_to_a_worker(folder):
+    dataset = PromptDataset(folder)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[7].ids, dataset[7].ids)
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "data-00000-of-00001.arrow", "state.json"])
+def test_incomplete_folder(folder, lost):
+    (folder / lost).unlink()
+    with pytest.raises(UserError, match="no prepared dataset" if lost == "manifest.json" else "incomplete prepared dataset"):
+        PromptDataset(folder)
+
+
+def test_folder_that_lost_samples(folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": 301}))
+    with pytest.raises(UserError, match="holds 300 samples of the 301 in its manifest"):
+        PromptDataset(folder)
+
+
+def test_prepares_once_per_content_and_options(source, tmp_path, target_folder):
+    def open_(**options: object) -> PromptDataset:
+        return open_or_prepare(source, tmp_path / "cache", target_folder, progress=False, **options)
+
+    first = open_()
+    written = (first.folder / "manifest.json").stat().st_mtime_ns
+    assert open_().folder == first.folder and (first.folder / "manifest.json").stat().st_mtime_ns == written
+    assert open_(max_length=40).folder != first.folder
+    with open(source, "a") as file:
+        file.write(json.dumps({"messages": CONVERSATIONS[0][:1] + [{"role": "assistant", "content": "New."}]}) + "\n")
+    assert len(open_()) == len(first) + 1
+
+
+def test_prepared_folder_must_fit_the_target(folder, tmp_path, target_folder, other_target):
+    cache = tmp_path / "cache"
+    assert len(open_or_prepare(str(folder), cache, target_folder)) == len(CONVERSATIONS)
+    with pytest.raises(ContractError, match=r"prepared for .*template_hash \w+\) but the target is .*other .*template_hash \w+\)"):
+        open_or_prepare(str(folder), cache, other_target)
+    with pytest.raises(ContractError, match=r"thinking=None, template_hash .*thinking=True, template_hash"):
+        open_or_prepare(str(folder), cache, target_folder, thinking=True)
+    content = (other_target / "tokenizer.json").read_text()
+    os.unlink(other_target / "tokenizer.json")
+    (other_target / "tokenizer.json").write_text(content + "\n")
+    with pytest.raises(ContractError, match="tokenizer_hash"):
+        open_or_prepare(str(folder), cache, other_target)
+    assert not cache.exists()
+
+
+def test_open_or_prepare_names_a_missing_file(tmp_path, target_folder):
+    with pytest.raises(UserError, match=f"no file at {tmp_path}/missing.jsonl"):
+        open_or_prepare(str(tmp_path / "missing.jsonl"), tmp_path, target_folder)
+
+
+def test_show(folder):
+    dataset = PromptDataset(folder)
+    console = Console(record=True, width=200, file=open(os.devnull, "w"), color_system="standard", force_terminal=True)
+    show(folder, 2, console)
+    styled = console.export_text(styles=True, clear=False)
+    supervised = int(dataset.loss_tokens[0])
+    length = int(dataset.lengths[0])
+    header = f"sample 0 · {dataset.manifest.inputs[0]}:1 · {length} tokens · {supervised} supervised ({supervised / length:.0%})"
+    plain = console.export_text()
+    assert header in plain
+    assert "Question 0 [bold]?<|im_end|>⏎\n<|im_start|>assistant⏎\nYes,⏎\nit is 0. 🙂<|im_end|>" in plain
+    assert "\x1b[32mit is 0. 🙂<|im_end|>\x1b[0m" in styled and "\x1b[2m<|im_start|>assistant⏎\x1b[0m" in styled
+    assert "sample 1 ·" in plain and "sample 2 ·" not in plain

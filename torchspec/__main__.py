@@ -1,0 +1,3 @@
+from torchspec.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""The target in this process, with Transformers: capture for training, and the cached steps of decoding. The oracle for other backends."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from torchspec.errors import UserError
+from torchspec.records import Features, Prompt
+
+
+class _LastLayerReached(Exception):
+    """Ends a capture forward: layers above the highest captured one, the final norm and the head are not needed."""
+
+
+class HFCapture:
+    """K captured layers of width H_t; feature of layer z = output of decoder layer z = HF hidden_states[z+1], before any norm."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layer_ids: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+    ):
+        self.layer_ids = layer_ids
+        self.producer = f"transformers {transformers.__version__} {str(dtype).removeprefix('torch.')}"
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model.to(device).eval().requires_grad_(False)
+        self.device = self.model.device
+        layers = self._layers(folder)
+        if not layer_ids or max(layer_ids) >= len(layers):
+            raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
+        self._states: dict[int, Tensor] = {}
+        self._stop_at: int | None = None
+        for layer_id in layer_ids:
+            layers[layer_id].register_forward_hook(self._hook(layer_id))
+
+    def _layers(self, folder: Path) -> nn.ModuleList:
+        decoder = self.model.get_decoder()
+        if not isinstance(decoder.layers, nn.ModuleList):
+            raise UserError(
+                f"target {folder}: {type(decoder).__name__} keeps its decoder layers in no ModuleList; this architecture is not supported"
+            )
+        return decoder.layers
+
+    def _hook(self, layer_id: int):
+        def keep(_module, _inputs, output):
+            self._states[layer_id] = output[0] if isinstance(output, tuple) else output  # [1, L, H_t]
+            if layer_id == self._stop_at:
+                raise _LastLayerReached
+
+        return keep
+
+    def _context(self) -> Tensor:
+        """The states that the hooks kept, [L, K*H_t]."""
+        return torch.cat([self._states[layer_id][0] for layer_id in self.layer_ids], dim=-1)
+
+    @torch.inference_mode()
+    def features(self, ids: Tensor) -> Tensor:
+        """[L] -> [L, K*H_t], running no layer above the last captured one."""
+        self._stop_at = self.layer_ids[-1]
+        try:
+            self.model.get_decoder()(input_ids=ids.to(self.device)[None], use_cache=False)
+        except _LastLayerReached:  # the expected way out: every captured layer has run
+            return self._context()
+        finally:
+            self._stop_at = None
+        raise UserError(f"layer {self.layer_ids[-1]} never ran in {type(self.model).__name__}; this architecture is not supported")
+
+    def capture(self, prompt: Prompt) -> Features:
+        # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
+        return Features(prompt, self.features(prompt.ids).clone(), self.layer_ids, self.producer).check()
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
+        """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
+        output = self.model(
+            input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
+        )
+        return output.logits[0], self._context()

@@ -1,0 +1,190 @@
+"""Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchspec.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train the drafts of speculative decoding, and prove that they work.",
+)
+
+Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
+Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking", help="Thinking mode of the chat template. Default: the template's own.", show_default=False
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)]
+Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
+Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the target.")]
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files (OpenAI messages or ShareGPT), or hub dataset ids.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    target: Target,
+    thinking: Thinking = None,
+    last_turn_only: Annotated[bool, typer.Option(help="Supervise only the last assistant turn.")] = False,
+    max_length: Annotated[int | None, typer.Option(help="Cut samples to this many tokens.", min=2)] = None,
+    min_loss_tokens: Annotated[int, typer.Option(help="Leave out samples with fewer supervised tokens.", min=1)] = 1,
+    max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
+    show: Annotated[int, typer.Option(help="Print this many samples, supervised tokens in colour.", min=0)] = 0,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Conversations -> token ids and loss mask, once, with a manifest of what was made of what."""
+    from torchspec.data.prepare import prepare as run
+    from torchspec.data.show import show as show_samples
+    from torchspec.fetch import resolve_target
+    from torchspec.log import console
+
+    manifest = run(
+        inputs, out, resolve_target(target), thinking=thinking, last_turn_only=last_turn_only, max_length=max_length,
+        min_loss_tokens=min_loss_tokens, max_rejected=max_rejected, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    console.print(f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised")
+    for kind, reasons in (("rejected", manifest.rejected), ("filtered", manifest.filtered)):
+        for reason, count in reasons.items():
+            console.print(f"  {kind} {count}: {reason} (listed in {out / 'rejected.jsonl'})", markup=False)
+    if show:
+        show_samples(out, show, console)
+
+
+@app.command()
+def regenerate(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Chat JSONL files or hub dataset ids; their assistant turns are written anew.")
+    ],
+    target: Target,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL to write, or to go on with.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Write nothing: report the on-policy share of the input.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    batch_size: Annotated[int, typer.Option(help="Conversations answered at a time.", min=1)] = 16,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.", min=1)] = None,
+    seed: int = 0,
+    thinking: Thinking = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Let the target answer: the text a draft learns must be the text that is served. Safe to kill and start again."""
+    from torchspec.data import regenerate as regeneration
+    from torchspec.fetch import resolve_target
+    from torchspec.inference import resolve_device, resolve_dtype
+
+    folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
+    if measure:
+        return regeneration.report_share(inputs, folder, *place, thinking, trust_remote_code)
+    if out is None:
+        raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
+    sampling = regeneration.Sampling(max_new_tokens, temperature, seed)
+    regenerator = regeneration.Regenerator(folder, sampling, *place, thinking, trust_remote_code)
+    regeneration.report(regeneration.regenerate(inputs, out, regenerator, batch_size, limit), out)
+    regeneration.report_share([str(out)], folder, *place, thinking, trust_remote_code)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML recipe; see configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the resolved run - steps, batches, memory, disk - and stop.")] = False,
+) -> None:
+    """Train a draft. Started again with the same output_dir, it resumes from the latest checkpoint."""
+    from torchspec.config import load_config
+
+    run = load_config(config, overrides or [])
+    if plan:
+        from torchspec.build import print_plan
+
+        return print_plan(run)
+    from torchspec.train import train as start
+
+    start(run)
+
+
+@app.command(name="eval")
+def evaluate(
+    draft: Draft,
+    target: Target,
+    data: Annotated[str, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and report.html.")],
+    decode: Annotated[int, typer.Option(help="Prompts that are also decoded, plain and speculative, and compared.", min=0)] = 8,
+    max_new_tokens: MaxNewTokens = 128,
+    limit: Annotated[int | None, typer.Option(help="Only the first samples.", min=1)] = None,
+    thinking: Thinking = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Acceptance length on held-out text, and a real decode compared token by token with the plain one."""
+    from torchspec.evaluate.run import evaluate_draft
+    from torchspec.inference import load_pair
+
+    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    evaluate_draft(pair, data, out, decode, max_new_tokens, limit, thinking)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    draft: Draft,
+    target: Target,
+    max_new_tokens: MaxNewTokens = 256,
+    thinking: Thinking = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Stream the answer to one prompt: drafted tokens in green, the target's own in white; then τ and tok/s."""
+    from torchspec.evaluate.stream_answer import stream_answer
+    from torchspec.inference import load_pair
+
+    stream_answer(load_pair(draft, target, dtype, device, trust_remote_code), prompt, max_new_tokens, thinking)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+) -> None:
+    """Write the folder that vLLM, SGLang, llama.cpp's converter and Transformers load, read it back and compare."""
+    from torchspec.checkpoint import best
+    from torchspec.export.hf import export_checkpoint
+    from torchspec.log import console
+
+    source = checkpoint if (checkpoint / "state.json").is_file() else best(checkpoint)
+    export_checkpoint(source, out)
+    console.print(f"{source} -> {out}, read back and equal")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("outputs")) -> None:
+    """Give a small language model a draft, here and now: fetch, train, evaluate, export, report. About ten minutes on two cores."""
+    from torchspec.demo.run import run_demo
+
+    run_demo(out)
+
+
+def main() -> None:
+    """What a user can mend is one sentence and exit code 2; anything else is a bug and keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The root config of a run: strict, frozen, readable without torch. A default is written here, or in its method's section, and nowhere else."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from torchspec.errors import UserError
+from torchspec.methods.dflash.config import DFlashConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(Section):
+    target_model_path: str = Field(description="folder of the target, or a hub id")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the target, and of the draft's computation")
+    device: str = Field("auto", description="auto takes CUDA when there is one")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the target")
+
+
+class DatasetConfig(Section):
+    train_data_path: str = Field(description="chat JSONL, a folder made by `torchspec prepare`, or a hub dataset id")
+    eval_data_path: str | None = Field(None, description="held-out conversations that the target wrote; tau is measured on them")
+    min_loss_tokens: PositiveInt = Field(2, description="samples with fewer supervised tokens are left out")
+    max_length: PositiveInt = Field(4096, description="samples are cut to this many tokens")
+    thinking: bool | None = Field(None, description="the template's thinking mode; none leaves it to the template")
+    last_turn_only: bool = Field(False, description="supervise only the last assistant turn")
+
+
+class TrainingConfig(Section):
+    micro_batch_size: PositiveInt = Field(1, description="documents packed into one micro-batch")
+    max_batch_tokens: PositiveInt = Field(16384, description="most tokens packed into one micro-batch")
+    draft_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
+    num_epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
+    learning_rate: PositiveFloat = 6e-4
+    min_lr: NonNegativeFloat = 6e-5
+    lr_decay_style: Literal["WSD", "cosine", "constant"] = "cosine"
+    wsd_decay_ratio: Share = Field(0.2, description="last share of the steps in which WSD decays")
+    wsd_decay_style: Literal["linear", "cosine"] = "linear"
+    warmup_ratio: Share = 0.04
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta2: Share = 0.95
+    max_grad_norm: PositiveFloat = 1.0
+    seed: NonNegativeInt = 0
+    prefetch_depth: PositiveInt = Field(4, description="samples captured ahead of the trainer")
+    save_interval: PositiveInt = Field(500, description="steps between checkpoints")
+    max_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept; the best by tau is kept as well")
+
+    @model_validator(mode="after")
+    def _schedule(self):
+        if self.min_lr > self.learning_rate:
+            raise ValueError(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}; lower it")
+        decay = self.wsd_decay_ratio if self.lr_decay_style == "WSD" else 0
+        if self.warmup_ratio + decay > 1:
+            raise ValueError(f"warmup_ratio={self.warmup_ratio} and wsd_decay_ratio={decay} add up to more than 1; lower one")
+        return self
+
+
+class InferenceConfig(Section):
+    inference_engine_type: str = Field("hf", description="who runs the target")
+    cache_gib: NonNegativeFloat = Field(
+        0.0, strict=False, description="memory for features of earlier epochs; 0 captures every epoch anew"
+    )
+
+
+class EvaluationConfig(Section):
+    interval: PositiveInt = Field(100, description="steps between evaluations on the held-out text")
+    max_samples: PositiveInt = Field(64, description="held-out samples per evaluation during training")
+
+
+class TrackingConfig(Section):
+    log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+
+class RunConfig(Section):
+    output_dir: str
+    model: ModelConfig
+    draft: DFlashConfig = DFlashConfig()
+    dataset: DatasetConfig
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.output_dir) / "checkpoints"
+
+    def resumable_fields(self) -> dict:
+        """What determines the weights step by step; a run may only be resumed with the same values."""
+        everything = json.loads(self.model_dump_json())
+        for field in ("save_interval", "max_checkpoints", "prefetch_depth"):
+            everything["training"].pop(field)
+        return {key: everything[key] for key in ("model", "draft", "dataset", "training")}
+
+
+def load_config(file: str, overrides: list[str]) -> RunConfig:
+    """YAML plus `section.key=value` overrides -> RunConfig; every problem is one sentence that names the field."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"config {file!r}: no such file (looked for {path.resolve()})")
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override {override!r} is not of the form section.key=value")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"config {file!r} cannot be read: {str(error).splitlines()[0]}") from error
+    try:
+        return RunConfig.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(f"config {file!r}: " + "; ".join(map(_sentence, error.errors()))) from error
+
+
+def _sentence(problem: dict) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if part != "dflash")
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a known key, remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"{field} is missing, set it in the file or as {field}=VALUE"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{field}: {reason}" if problem["type"] == "value_error" else f"{field}={problem['input']!r} is refused: {reason}"

@@ -1,0 +1,189 @@
+"""Messages -> token ids and loss mask, exact for any chat template.
+
+The server tokenizes the rendered generation prompt, and the target continues it up to the token that ends the turn. For assistant
+turn i that is
+
+    P_i = render(messages[:i], with generation prompt)      F_i = render(messages[:i + 1])
+    text    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n   Hello!<|im_end|>   \\n
+            |---------------------- P_i ------------------------|   |--- answer ---|  template
+    mask     0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0     1 1 1 1 1 1 1 1   dropped
+
+so nothing is searched for in the text, and no template needs a rule of its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from torchspec.errors import UserError
+
+ROLES = {"system", "developer", "user", "assistant", "tool"}
+
+
+class BadRow(Exception):
+    """Why one row was rejected: "what: which". Rows are counted by the part before the first ": "."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    ids: list[int]  # [L]
+    loss_mask: list[bool]  # [L]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Half-open [start, end) ranges of consecutive supervised tokens."""
+        runs = [list(run) for supervised, run in groupby(range(len(self.ids)), self.loss_mask.__getitem__) if supervised]
+        return [(run[0], run[-1] + 1) for run in runs]
+
+
+@dataclass(frozen=True)
+class Turn:
+    prompt: list[int]  # what the server sees
+    answer: list[int]  # what the target would have generated, end of turn included
+
+    def encoded(self) -> Encoded:
+        return Encoded(self.prompt + self.answer, [False] * len(self.prompt) + [True] * len(self.answer))
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    tokenizer: PreTrainedTokenizerBase
+    thinking: bool | None  # handed to the template as enable_thinking; None leaves the template's own default
+    last_turn_only: bool
+    stop_ids: frozenset[int] = frozenset()  # tokens at which the engine stops, from the target's generation config
+
+    @classmethod
+    def load(
+        cls, target_folder: Path, thinking: bool | None, last_turn_only: bool, trust_remote_code: bool = False
+    ) -> "ChatFormat":
+        if not target_folder.is_dir():
+            raise UserError(f"target {target_folder.resolve()} is no folder; give the folder of the target model")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(target_folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"target {target_folder} holds no tokenizer ({reason}); copy the model's tokenizer there") from error
+        if tokenizer.chat_template is None:
+            raise UserError(
+                f"target {target_folder} has no chat template, so answers cannot be told from prompts; "
+                "put the model's chat_template.jinja into that folder"
+            )
+        return cls(tokenizer, thinking, last_turn_only, _stop_ids(target_folder))
+
+    @property
+    def template_hash(self) -> str:
+        text = f"{self.tokenizer.get_chat_template()}\nthinking={self.thinking}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def encode(self, messages: list[dict]) -> list[Encoded]:
+        """One sample for the whole conversation where that is exact, otherwise one sample per assistant turn."""
+        turns = self._turns(messages)
+        whole = _whole(turns)
+        return [whole] if whole else [turn.encoded() for turn in turns]
+
+    def verify(self, encoded: list[Encoded], messages: list[dict]) -> None:
+        """Renders `messages` anew: every supervised span must be an answer that follows exactly the prompt a server would see."""
+        spans = [(sample.ids, start, end) for sample in encoded for start, end in sample.spans()]
+        turns = self._turns(messages)
+        if len(spans) != len(turns):
+            raise BadRow(f"the loss mask disagrees with the chat template: {len(spans)} spans for {len(turns)} assistant turns")
+        for number, ((ids, start, end), turn) in enumerate(zip(spans, turns, strict=True)):
+            if ids[:start] != turn.prompt or ids[start:end] != turn.answer:
+                raise BadRow(f"the loss mask disagrees with the chat template: span {number} covers [{start}, {end})")
+
+    def _turns(self, messages: list[dict]) -> list[Turn]:
+        """The supervised assistant turns; messages after the last one never take part."""
+        for number, message in enumerate(messages):
+            _check_message(number, message)
+        assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not assistants:
+            raise BadRow("no assistant turn")
+        return [self._turn(messages, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
+
+    def _turn(self, messages: list[dict], i: int) -> Turn:
+        prompt = self.render(messages[:i], add_generation_prompt=True)
+        full = self.render(messages[: i + 1], add_generation_prompt=False)
+        if not full.startswith(prompt):
+            raise BadRow(f"the chat template renders an assistant turn differently from its generation prompt: message {i}")
+        prompt_ids = self._ids(prompt)
+        ids = self._continuation(prompt, prompt_ids, full)
+        end = self._end_of_turn(ids)
+        # Without an end-of-turn token the template's trailing newline belongs to the next turn, not to the answer.
+        answer = self._continuation(prompt, prompt_ids, full.rstrip()) if end is None else ids[:end]
+        if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
+            raise BadRow(f"the chat template renders an empty assistant turn: message {i}")
+        return Turn(prompt_ids, answer)
+
+    def _continuation(self, prompt: str, prompt_ids: list[int], full: str) -> list[int]:
+        """Ids of `full` after `prompt`. Where the two merge at the border ("Assistant: " + "Yes" -> ": Yes") the rest is tokenized
+        alone, because the server's prompt is tokenized before the answer exists."""
+        ids = self._ids(full)
+        return ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else self._ids(full[len(prompt) :])
+
+    def _end_of_turn(self, ids: list[int]) -> int | None:
+        """Length of `ids` up to and including the token that ends the turn: where the engine stops, or else the last special token
+        that only whitespace follows."""
+        for end, token in enumerate(ids, start=1):
+            if token in self.stop_ids:
+                return end
+        end = max((n for n, token in enumerate(ids, start=1) if token in self._special_ids), default=None)
+        return None if end is None or self.tokenizer.decode(ids[end:]).strip() else end
+
+    def render(self, messages: list[dict], add_generation_prompt: bool) -> str:
+        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
+        except (TemplateError, TypeError) as error:  # TypeError: the template adds text to a field that is null
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadRow(f"the chat template refuses the conversation: {reason}") from error
+
+    @cached_property
+    def _ids(self) -> Callable[[str], list[int]]:
+        """Text -> ids. The last texts are remembered: `verify` renders them again, and tokenizing is 90% of the time."""
+        return lru_cache(maxsize=64)(lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def _whole(turns: list[Turn]) -> Encoded | None:
+    """The last turn's sample with all turns supervised, if it holds every earlier prompt and answer token by token. It does not
+    when the template rewrites its history (Qwen3 drops old thoughts) or when a prompt's last space merges with the answer."""
+    ids = turns[-1].encoded().ids
+    loss_mask = [False] * len(ids)
+    for turn in turns:
+        start, end = len(turn.prompt), len(turn.prompt) + len(turn.answer)
+        if ids[:start] != turn.prompt or ids[start:end] != turn.answer:
+            return None
+        loss_mask[start:end] = [True] * len(turn.answer)
+    return Encoded(ids, loss_mask)
+
+
+def _check_message(number: int, message: dict) -> None:
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise BadRow(f"unknown role: {role!r} in message {number}; known are {', '.join(sorted(ROLES))}")
+    stands_without_content = role == "assistant" and bool(message.get("tool_calls") or message.get("reasoning_content"))
+    if content is None and stands_without_content:
+        return
+    if not isinstance(content, str):
+        raise BadRow(f"content is not text: message {number} holds {type(content).__name__}")
+    if role == "assistant" and not content.strip() and not stands_without_content:
+        raise BadRow(f"empty assistant content: message {number}")
+
+
+def _stop_ids(target_folder: Path) -> frozenset[int]:
+    path = target_folder / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    stop = json.loads(path.read_text()).get("eos_token_id")
+    return frozenset([stop] if isinstance(stop, int) else stop or [])

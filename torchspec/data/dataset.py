@@ -1,0 +1,122 @@
+"""A prepared folder as a sequence of prompts, memory-mapped: opening costs no memory, however many samples it holds."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import LongTensor
+
+from torchspec.data.chat import ChatFormat
+from torchspec.data.prepare import VERSION, Manifest, prepare, tokenizer_hash
+from torchspec.data.sources import resolve
+from torchspec.errors import ContractError, UserError
+from torchspec.records import Prompt
+
+
+class PromptDataset:
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        try:
+            self._rows = datasets.load_from_disk(str(self.folder)).with_format("numpy")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder} is an incomplete prepared dataset ({error}); prepare the data again") from error
+        if len(self._rows) != self.manifest.samples:
+            raise UserError(
+                f"{self.folder} holds {len(self._rows)} samples of the {self.manifest.samples} in its manifest; prepare it again"
+            )
+        self.lengths = self._column("length")  # [samples] int64
+        self.loss_tokens = self._column("loss_tokens")  # [samples] int64
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> Prompt:
+        index = range(len(self))[i]  # a negative or too large index behaves as in a list
+        row = self._rows[index]
+        ids = torch.from_numpy(row["ids"].astype(np.int64))  # [L]
+        loss_mask = torch.from_numpy(row["loss_mask"].astype(bool))  # [L]
+        return Prompt(index, ids, loss_mask).check()
+
+    def where(self, i: int) -> str:
+        """The row of the input from which sample i was made."""
+        return str(self._rows[i]["where"])
+
+    def token_counts(self, vocab_size: int) -> LongTensor:
+        """[V] occurrences of every id, from which EAGLE-3 picks its draft vocabulary."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for chunk in self._rows.data.column("ids").chunks:
+            found = np.bincount(chunk.flatten().to_numpy(), minlength=vocab_size)
+            if len(found) > vocab_size:
+                raise ContractError(
+                    f"{self.folder} holds token id {len(found) - 1} but the vocabulary has {vocab_size} tokens; "
+                    "prepare the data for this target"
+                )
+            counts += found
+        return torch.from_numpy(counts)
+
+    def _column(self, name: str) -> np.ndarray:
+        return self._rows.data.column(name).to_numpy().astype(np.int64)
+
+
+def open_or_prepare(
+    path: str,
+    cache: Path,
+    target: Path,
+    *,
+    thinking: bool | None = None,
+    last_turn_only: bool = False,
+    max_length: int | None = None,
+    min_loss_tokens: int = 1,
+    max_rejected: float = 0.1,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> PromptDataset:
+    """A prepared folder, if it was made for this target and thinking mode; anything else is prepared into `cache` once, under the
+    given options."""
+    chat = ChatFormat.load(target, thinking, last_turn_only, trust_remote_code)
+    hashes = {"tokenizer_hash": tokenizer_hash(target), "template_hash": chat.template_hash}
+    if Path(path).is_dir():
+        _check_made_for(Manifest.load(Path(path)), hashes, target, thinking)
+        return PromptDataset(Path(path))
+    options = {
+        "thinking": thinking,
+        "last_turn_only": last_turn_only,
+        "max_length": max_length,
+        "min_loss_tokens": min_loss_tokens,
+        "max_rejected": max_rejected,
+    }
+    source = resolve(path)
+    name = source.stem if isinstance(source, Path) else source.replace("/", "--")
+    folder = Path(cache) / f"{name}-{_hash([_state(source), options, hashes, VERSION])}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
+        if not (folder / "manifest.json").is_file():
+            prepare([path], folder, target, **options, trust_remote_code=trust_remote_code, progress=progress)
+    return PromptDataset(folder)
+
+
+def _check_made_for(manifest: Manifest, hashes: dict[str, str], target: Path, thinking: bool | None) -> None:
+    for name, expected in hashes.items():
+        found = asdict(manifest)[name]
+        if found != expected:
+            raise ContractError(
+                f"the dataset was prepared for {manifest.target} (thinking={manifest.thinking}, {name} {found}) but the target is "
+                f"{target} (thinking={thinking}, {name} {expected}); prepare the data again for this target"
+            )
+
+
+def _state(source: Path | str) -> list:
+    if isinstance(source, str):
+        return [source]
+    stat = source.stat()
+    return [str(source.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _hash(value: list) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to read: what is wrong, where, and what to do about it."""
+
+
+class UserError(Exception):
+    """Bad input, configuration or environment. The message is one sentence that names the field, the value and the fix."""
+
+
+class ContractError(UserError):
+    """A check between training and serving failed (the table in docs/architecture.md); the message says the likely cause."""

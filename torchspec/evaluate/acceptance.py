@@ -1,0 +1,102 @@
+"""Acceptance length tau: tokens committed per target forward, bonus token included; plain decoding is 1.0. The prefill does not count.
+
+Offline tau is exact for greedy decoding of text that the target wrote: the target's choice at every position is already
+known, so one parallel pass proposes after all anchors, and a walk visits the anchors that decoding would visit.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from torchspec.capture.base import Capture
+from torchspec.methods.base import Method
+from torchspec.records import Features, Prompt
+
+
+@dataclass
+class Acceptance:
+    """Counts that add up over answers. B = most tokens committed per step; slots are 1..B-1."""
+
+    block_size: int
+    steps: int = 0  # target forwards, prefill excluded
+    tokens: int = 0  # tokens those forwards committed
+
+    def __post_init__(self):
+        self.histogram = [0] * (self.block_size + 1)  # [committed] -> steps
+        self.accepted = [0] * self.block_size  # [k] -> steps whose draft token k was accepted; k = 0 is unused
+        self.offered = [0] * self.block_size  # [k] -> steps whose answer still had a token for slot k
+
+    @property
+    def tau(self) -> float:
+        return self.tokens / self.steps if self.steps else 1.0
+
+    @property
+    def slot_rates(self) -> list[float]:
+        """P(draft token k is accepted), k = 1..B-1, unconditional: a rejected earlier token counts as rejection."""
+        return [a / o if o else 0.0 for a, o in zip(self.accepted[1:], self.offered[1:], strict=True)]
+
+    def add_answer(self, accepted: Iterable[int], length: int) -> "Acceptance":
+        """Tallies one answer of `length` tokens from the number of accepted drafts of each step; the first token came from the prefill."""
+        remaining = length - 1
+        for count in accepted:
+            count = min(count, remaining)
+            committed = min(count + 1, remaining)
+            self.steps, self.tokens = self.steps + 1, self.tokens + committed
+            self.histogram[committed] += 1
+            for slot in range(1, min(self.block_size - 1, remaining) + 1):
+                self.offered[slot] += 1
+                self.accepted[slot] += slot <= count
+            remaining -= committed
+        return self
+
+    def to_json(self) -> dict:
+        return {
+            "tau": self.tau,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "histogram": self.histogram[1:],
+            "slot_acceptance": self.slot_rates,
+        }
+
+
+def walk(prefix: list[int]) -> list[int]:
+    """prefix[i] = right drafts after answer token i -> the same for the steps that decoding takes.
+
+    An answer of n tokens has n - 1 anchors (nothing follows its last token); a step after i commits prefix[i] + 1 tokens.
+    """
+    visited, position = [], 0
+    while position < len(prefix):
+        visited.append(prefix[position])
+        position += prefix[position] + 1
+    return visited
+
+
+@torch.inference_mode()
+def accepted_per_step(method: Method, model: Callable, features: Features) -> list[tuple[list[int], int]]:
+    """For each answer of the sample: accepted drafts of each decoding step, and the answer's length."""
+    ids, answers = features.prompt.ids.to(features.context.device), []
+    for start, end in features.prompt.spans():
+        anchors = torch.arange(start, end - 1, device=ids.device)
+        if len(anchors) == 0:
+            continue
+        proposals = method.propose(model, features, anchors)  # [n, B-1]
+        position = anchors[:, None] + torch.arange(1, method.block_size, device=ids.device)
+        right = (proposals == ids[position.clamp(max=end - 1)]) & (position < end)
+        answers.append((walk(right.cumprod(-1).sum(-1).tolist()), end - start))
+    return answers
+
+
+def evaluate_offline(method: Method, model: Callable, capture: Capture, prompts: Iterable[Prompt]) -> Acceptance:
+    total = Acceptance(method.block_size)
+    for prompt in prompts:
+        features = capture.capture(prompt)
+        on_device = Features(
+            Prompt(prompt.index, prompt.ids.to(features.context.device), prompt.loss_mask),
+            features.context,
+            features.layer_ids,
+            features.producer,
+        )
+        for accepted, length in accepted_per_step(method, model, on_device):
+            total.add_answer(accepted, length)
+    return total

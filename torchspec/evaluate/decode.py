@@ -1,0 +1,117 @@
+"""Greedy decoding of the target, plain and speculative, one prompt at a time; and the proof that both write the same tokens."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torchspec.capture.hf import HFCapture
+from torchspec.methods.base import Drafter
+
+
+@dataclass
+class Answer:
+    ids: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)  # per step: draft tokens that equalled the target's choice, in order
+    from_draft: list[bool] = field(
+        default_factory=list
+    )  # per token: proposed by the draft, or the target's own (first and bonus tokens)
+    seconds: float = 0.0  # decoding after the prefill
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (len(self.ids) - 1) / self.seconds if self.seconds else 0.0
+
+
+def stop_ids(target: HFCapture) -> set[int]:
+    eos = target.model.generation_config.eos_token_id
+    return set(eos) if isinstance(eos, list) else {eos}
+
+
+def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Answer:
+    """The reference: one target forward per token. prompt [L]."""
+    cache, answer = target.new_cache(), Answer()
+    logits, _ = target.step(prompt, cache, logits_to_keep=1)
+    started = time.perf_counter()
+    answer.ids.append(int(logits[-1].argmax()))
+    while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
+        logits, _ = target.step(torch.tensor(answer.ids[-1:]), cache)
+        answer.ids.append(int(logits[-1].argmax()))
+    answer.seconds = time.perf_counter() - started
+    return answer
+
+
+def speculative_decode(target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Answer:
+    answer = Answer()
+    for answer in speculative_steps(target, drafter, prompt, max_new_tokens, stop):  # noqa: B007 - the last state is the result
+        pass
+    return answer
+
+
+@torch.inference_mode()
+def speculative_steps(target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Iterator[Answer]:
+    """Yields the growing answer after the prefill and after every verification.
+
+    Each step verifies [last token, B-1 drafts] in one target forward, commits the drafts up to the first that differs from
+    the target's choice, and the target's choice there (the bonus token). Rejected rows are cropped from the target's cache.
+    """
+    cache, answer = target.new_cache(), Answer()
+    drafter.reset()
+    logits, context = target.step(prompt, cache, logits_to_keep=1)
+    started = time.perf_counter()
+    drafter.extend(context)
+    answer.ids.append(int(logits[-1].argmax()))
+    answer.from_draft.append(False)
+    yield answer
+    while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
+        last = answer.ids[-1]
+        drafts = drafter.propose(last)
+        logits, context = target.step(torch.cat((drafts.new_tensor([last]), drafts)), cache)
+        choices = logits.argmax(-1)  # [B] the target's own next token after each row
+        accepted = int((drafts == choices[:-1]).cumprod(0).sum())
+        if accepted < len(drafts):
+            cache.crop(accepted - len(drafts))
+        drafter.extend(context[: accepted + 1])
+        committed = _until_stop(choices[: accepted + 1].tolist(), stop)[: max_new_tokens - len(answer.ids)]
+        answer.accepted.append(accepted)
+        answer.from_draft += [i < accepted for i in range(len(committed))]
+        answer.ids += committed
+        answer.seconds = time.perf_counter() - started
+        yield answer
+
+
+def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))
+    return tokens[:end]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First token at which two answers part, with the target's own logits there."""
+
+    position: int
+    gap: float  # between the two tokens' logits when the target decodes token by token
+    tie: bool  # explained by bfloat16 rounding
+
+
+def first_difference(target: HFCapture, prompt: Tensor, plain: list[int], speculative: list[int]) -> Difference | None:
+    """None if the answers are token-identical. In float32 no difference is a tie.
+
+    In bfloat16 a logit near x is known to one unit in the last place, 2^(floor(log2 |x|) - 7), and each of the two forward
+    passes may round it once: two leading logits closer than two units have no defined order.
+    """
+    if plain == speculative:
+        return None
+    position = next(i for i, (a, b) in enumerate(zip(plain + [-1], speculative + [-1], strict=False)) if a != b)
+    if position >= min(len(plain), len(speculative)):
+        return Difference(position, float("inf"), tie=False)
+    cache = target.new_cache()
+    logits, _ = target.step(prompt, cache, logits_to_keep=1)
+    for token in plain[:position]:
+        logits, _ = target.step(torch.tensor([token]), cache)
+    ours, theirs = float(logits[-1][plain[position]]), float(logits[-1][speculative[position]])
+    unit = 2.0 ** (torch.tensor(abs(ours)).log2().floor().item() - 7)
+    gap = abs(ours - theirs)
+    return Difference(position, gap, tie=logits.dtype == torch.bfloat16 and gap <= 2 * unit)

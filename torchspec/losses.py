@@ -1,0 +1,92 @@
+"""Cross-entropy against the frozen head, without a logits tensor: peak memory is one chunk of rows, whatever their number."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 22  # float32 logits alive at a time: 16 MiB, small enough to stay in a CPU's last-level cache
+
+
+class _FrozenHeadCrossEntropy(torch.autograd.Function):
+    """The head has no gradient, so d loss / d hidden can be finished in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, bias, labels, weights):
+        losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(labels)
+        gradient = torch.empty_like(hidden)
+        chunk = max(1, CHUNK_ELEMENTS // len(head))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = (hidden[part] @ head.T).float()  # [r, V]
+            if bias is not None:
+                logits += bias
+            label = labels[part, None]
+            predictions[part] = logits.argmax(dim=-1)
+            label_logit = logits.gather(1, label)
+            normaliser = logits.logsumexp(dim=-1, keepdim=True)
+            losses[part] = (normaliser - label_logit)[:, 0]
+            probabilities = logits.sub_(normaliser).exp_()  # in place: the logits are not needed again
+            probabilities.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
+            gradient[part] = probabilities.mul_(weights[part, None]).to(hidden.dtype) @ head
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(losses, predictions)
+        return (losses * weights).sum(), losses, predictions
+
+    @staticmethod
+    def backward(ctx, grad_sum, _losses, _predictions):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_sum.to(gradient.dtype), None, None, None, None
+
+
+def frozen_head_cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum of the cross-entropies of softmax(hidden @ head.T + bias), softmax and logarithm in float32.
+
+    hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64, weights [r] float32.
+    Returns the differentiable sum [], and without gradient the losses [r] in nats and the predicted tokens [r].
+    """
+    return _FrozenHeadCrossEntropy.apply(hidden, head, bias, labels, weights)
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """The rows of the head that one loss is computed against."""
+
+    head: Tensor  # [V', H]
+    ids: Tensor  # [V'] token of each row
+    index: Tensor  # [V] row of each token; of use for labels only, which are all among the rows
+    bias: Tensor | None  # [V'] added to the logits
+
+
+class LossVocabulary:
+    """The tokens that the softmax of the loss runs over: all of them, or those of the training data and a fresh draw of the others.
+
+    The head is most of the work of a small draft with a large vocabulary. With `negatives` = n, the V - S tokens that never
+    occur in the data are represented by n of them, each standing for (V - S) / n: log of that is added to its logit, so the
+    normaliser is unbiased and a token without examples still learns not to win.
+    """
+
+    def __init__(self, head: Tensor, counts: Tensor, negatives: int | None):
+        self.head, self.negatives = head, negatives
+        self.all = HeadRows(head, torch.arange(len(head), device=head.device), torch.arange(len(head), device=head.device), None)
+        seen, self.unseen = counts.nonzero().flatten(), (counts == 0).nonzero().flatten()
+        if negatives is not None and negatives < len(self.unseen):
+            self.seen, self.seen_head = seen, head[seen.to(head.device)]
+            self.index = torch.zeros(len(head), dtype=torch.int64, device=head.device)
+            self.index[self.seen] = torch.arange(len(seen), device=head.device)
+        else:
+            self.negatives = None
+
+    def draw(self, generator: torch.Generator) -> HeadRows:
+        if self.negatives is None:
+            return self.all
+        drawn = self.unseen[torch.randint(len(self.unseen), (self.negatives,), generator=generator)]  # with replacement: unbiased
+        bias = torch.zeros(len(self.seen) + self.negatives, device=self.head.device)
+        bias[len(self.seen) :] = math.log(len(self.unseen) / self.negatives)
+        drawn_head = self.head[drawn.to(self.head.device)]
+        return HeadRows(
+            torch.cat((self.seen_head, drawn_head)), torch.cat((self.seen, drawn)).to(self.head.device), self.index, bias
+        )

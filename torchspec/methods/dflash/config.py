@@ -1,0 +1,25 @@
+"""The `draft` section of a run with `method: dflash`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class DFlashConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: Literal["dflash"] = "dflash"
+    num_layers: PositiveInt = Field(5, description="draft decoder layers D")
+    block_size: int = Field(16, ge=2, description="slots B of a block: the anchor and B-1 masks; serve with B-1 draft tokens")
+    num_anchors: PositiveInt = Field(512, description="blocks per document and epoch, sampled without replacement")
+    loss_decay_gamma: PositiveFloat = Field(7.0, description="slot k weighs exp(-(k-1)/gamma)")
+    loss_negatives: PositiveInt | None = Field(
+        None,
+        description="softmax of the loss over the data's tokens and this many others, drawn anew each time; none: over all tokens",
+    )
+    target_layer_ids: tuple[int, ...] | None = Field(
+        None, strict=False, description="captured layers as z-ids; default: spread over the target"
+    )
+    mask_token_id: int | None = Field(
+        None, description="id that never occurs in text; default: chosen from the target's vocabulary"
+    )

@@ -1,0 +1,46 @@
+"""DFlash at inference: the draft with a cache that holds context keys and values only, block rows are thrown away."""
+
+import torch
+from torch import Tensor
+
+from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.target import FrozenTarget
+
+
+class DFlashDrafter:
+    """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
+
+    def __init__(self, model: DFlashDraft, target: FrozenTarget, block_size: int, mask_token_id: int):
+        self.model, self.target = model, target
+        self.block_size, self.mask_token_id = block_size, mask_token_id
+        self.reset()
+
+    def reset(self) -> None:
+        self.committed = 0  # tokens whose target features the draft has seen
+        self.pending: list[Tensor] = []  # features that the next proposal appends to the cache
+        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.layers)
+
+    def extend(self, context: Tensor) -> None:
+        """context [n, K*H_t]: features of the next n committed tokens."""
+        self.pending.append(context)
+
+    def propose(self, last_token: int) -> Tensor:
+        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], greedy."""
+        features = torch.cat(self.pending)
+        device, end = features.device, self.committed + len(features)
+        rows = torch.full((self.block_size,), self.mask_token_id, device=device)
+        rows[0] = last_token
+        positions = torch.arange(self.committed, end + self.block_size, device=device)
+        embedded = torch.nn.functional.embedding(rows, self.target.embedding)
+        hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attend)
+        self.committed, self.pending = end, []
+        return (hidden[1:] @ self.target.head.T).argmax(-1)
+
+    def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
+        """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""
+        old = self.cache[layer]
+        k, v = (k_new, v_new) if old is None else (torch.cat((old[0], k_new)), torch.cat((old[1], v_new)))
+        self.cache[layer] = (k, v)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, torch.cat((k, k_block)), torch.cat((v, v_block))))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return out[0].transpose(0, 1)

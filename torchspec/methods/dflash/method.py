@@ -1,0 +1,153 @@
+"""DFlash as the trainer and the evaluator see it: anchors, loss, proposals, drafter.
+
+Alignment of one block, B = 4, anchor 10:
+
+      slot k       0      1      2      3
+      input        x_10   mask   mask   mask
+      position     10     11     12     13
+      label        -      x_11   x_12   x_13      weight exp(-(k-1)/gamma), 0 for slot 0
+      sees         features of x_0 .. x_9, and all slots of its own block
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, Qwen3Config
+
+from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
+from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash.format import check_serves, draft_config
+from torchspec.methods.dflash.generate import DFlashDrafter
+from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.records import Batch, Features
+from torchspec.target import FrozenTarget
+
+Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
+PROPOSAL_BLOCKS, PROPOSAL_ROWS = (
+    256,
+    256,
+)  # per forward and per product with the head, when a whole document is proposed; bound memory
+
+
+class DFlash:
+    Config = DFlashConfig
+
+    def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlashConfig, counts: Tensor):
+        """counts [V]: occurrences of every token in the training data."""
+        self.config, self.target, self.options = config, target, options
+        self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
+        self.block_size = config.block_size
+        self.mask_token_id = config.dflash_config["mask_token_id"]
+        self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
+
+    @staticmethod
+    def config_for(
+        options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int
+    ) -> Qwen3Config:
+        return draft_config(options, target, embedding_shape, mask_token_id)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "DFlash":
+        """For a draft folder, ours or another's; training options play no part at inference."""
+        check_serves(config, target)
+        return cls(config, target, DFlashConfig(), torch.ones(len(target.head)))
+
+    def skeleton(self) -> DFlashDraft:
+        return DFlashDraft(self.config)
+
+    def build(self, generator: torch.Generator) -> DFlashDraft:
+        model = self.skeleton()
+        model.initialise(generator)
+        return model
+
+    def drafter(self, model: DFlashDraft) -> DFlashDrafter:
+        return DFlashDrafter(model, self.target, self.block_size, self.mask_token_id)
+
+    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
+        layout = sample_anchors(batch, self.options.num_anchors, self.block_size, seed)
+        labels, mask = block_labels(batch, layout)  # [N, A, B]
+        slots = torch.arange(self.block_size, device=mask.device)
+        weights = mask * torch.exp(-(slots - 1) / self.options.loss_decay_gamma)
+        hidden = model(*self.inputs(batch.ids, batch.context, layout)).view(*mask.shape, -1)
+        rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), labels[mask]
+        loss_sum, losses, predictions = frozen_head_cross_entropy(
+            hidden[mask], rows.head, rows.index[label], weights[mask], rows.bias
+        )
+        return loss_sum, weights.sum(), slot_metrics(mask, layout.valid, losses, rows.ids[predictions] == label)
+
+    def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
+        """Arguments of the draft for the blocks of a layout."""
+        rows = torch.full((*layout.anchors.shape, self.block_size), self.mask_token_id, device=ids.device)
+        anchor_tokens = ids[layout.starts[:, None] + layout.anchors]
+        rows[:, :, 0] = torch.where(layout.valid, anchor_tokens, self.mask_token_id)
+        embedded = torch.nn.functional.embedding(rows.flatten(), self.target.embedding)
+        return embedded, context, layout.positions, attention(layout)
+
+    def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
+        """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
+        ids, proposals = features.prompt.ids, []
+        for part in anchors.split(PROPOSAL_BLOCKS):
+            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
+            hidden = model(*self.inputs(ids, features.context, layout)).view(len(part), self.block_size, -1)
+            proposals += [(rows @ self.target.head.T).argmax(-1) for rows in hidden[:, 1:].flatten(0, 1).split(PROPOSAL_ROWS)]
+        return torch.cat(proposals).view(len(anchors), -1)
+
+
+def attention(layout: BlockLayout):
+    """FlexAttention where it has a backward pass, the structured path elsewhere."""
+    if layout.anchors.is_cuda:
+        mask = flex_block_mask(layout)
+        return lambda layer, *qkv: flex(*qkv, mask)
+    return lambda layer, *qkv: structured_attention(*qkv, layout)
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator that depends on nothing but the numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -> BlockLayout:
+    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order.
+
+    The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws the same.
+    CUDA keeps the shape [N, num_anchors] whatever the batch holds, so that nothing is compiled twice.
+    """
+    drawn = []
+    for index, loss_mask in zip(batch.indices, batch.loss_mask.cpu().split(batch.lengths), strict=True):
+        candidates = (loss_mask[:-1] & loss_mask[1:]).nonzero().flatten()
+        order = torch.randperm(len(candidates), generator=seeded(seed, batch.epoch, index))
+        drawn.append(candidates[order[:num_anchors]].sort().values)
+    count = num_anchors if batch.ids.is_cuda else max(1, *map(len, drawn), 1)
+    anchors, valid = torch.zeros(len(drawn), count, dtype=torch.int64), torch.zeros(len(drawn), count, dtype=torch.bool)
+    for n, positions in enumerate(drawn):
+        anchors[n, : len(positions)], valid[n, : len(positions)] = positions, True
+    device = batch.ids.device
+    return BlockLayout(anchors.to(device), valid.to(device), batch.lengths, block_size)
+
+
+def block_labels(batch: Batch, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """Labels and binary mask [N, A, B]: slot k >= 1 of a valid block predicts x_{anchor+k}, until the answer or document ends."""
+    slots = torch.arange(layout.block_size, device=batch.ids.device)
+    position = layout.anchors[:, :, None] + slots
+    lengths = torch.tensor(layout.lengths, device=batch.ids.device)[:, None, None]
+    row = layout.starts[:, None, None] + position.minimum(lengths - 1)
+    supervised = (position < lengths) & batch.loss_mask[row] & layout.valid[:, :, None]
+    return batch.ids[row], supervised.cumprod(-1).bool() & (slots > 0)
+
+
+def slot_metrics(mask: Tensor, valid: Tensor, losses: Tensor, correct: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and counts per slot [B-1], and the acceptance length averaged over blocks (prefix of right slots, plus one)."""
+    loss, right = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask)
+    loss[mask], right[mask] = losses, correct
+    counts = mask.sum((0, 1))[1:]
+    prefix = right[:, :, 1:].cumprod(-1).sum(-1) + 1
+    return {
+        "slot_loss": (loss.sum((0, 1))[1:], counts),
+        "slot_accuracy": (right.sum((0, 1))[1:], counts),
+        "block_tau": ((prefix * valid).sum(), valid.sum()),
+    }

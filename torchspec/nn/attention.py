@@ -1,0 +1,99 @@
+"""Attention of draft blocks over [context ; own block], twice: structured (any device, the oracle) and FlexAttention (CUDA).
+
+      KV:      context rows of the packed documents   | block 0  | block 1  | ...
+               d0 d0 d0 d0 d0 d0 | d1 d1 d1 d1 d1      | s0 .. sB | s0 .. sB |
+  block 0 of d0, anchor 3:
+               v  v  v  .  .  .    .  .  .  .  .         v .. v     .    .        every slot sees the same
+
+Rule for a query in block j of document n: context row t is visible iff it belongs to n and t < anchor_j (strict: when
+serving, the anchor's own target state does not exist yet); own-block slots are visible; nothing else is.
+Legend: N documents, T context rows, A blocks per document, B slots, R = N*A*B draft rows, d head size.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Where the blocks of a packed batch sit."""
+
+    anchors: Tensor  # [N, A] int64, position of the anchor inside its document; 0 where invalid
+    valid: Tensor  # [N, A] bool
+    lengths: tuple[int, ...]  # N document lengths
+    block_size: int
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[N] first context row of each document."""
+        lengths = torch.tensor((0, *self.lengths[:-1]), device=self.anchors.device)
+        return lengths.cumsum(0)
+
+    @cached_property
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Rotary positions of the context rows [T] and of the draft rows [R]; both count from the document's start."""
+        context = torch.cat([torch.arange(length, device=self.anchors.device) for length in self.lengths])
+        slots = torch.arange(self.block_size, device=self.anchors.device)
+        return context, (self.anchors[:, :, None] + slots).flatten()
+
+
+def structured_attention(
+    q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout
+) -> Tensor:
+    """q [R, heads, d], k/v_context [T, kv_heads, d], k/v_block [R, kv_heads, d] -> [R, heads, d].
+
+    One document at a time: its blocks against its own context rows, and each block against itself, one softmax over both.
+    """
+    heads, size = q.shape[1:]
+    kv_heads, count, slots = k_context.shape[1], layout.anchors.shape[1], layout.block_size
+    groups = heads // kv_heads
+    q = q.view(-1, count, slots, kv_heads, groups, size).permute(0, 3, 4, 1, 2, 5)  # [N, kv_heads, G, A, B, d]
+    k_block, v_block = (x.view(-1, count, slots, kv_heads, size).permute(0, 3, 1, 2, 4)[:, :, None] for x in (k_block, v_block))
+    output = []
+    contexts = zip(k_context.split(layout.lengths), v_context.split(layout.lengths), strict=True)
+    for n, (k, v) in enumerate(contexts):  # k, v [L, kv_heads, d]
+        longest = int(layout.anchors[n].max())
+        k, v = k[:longest].transpose(0, 1), v[:longest].transpose(0, 1)  # [kv_heads, L', d], L' rows that any block sees
+        visible = torch.arange(longest, device=q.device) < layout.anchors[n][:, None]  # [A, L']
+        in_context = (q[n].flatten(1, 3) @ k.transpose(1, 2)).view(kv_heads, groups, count, slots, longest)
+        in_context = in_context.float().masked_fill(~visible[:, None], float("-inf"))
+        in_block = (q[n] @ k_block[n].transpose(-1, -2)).float()  # [kv_heads, G, A, B, B]
+        weights = (torch.cat((in_context, in_block), dim=-1) * size**-0.5).softmax(dim=-1).to(q.dtype)
+        from_context, from_block = weights.split((longest, slots), dim=-1)
+        mixed = (from_context.flatten(1, 3) @ v).view(kv_heads, groups, count, slots, size) + from_block @ v_block[n]
+        output.append(mixed.permute(2, 3, 0, 1, 4).reshape(count * slots, heads, size))
+    return torch.cat(output)
+
+
+def flex_block_mask(layout: BlockLayout) -> BlockMask:
+    """The same rule as a BlockMask over KV = [T context rows ; R draft rows]; an invalid block sees only itself."""
+    device, total = layout.anchors.device, sum(layout.lengths)
+    count = layout.anchors.shape[1] * layout.block_size  # draft rows per document
+    document = torch.repeat_interleave(
+        torch.arange(len(layout.lengths), device=device), torch.tensor(layout.lengths, device=device)
+    )
+    end = (layout.starts[:, None] + layout.anchors * layout.valid).flatten()  # [N*A] first context row that the block must not see
+    rows = end.numel() * layout.block_size
+
+    def visible(batch, head, query, key):
+        block = query // layout.block_size
+        row = key.clamp(max=total - 1)
+        context = (key < total) & (document[row] == query // count) & (row < end[block])
+        return context | ((key >= total) & ((key - total) // layout.block_size == block))
+
+    return create_block_mask(visible, None, None, rows, total + rows, device=device)
+
+
+_compiled_flex = torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, mask: BlockMask) -> Tensor:
+    """Same arguments and result as `structured_attention`, the layout given as its BlockMask."""
+    k, v = torch.cat((k_context, k_block)), torch.cat((v_context, v_block))
+    attend = _compiled_flex if q.is_cuda else flex_attention  # on CPU only the forward exists: the tests compare it
+    out = attend(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask, enable_gqa=True)
+    return out[0].transpose(0, 1)

@@ -1,0 +1,84 @@
+"""The frozen parts of the target that the draft shares: embedding, LM head, final norm. Read without loading the model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from torchspec.errors import UserError
+
+EMBEDDING, HEAD, NORM = "embed_tokens.weight", "lm_head.weight", "norm.weight"
+
+
+@dataclass(frozen=True)
+class FrozenTarget:
+    """V tokens, E embedding width (also the width of the head's input), N decoder layers of width H_t."""
+
+    folder: Path
+    config: PreTrainedConfig  # the text model's
+    embedding: Tensor  # [V, E]
+    head: Tensor  # [V, E]; the same storage as the embedding when tied
+    norm: Tensor  # [H_t] weight of the final RMSNorm
+
+    @classmethod
+    def load(
+        cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
+    ) -> "FrozenTarget":
+        config = load_config(folder, trust_remote_code)
+        files = _tensor_files(folder)
+        read = {suffix: _read(folder, files, suffix, dtype, device) for suffix in (EMBEDDING, NORM)}
+        tied = config.tie_word_embeddings or not _matches(files, HEAD)
+        head = read[EMBEDDING] if tied else _read(folder, files, HEAD, dtype, device)
+        return cls(folder, config, read[EMBEDDING], head, read[NORM])
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    def logits(self, last_state: Tensor) -> Tensor:
+        """Final norm and head over the output of the last decoder layer, [L, H_t] -> [L, V]."""
+        normed = torch.nn.functional.rms_norm(last_state.float(), last_state.shape[-1:], eps=self.config.rms_norm_eps)
+        return (self.norm * normed.to(last_state.dtype)) @ self.head.T
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index of a sharded checkpoint or from its single file."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    if not single.is_file():
+        raise UserError(f"target {folder} holds neither {single.name} nor {index.name}; only safetensors weights are read")
+    with _open(single) as tensors:
+        return dict.fromkeys(tensors.keys(), single)
+
+
+def _open(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size if file.exists() else "no"
+        raise UserError(f"{file} ({size} bytes) is not a readable safetensors file ({error}); fetch it again") from error
+
+
+def _matches(files: dict[str, Path], suffix: str) -> list[str]:
+    """Names that end in the suffix and belong to the text model itself, not to one of its layers or to a vision tower."""
+    names = [name for name in files if name == suffix or name.endswith("." + suffix)]
+    return [name for name in names if "layers." not in name and "visual" not in name and "vision" not in name]
+
+
+def _read(folder: Path, files: dict[str, Path], suffix: str, dtype: torch.dtype, device) -> Tensor:
+    names = _matches(files, suffix)
+    if len(names) != 1:
+        raise UserError(
+            f"target {folder}: expected one tensor named *{suffix}, found {names or 'none'}; this architecture is not supported"
+        )
+    with _open(files[names[0]]) as tensors:
+        return tensors.get_tensor(names[0]).to(device=device, dtype=dtype)
