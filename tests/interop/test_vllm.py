@@ -4,8 +4,8 @@ import json
 import subprocess
 
 import pytest
-from tests.interop.conftest import MAX_NEW_TOKENS, ROOT
 
+from tests.interop.conftest import MAX_NEW_TOKENS, ROOT
 from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.decode import first_difference
 

@@ -3,8 +3,8 @@
 import sys
 
 import torch
-from tests.interop.conftest import ROOT
 
+from tests.interop.conftest import ROOT
 from torchspec.evaluate.decode import speculative_decode, stop_ids
 from torchspec.inference import load_pair
 

@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from transformers import AutoModelForCausalLM
 
 from torchspec.capture.hf import HFCapture
-from torchspec.data.chat import BadRow, ChatFormat
+from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.sources import Row, read_rows
 from torchspec.log import console

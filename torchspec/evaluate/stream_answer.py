@@ -1,5 +1,6 @@
 """Stream one answer to the terminal, drafted tokens in green, the target's own in the default colour."""
 
+import torch
 from rich.text import Text
 
 from torchspec.data.chat import ChatFormat
@@ -7,8 +8,6 @@ from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.decode import speculative_steps, stop_ids
 from torchspec.inference import Pair
 from torchspec.log import console
-
-import torch
 
 
 def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool | None) -> None:

@@ -1,0 +1,181 @@
+"""The commands as a user types them, on small real files; and bad input, which costs one sentence and nothing that was done before."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import recipe, write_chats, write_tiny_target
+
+
+def torchspec(*arguments, module: str = "torchspec") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def refused(*arguments) -> str:
+    """The one sentence of a refused command."""
+    result = torchspec(*arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
+    sentence = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentence) == 1, result.stderr
+    return sentence[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, target_folder) -> Path:
+    """A finished small run: target, data, checkpoints, exported draft."""
+    folder = tmp_path_factory.mktemp("cli")
+    target = write_tiny_target(folder / "target", target_folder)
+    train, held_out = write_chats(folder / "train.jsonl", 24), write_chats(folder / "heldout.jsonl", 4, first=100)
+    recipe(folder / "run.yaml", target, train, held_out, max_steps=8, save_interval=4)
+    result = torchspec("train", "-c", folder / "run.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = torchspec("export", "--checkpoint", folder / "run" / "checkpoints", "-o", folder / "draft")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("command", ["", "prepare", "regenerate", "train", "eval", "generate", "export", "demo"])
+def test_help_answers_and_loads_no_torch(command):
+    code = "import sys; sys.argv[1:] = [a for a in sys.argv[1:] if a]; from torchspec.cli import app\n"
+    code += "try: app()\nfinally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+
+
+def test_help_takes_under_half_a_second():
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "torchspec", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5  # the fastest of five: the machine may be busy with something else
+
+
+def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(work):
+    rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [4, 8]
+    assert all(row["tau"] >= 1 for row in rows if row["kind"] == "eval")
+    again = torchspec("--config", work / "run.yaml", module="torchspec.train_entry")
+    assert again.returncode == 0 and "step 8 of 8" in again.stdout
+    assert [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()] == rows
+
+
+def test_plan_prints_the_run_and_trains_nothing(work):
+    result = torchspec("train", "-c", work / "run.yaml", "--plan", f"output_dir={work / 'planned'}", "training.num_epochs=3")
+    assert result.returncode == 0, result.stderr
+    assert "8 of 1 micro-batches, 3 epochs" in result.stdout and "GiB per checkpoint" in result.stdout
+    assert not (work / "planned" / "checkpoints").exists() and not (work / "planned" / "metrics.jsonl").exists()
+
+
+def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work):
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "24", "--decode", "2")
+    result = torchspec("eval", *arguments, "--data", work / "heldout.jsonl", "-o", work / "eval")
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads((work / "eval" / "results.json").read_text())
+    assert results["decode"]["identical"] == 2 and results["decode"]["mismatches"] == 0
+    best = json.loads((work / "run" / "checkpoints" / "best.json").read_text())
+    assert results["offline"]["tau"] == best["tau"]  # the same weights, prompts and arithmetic
+    assert (work / "eval" / "report.html").stat().st_size > 0
+
+
+def test_generate_prints_an_answer_and_its_tau(work):
+    result = torchspec("generate", "Count to five.", "-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32")
+    assert result.returncode == 0, result.stderr
+    assert "tok/s" in result.stdout and "τ" in result.stdout
+
+
+def test_regenerate_goes_on_after_a_cut_without_redoing_or_repeating(work):
+    out = work / "answers.jsonl"
+    arguments = ("regenerate", work / "heldout.jsonl", "-t", work / "target", "-o", out, "--max-new-tokens", "6", "--dtype", "float32")
+    assert torchspec(*arguments, "--limit", "2").returncode == 0
+    first = out.read_text()
+    out.write_text(first + '{"id": "cut in the mid')
+    result = torchspec(*arguments)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert out.read_text().startswith(first) and len(rows) == 4 == len({row["id"] for row in rows})
+    assert "2 answers written (2 conversations were there)" in " ".join(result.stdout.split())
+    share = torchspec("regenerate", out, "-t", work / "target", "--measure", "--dtype", "float32")
+    assert "on-policy share 100.0%" in " ".join(share.stdout.split()), share.stdout + share.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"\n\n", "empty"),
+        (b'{"messages": [}\n', "JSON"),
+        (b'{"messages": [{"role": "wizard", "content": "hi"}, {"role": "assistant", "content": "yo"}]}\n', "role"),
+        (b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]}\n', "empty"),
+        (b'{"messages": [{"role": "user", "content": "h\xff\xfe"}]}\n', "UTF-8"),
+    ],
+)
+def test_bad_rows_are_named_and_an_earlier_dataset_survives(work, tmp_path, content, reason):
+    out = tmp_path / "prepared"
+    assert torchspec("prepare", work / "heldout.jsonl", "-o", out, "-t", work / "target").returncode == 0
+    before = (out / "manifest.json").read_bytes()
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    sentence = refused("prepare", tmp_path / "bad.jsonl", "-o", out, "-t", work / "target")
+    assert reason in sentence and "bad.jsonl" in sentence
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_a_few_bad_rows_are_counted_and_listed(work, tmp_path):
+    good = write_chats(tmp_path / "mixed.jsonl", 30).read_text()
+    (tmp_path / "mixed.jsonl").write_text(good + "not json\n")
+    result = torchspec("prepare", tmp_path / "mixed.jsonl", "-o", tmp_path / "out", "-t", work / "target", "--show", "1")
+    assert result.returncode == 0, result.stderr
+    assert "rejected 1" in result.stdout and "30 samples" in result.stdout
+    listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in listed] == [f"{tmp_path / 'mixed.jsonl'}:31"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("draft.target_layer_ids=[1,5]", "target_layer_ids=[1, 5]"),
+        ("draft.target_layer_ids=[3,1]", "ascend"),
+        ("draft.mask_token_id=49152", "outside the target's vocabulary"),
+        ("draft.mask_token_id=1", "occurs"),
+        ("draft.blok_size=4", "blok_size"),
+        ("training.learning_rate=fast", "training.learning_rate"),
+        ("training.min_lr=1.0", "min_lr"),
+        ("inference.inference_engine_type=abacus", "inference_engine_type"),
+        ("dataset.train_data_path=nowhere.jsonl", "nowhere.jsonl"),
+        ("model.target_model_path=./nowhere", "nowhere"),
+        ("model.device=cuda:7", "cuda:7"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_field(work, override, words):
+    sentence = refused("train", "-c", work / "run.yaml", f"output_dir={work / 'refused'}", override)
+    assert words in sentence
+
+
+def test_a_changed_run_does_not_resume_and_its_checkpoints_stay(work):
+    before = sorted((work / "run" / "checkpoints").iterdir())
+    sentence = refused("train", "-c", work / "run.yaml", "training.learning_rate=0.002")
+    assert "training.learning_rate: 0.003 -> 0.002" in sentence
+    assert sorted((work / "run" / "checkpoints").iterdir()) == before
+
+
+def test_empty_weights_and_a_missing_template_are_refused(work, tmp_path, target_folder):
+    broken = write_tiny_target(tmp_path / "broken", target_folder)
+    (broken / "model.safetensors").write_bytes(b"")
+    sentence = refused("train", "-c", work / "run.yaml", f"model.target_model_path={broken}", f"output_dir={tmp_path / 'o'}")
+    assert "model.safetensors" in sentence and "0 bytes" in sentence
+    untold = write_tiny_target(tmp_path / "untold", target_folder)
+    (untold / "chat_template.jinja").unlink()
+    sentence = refused("prepare", work / "heldout.jsonl", "-o", tmp_path / "p", "-t", untold)
+    assert "chat template" in sentence
+
+
+def test_a_draft_for_another_target_is_refused(work, target_folder):
+    sentence = refused("eval", "-d", work / "draft", "-t", target_folder, "--data", work / "heldout.jsonl", "-o", work / "no")
+    assert "made for a target with" in sentence

@@ -1,0 +1,47 @@
+"""A tiny random Llama with the real tokenizer: fast, for shapes, parity and plumbing; never as proof that training works."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+
+def write_tiny_target(folder: Path, tokenizer_folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=1024, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="float32",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    return folder
+
+
+def write_chats(file: Path, count: int, first: int = 0) -> Path:
+    """Conversations that differ from one another; the words do not matter."""
+    rows = []
+    for i in range(first, first + count):
+        answer = " ".join(f"{(i * 7 + j) % 31} and {(i + j * j) % 17} make something." for j in range(6))
+        question = f"Question number {i}, please."
+        rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def recipe(file: Path, target: Path, train: Path, held_out: Path, **training) -> Path:
+    """A small float32 run as YAML (JSON is YAML)."""
+    config = {
+        "output_dir": str(file.parent / "run"),
+        "model": {"target_model_path": str(target), "dtype": "float32"},
+        "draft": {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 64},
+        "dataset": {"train_data_path": str(train), "eval_data_path": str(held_out)},
+        "training": {"micro_batch_size": 2, "optimizer": "muon", "learning_rate": 3e-3, "min_lr": 1e-4, **training},
+        "evaluation": {"interval": 4, "max_samples": 4},
+        "tracking": {"log_interval": 2},
+    }
+    file.write_text(json.dumps(config))
+    return file
