@@ -45,9 +45,7 @@ class Run:
     def data_facts(self) -> dict:
         """Facts about the text that the draft learned from; they travel with the draft into every report."""
         manifest = self.dataset.manifest
-        return {
-            key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")
-        }
+        return {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
 
 
 def build(config: RunConfig) -> Run:
@@ -58,9 +56,7 @@ def build(config: RunConfig) -> Run:
     target = FrozenTarget.load(folder, dtype, device, config.model.trust_remote_code)
     method = build_method(config, target, dataset)
     model = method.build(torch.Generator().manual_seed(config.training.seed)).to(device)
-    inner = backend_class(config.inference.inference_engine_type)(
-        folder, method.layer_ids, dtype, device, config.model.trust_remote_code
-    )
+    inner = backend_class(config.inference.inference_engine_type)(folder, method.layer_ids, dtype, device, config.model.trust_remote_code)
     capture_checks(inner, target, [dataset[0]])
     limit = int(config.inference.cache_gib * 2**30)
     held_out_limit = 0 if held_out is None else limit // 8  # evaluation repeats its few samples, training needs the rest
@@ -74,9 +70,7 @@ def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, Promp
     train = open_one(config.dataset.train_data_path, config, folder)
     held_out = None if config.dataset.eval_data_path is None else open_one(config.dataset.eval_data_path, config, folder)
     if held_out is not None and held_out.manifest.fingerprint == train.manifest.fingerprint:
-        raise UserError(
-            "dataset.eval_data_path holds the very samples of dataset.train_data_path; tau must be measured on held-out text"
-        )
+        raise UserError("dataset.eval_data_path holds the very samples of dataset.train_data_path; tau must be measured on held-out text")
     return train, held_out
 
 
@@ -90,9 +84,7 @@ def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
 
 def plan_run(config: RunConfig, dataset: PromptDataset) -> list[MicroBatch]:
     training = config.training
-    batches = plan_micro_batches(
-        dataset.lengths, training.seed, training.num_epochs, training.micro_batch_size, training.max_batch_tokens
-    )
+    batches = plan_micro_batches(dataset.lengths, training.seed, training.num_epochs, training.micro_batch_size, training.max_batch_tokens)
     return rank_plan(batches, 0, 1, training.draft_accumulation_steps, training.max_steps)
 
 
@@ -117,15 +109,14 @@ def print_plan(config: RunConfig) -> None:
     training, manifest = config.training, dataset.manifest
     steps = len(plan) // training.draft_accumulation_steps
     planned = [dataset.lengths[list(batch.indices)].sum() for batch in plan]
-    feature_bytes = (
-        manifest.tokens * len(method.layer_ids) * target.config.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
-    )
+    feature_bytes = manifest.tokens * len(method.layer_ids) * target.config.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
     checkpoint_bytes = 12 * parameters  # float32 masters and two moments
     gib = 2.0**30
     rows = {
         "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
         "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
-        "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; held out: {len(held_out) if held_out else 0} samples",
+        "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
+        f"held out: {len(held_out) if held_out else 0} samples",
         "steps": f"{steps} of {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
         f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
         "memory": f"draft {16 * parameters / gib:.2f} GiB (masters, gradients, moments), features {feature_bytes / gib:.2f} GiB per epoch, "

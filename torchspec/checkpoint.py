@@ -114,13 +114,9 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], 
     """Restores weights and moments in place; refuses a checkpoint of another run."""
     saved = RunConfig.model_validate_json((path / "run.json").read_text()).resumable_fields()
     wanted = config.resumable_fields()
-    changed = [
-        f"{s}.{key}: {saved[s][key]!r} -> {wanted[s][key]!r}" for s in saved for key in saved[s] if saved[s][key] != wanted[s][key]
-    ]
+    changed = [f"{s}.{key}: {saved[s][key]!r} -> {wanted[s][key]!r}" for s in saved for key in saved[s] if saved[s][key] != wanted[s][key]]
     if changed:
-        raise UserError(
-            f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir or restore these values"
-        )
+        raise UserError(f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir or restore these values")
     model.load_state_dict(load_file(path / "model.safetensors"))
     parameters = dict(model.named_parameters())
     owner = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}

@@ -18,9 +18,7 @@ Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the targe
 Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
 Thinking = Annotated[
     bool | None,
-    typer.Option(
-        "--thinking/--no-thinking", help="Thinking mode of the chat template. Default: the template's own.", show_default=False
-    ),
+    typer.Option("--thinking/--no-thinking", help="Thinking mode of the chat template. Default: the template's own.", show_default=False),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)]
 Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
@@ -61,9 +59,7 @@ def prepare(
 
 @app.command()
 def regenerate(
-    inputs: Annotated[
-        list[str], typer.Argument(help="Chat JSONL files or hub dataset ids; their assistant turns are written anew.")
-    ],
+    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files or hub dataset ids; their assistant turns are written anew.")],
     target: Target,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL to write, or to go on with.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Write nothing: report the on-policy share of the input.")] = False,
@@ -154,9 +150,7 @@ def generate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")
-    ],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
 ) -> None:
     """Write the folder that vLLM, SGLang, llama.cpp's converter and Transformers load, read it back and compare."""

@@ -1,4 +1,4 @@
-"""The root config of a run: strict, frozen, readable without torch. A default is written here, or in its method's section, and nowhere else."""
+"""The root config of a run: strict, frozen, readable without torch. A default is written here or in its method's section, nowhere else."""
 
 import json
 from pathlib import Path
@@ -75,9 +75,7 @@ class TrainingConfig(Section):
 
 class InferenceConfig(Section):
     inference_engine_type: str = Field("hf", description="who runs the target")
-    cache_gib: NonNegativeFloat = Field(
-        0.0, strict=False, description="memory for features of earlier epochs; 0 captures every epoch anew"
-    )
+    cache_gib: NonNegativeFloat = Field(0.0, strict=False, description="memory for features of earlier epochs; 0 captures every epoch anew")
 
 
 class EvaluationConfig(Section):

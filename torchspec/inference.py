@@ -70,9 +70,7 @@ def _load_weights(model: nn.Module, file: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a readable safetensors file ({error}); export the draft again") from error
     expected = model.state_dict()
-    problems = [f"missing {n}" for n in expected.keys() - weights.keys()] + [
-        f"unexpected {n}" for n in weights.keys() - expected.keys()
-    ]
+    problems = [f"missing {n}" for n in expected.keys() - weights.keys()] + [f"unexpected {n}" for n in weights.keys() - expected.keys()]
     problems += [
         f"{n} {tuple(weights[n].shape)} instead of {tuple(expected[n].shape)}"
         for n in expected.keys() & weights.keys()

@@ -25,7 +25,7 @@ class RunLog:
         self.held_out_tau: float | None = None
         self.progress = Progress(
             TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(elapsed_when_finished=False), console=console, disable=not console.is_terminal,
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.progress.add_task("", total=total_steps, completed=step)
 
@@ -42,9 +42,7 @@ class RunLog:
         self.progress.update(self.task, completed=step)
 
     def train(self, step: int, loss: float, block_tau: float, tokens_per_second: float, row: dict) -> None:
-        self.write(
-            {"kind": "train", "step": step, "loss": loss, "block_tau": block_tau, "tokens_per_second": tokens_per_second, **row}
-        )
+        self.write({"kind": "train", "step": step, "loss": loss, "block_tau": block_tau, "tokens_per_second": tokens_per_second, **row})
         held_out = "" if self.held_out_tau is None else f"  held-out τ {self.held_out_tau:.2f}"
         line = f"loss {loss:.3f}  {tokens_per_second:,.0f} tok/s  τ {block_tau:.2f}{held_out}"
         self.progress.update(self.task, description=line, completed=step)
@@ -116,9 +114,7 @@ class WandB:
             import wandb
         except ImportError as error:
             raise UserError("tracking.wandb_project needs the package wandb: pip install 'torchspec[wandb]'") from error
-        self.run = wandb.init(
-            project=config.tracking.wandb_project, config=json.loads(config.model_dump_json()), dir=config.output_dir
-        )
+        self.run = wandb.init(project=config.tracking.wandb_project, config=json.loads(config.model_dump_json()), dir=config.output_dir)
 
     def write(self, row: dict) -> None:
         self.run.log(_numbers(row), step=row["step"])

@@ -87,6 +87,4 @@ class LossVocabulary:
         bias = torch.zeros(len(self.seen) + self.negatives, device=self.head.device)
         bias[len(self.seen) :] = math.log(len(self.unseen) / self.negatives)
         drawn_head = self.head[drawn.to(self.head.device)]
-        return HeadRows(
-            torch.cat((self.seen_head, drawn_head)), torch.cat((self.seen, drawn)).to(self.head.device), self.index, bias
-        )
+        return HeadRows(torch.cat((self.seen_head, drawn_head)), torch.cat((self.seen, drawn)).to(self.head.device), self.index, bias)

@@ -25,9 +25,7 @@ class FrozenTarget:
     norm: Tensor  # [H_t] weight of the final RMSNorm
 
     @classmethod
-    def load(
-        cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
-    ) -> "FrozenTarget":
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> "FrozenTarget":
         config = load_config(folder, trust_remote_code)
         files = _tensor_files(folder)
         read = {suffix: _read(folder, files, suffix, dtype, device) for suffix in (EMBEDDING, NORM)}

@@ -71,9 +71,7 @@ class Window:
         scale = 1.0 / torch.as_tensor(self.step_weight).clamp(min=1e-12)
         for parameter in run.model.parameters():
             parameter.grad.mul_(scale)
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(
-            run.model.parameters(), run.config.training.max_grad_norm, error_if_nonfinite=True
-        )
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.training.max_grad_norm, error_if_nonfinite=True)
         if self.step_weight > 0:
             for optimizer in run.optimizers:
                 for group in optimizer.param_groups:

@@ -46,7 +46,7 @@ def test_vllm_speculative_text_is_its_plain_text_up_to_ties(served, pair, prompt
         assert difference is None or difference.tie, difference
         ties += difference is not None
     print(
-        f"\nvLLM 0.32: {len(prompts) - ties} of {len(prompts)} speculative answers identical to plain ones, {ties} part at a tie of two logits"
+        f"\nvLLM 0.32: {len(prompts) - ties} of {len(prompts)} speculative answers equal the plain ones, {ties} part at a tie of two logits"
     )
 
 
@@ -60,10 +60,6 @@ def test_vllm_accepts_what_we_accept(served, ours, pair):
     tau = 1 + sum(sum(answer.accepted) for answer in ours) / steps
     vllm_tau = 1 + speculative["accepted"] / speculative["drafts"]
     rates = [count / speculative["drafts"] for count in speculative["per_position"]]
-    print(
-        f"\nvLLM 0.32: accepted length {vllm_tau:.3f} over {speculative['drafts']:.0f} steps, ours {tau:.3f} over {steps}, τ {total.tau:.3f}"
-    )
+    print(f"\nvLLM 0.32: accepted length {vllm_tau:.3f} in {speculative['drafts']:.0f} steps, ours {tau:.3f} in {steps}; τ {total.tau:.3f}")
     print("per position, vLLM " + " ".join(f"{r:.3f}" for r in rates) + "; ours " + " ".join(f"{r:.3f}" for r in total.slot_rates))
-    assert (
-        abs(vllm_tau / tau - 1) < 0.03
-    )  # two engines, each with its own rounding: they part at ties and then decode different text
+    assert abs(vllm_tau / tau - 1) < 0.03  # two engines, each with its own rounding: they part at ties and then decode different text

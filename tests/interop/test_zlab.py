@@ -27,9 +27,7 @@ def test_zlab_decoder_gives_our_tokens_and_our_acceptance(draft, target_folder, 
         reference = dflash_generate(theirs, pair.target.model, prompt[None], 64, sorted(stop), return_stats=True)
         assert reference.output_ids[0, len(prompt) :].tolist() == answer.ids
         # near the cap the package shortens its block, which changes what a bidirectional draft proposes: those steps are left out
-        full = [
-            i for i in range(len(answer.accepted)) if sum(a + 1 for a in answer.accepted[: i + 1]) + pair.method.block_size <= 64
-        ]
+        full = [i for i in range(len(answer.accepted)) if sum(a + 1 for a in answer.accepted[: i + 1]) + pair.method.block_size <= 64]
         assert [reference.acceptance_lengths[i] for i in full] == [answer.accepted[i] + 1 for i in full]
         steps += len(full)
     print(f"\nz-lab dflash 0.1.0: {steps} decoding steps, tokens and accepted drafts equal ours in every one")

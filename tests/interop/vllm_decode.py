@@ -19,9 +19,7 @@ def main(request_file: str, answer_file: str) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=request["max_new_tokens"])
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], sampling)
     counters = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
-    per_position = [
-        metric.values for metric in engine.get_metrics() if metric.name == "vllm:spec_decode_num_accepted_tokens_per_pos"
-    ]
+    per_position = [metric.values for metric in engine.get_metrics() if metric.name == "vllm:spec_decode_num_accepted_tokens_per_pos"]
     answer = {
         "ids": [list(output.outputs[0].token_ids) for output in outputs],
         "drafts": counters.get("vllm:spec_decode_num_drafts", 0),

@@ -51,11 +51,7 @@ def check_features(features: Features, oracle: HFCapture) -> None:
         if _error(got, states[layer_id + 1][0]) <= ROUNDING[got.dtype]:
             continue
         shifted = [z for z in range(-1, len(states) - 1) if _error(got, states[z + 1][0]) <= ROUNDING[got.dtype]]
-        cause = (
-            f"they are the output of layer {shifted[0]}, so the layer-id convention is off"
-            if shifted
-            else "no layer's output matches"
-        )
+        cause = f"they are the output of layer {shifted[0]}, so the layer-id convention is off" if shifted else "no layer's output matches"
         raise ContractError(
             f"features of layer {layer_id} captured by {features.producer} differ from Transformers by "
             f"{_error(got, states[layer_id + 1][0]):.2g} (relative); {cause}"

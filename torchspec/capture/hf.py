@@ -81,7 +81,5 @@ class HFCapture:
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
         """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
-        output = self.model(
-            input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
-        )
+        output = self.model(input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
         return output.logits[0], self._context()

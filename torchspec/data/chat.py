@@ -59,9 +59,7 @@ class ChatFormat:
     stop_ids: frozenset[int] = frozenset()  # tokens at which the engine stops, from the target's generation config
 
     @classmethod
-    def load(
-        cls, target_folder: Path, thinking: bool | None, last_turn_only: bool, trust_remote_code: bool = False
-    ) -> "ChatFormat":
+    def load(cls, target_folder: Path, thinking: bool | None, last_turn_only: bool, trust_remote_code: bool = False) -> "ChatFormat":
         if not target_folder.is_dir():
             raise UserError(f"target {target_folder.resolve()} is no folder; give the folder of the target model")
         try:
@@ -138,9 +136,7 @@ class ChatFormat:
     def render(self, messages: list[dict], add_generation_prompt: bool) -> str:
         options = {} if self.thinking is None else {"enable_thinking": self.thinking}
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
-            )
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options)
         except (TemplateError, TypeError) as error:  # TypeError: the template adds text to a field that is null
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadRow(f"the chat template refuses the conversation: {reason}") from error

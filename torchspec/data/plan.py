@@ -17,7 +17,8 @@ def plan_micro_batches(lengths: np.ndarray, seed: int, num_epochs: int, samples:
     """Every sample once per epoch in a seeded order, cut into micro-batches of at most `samples` documents and `max_tokens` tokens."""
     if len(lengths) and lengths.max() > max_tokens:
         raise UserError(
-            f"training.max_batch_tokens={max_tokens} is below the longest sample ({lengths.max()} tokens); raise it or set dataset.max_length"
+            f"training.max_batch_tokens={max_tokens} is below the longest sample ({lengths.max()} tokens); "
+            "raise it or set dataset.max_length"
         )
     batches = []
     for epoch in range(num_epochs):
@@ -34,7 +35,7 @@ def plan_micro_batches(lengths: np.ndarray, seed: int, num_epochs: int, samples:
 
 
 def rank_plan(batches: list[MicroBatch], rank: int, world_size: int, accumulation: int, max_steps: int | None) -> list[MicroBatch]:
-    """The rank's own micro-batches, `accumulation` per optimizer step. Every rank gets equally many; an incomplete last step is left out."""
+    """The rank's own micro-batches, `accumulation` per optimizer step. All ranks get equally many; an incomplete last step is left out."""
     steps = len(batches) // (world_size * accumulation)
     if max_steps is not None:
         steps = min(steps, max_steps)

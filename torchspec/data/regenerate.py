@@ -88,11 +88,7 @@ class Regenerator:
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         sampled = self.sampling.temperature > 0
-        how = (
-            {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
-            if sampled
-            else {"do_sample": False}
-        )
+        how = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
         torch.manual_seed(self.sampling.seed + ids.numel())
         out = self.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=self.sampling.max_new_tokens, pad_token_id=self.pad, **how
@@ -144,6 +140,8 @@ def regenerate(inputs: list[str], out: Path, regenerator: Regenerator, batch_siz
             counts["tokens"] += sum(len(row["response_ids"]) for row in rows)
             counts["stopped"] += sum(row["finish"] == "stop" for row in rows)
             progress.update(task, advance=len(batch), description=f"{counts['tokens'] / counts['seconds']:,.0f} tok/s")
+    if not rejected:
+        listing.unlink()
     return {**counts, "rejected": dict(rejected)}
 
 
@@ -178,7 +176,8 @@ def finished_conversations(out: Path) -> set[str]:
 def report(counts: dict, out: Path) -> None:
     rate = counts["tokens"] / counts["seconds"] if counts["seconds"] else 0
     console.print(
-        f"{out}: {counts['rows']} answers written ({counts['already_there']} conversations were there), {counts['tokens']:,} tokens, {rate:,.0f} tok/s; "
+        f"{out}: {counts['rows']} answers written ({counts['already_there']} conversations were there), "
+        f"{counts['tokens']:,} tokens, {rate:,.0f} tok/s; "
         f"{counts['stopped']} ended by themselves, the rest at the cap"
     )
     for reason, count in counts["rejected"].items():

@@ -48,7 +48,7 @@ def _check_export_is_what_was_trained(results: dict, state: checkpoint.TrainStat
     """The folder's tau is the trainer's, to the last count: same weights, same prompts, same arithmetic."""
     if results["offline"]["tau"] != state.best_tau:
         raise ContractError(
-            f"the exported draft reaches τ {results['offline']['tau']} where the trainer measured {state.best_tau}; the export changed the draft"
+            f"the exported draft reaches τ {results['offline']['tau']}, the trainer measured {state.best_tau}; the export changed the draft"
         )
 
 
@@ -57,11 +57,14 @@ def _last_words(folder: Path, results: dict, state: checkpoint.TrainState) -> No
     verdict = "faster" if decode["speedup"] > 1 else "slower"
     console.rule("done")
     console.print(
-        f"τ {results['offline']['tau']:.2f} on {results['offline']['prompts']} held-out conversations after {state.seconds / 60:.1f} minutes of training; "
+        f"τ {results['offline']['tau']:.2f} on {results['offline']['prompts']} held-out conversations "
+        f"after {state.seconds / 60:.1f} minutes of training; "
         "the exported folder reaches exactly the trainer's number.\n"
-        f"Decoding here: {decode['plain_tokens_per_second']:.1f} -> {decode['speculative_tokens_per_second']:.1f} tok/s, {decode['speedup']:.2f}x ({verdict}); "
+        f"Decoding here: {decode['plain_tokens_per_second']:.1f} -> {decode['speculative_tokens_per_second']:.1f} tok/s, "
+        f"{decode['speedup']:.2f}x ({verdict}); "
         f"this machine breaks even at τ {decode['break_even_tau']:.2f}. "
-        f"{decode['identical']} of {len(decode['examples'])} answers identical to plain greedy decoding, {decode['ties']} parted at a tie of two logits.\n"
+        f"{decode['identical']} of {len(decode['examples'])} answers identical to plain greedy decoding, "
+        f"{decode['ties']} parted at a tie of two logits.\n"
         f"Look at {folder / 'report.html'}; the draft that servers load is {folder / 'draft'}.\n"
         "Next, Qwen3-8B on one GPU:\n"
         "  torchspec regenerate prompts.jsonl -t Qwen/Qwen3-8B --no-thinking -o train.jsonl\n"

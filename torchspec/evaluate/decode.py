@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Drafter
@@ -15,9 +16,7 @@ from torchspec.methods.base import Drafter
 class Answer:
     ids: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)  # per step: draft tokens that equalled the target's choice, in order
-    from_draft: list[bool] = field(
-        default_factory=list
-    )  # per token: proposed by the draft, or the target's own (first and bonus tokens)
+    from_draft: list[bool] = field(default_factory=list)  # per token: proposed by the draft, or the target's own (first and bonus tokens)
     seconds: float = 0.0  # decoding after the prefill
 
     @property
@@ -85,6 +84,17 @@ def speculative_steps(target: HFCapture, drafter: Drafter, prompt: Tensor, max_n
 def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:
     end = next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))
     return tokens[:end]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text that each token adds; a character spread over several tokens is given to the last of them."""
+    texts, shown = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        whole = not text.endswith("\ufffd")
+        texts.append(text[len(shown) :] if whole else "")
+        shown = text if whole else shown
+    return texts
 
 
 @dataclass(frozen=True)

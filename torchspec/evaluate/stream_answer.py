@@ -5,7 +5,7 @@ from rich.text import Text
 
 from torchspec.data.chat import ChatFormat
 from torchspec.evaluate.acceptance import Acceptance
-from torchspec.evaluate.decode import speculative_steps, stop_ids
+from torchspec.evaluate.decode import speculative_steps, stop_ids, token_texts
 from torchspec.inference import Pair
 from torchspec.log import console
 
@@ -16,11 +16,11 @@ def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool |
     ids, stop = torch.tensor(chat.tokenizer(text, add_special_tokens=False).input_ids), stop_ids(pair.target)
     printed = 0
     for answer in speculative_steps(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop):
-        for token, drafted in zip(answer.ids[printed:], answer.from_draft[printed:], strict=True):
-            if token not in stop:
-                console.print(Text(chat.tokenizer.decode([token]), style="green" if drafted else ""), end="", soft_wrap=True)
-        printed = len(answer.ids)
+        visible = [token for token in answer.ids if token not in stop]
+        texts = token_texts(chat.tokenizer, visible)
+        for piece, drafted in zip(texts[printed:], answer.from_draft[printed : len(texts)], strict=True):
+            console.print(Text(piece, style="green" if drafted else ""), end="", soft_wrap=True)
+        printed = len(texts)
     acceptance = Acceptance(pair.method.block_size).add_answer(answer.accepted, len(answer.ids))
-    console.print(
-        f"\n\n{len(answer.ids)} tokens, τ {acceptance.tau:.2f}, {answer.tokens_per_second:.1f} tok/s; green: proposed by the draft, confirmed by the target"
-    )
+    rate = f"{len(answer.ids)} tokens, τ {acceptance.tau:.2f}, {answer.tokens_per_second:.1f} tok/s"
+    console.print(f"\n\n{rate}; green: proposed by the draft and confirmed by the target", highlight=False)

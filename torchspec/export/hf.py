@@ -65,9 +65,7 @@ def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
         raise ContractError(
             f"{folder}: missing tensors {sorted(set(expected) - set(written))}, unexpected {sorted(set(written) - set(expected))}"
         )
-    different = [
-        name for name in expected if written[name].shape != expected[name].shape or not torch.equal(written[name], expected[name])
-    ]
+    different = [name for name in expected if written[name].shape != expected[name].shape or not torch.equal(written[name], expected[name])]
     if different:
         raise ContractError(
             f"{folder}: tensors {different[:3]} differ from the checkpoint's; the disk or the writer is at fault, export again"
@@ -92,7 +90,5 @@ def _remove_old_export(out: Path) -> None:
 
 def _read_json(file: Path) -> dict:
     if not file.is_file():
-        raise UserError(
-            f"{file.parent.resolve()} holds no {file.name}; give a checkpoint folder iter_NNNNNNN made by torchspec train"
-        )
+        raise UserError(f"{file.parent.resolve()} holds no {file.name}; give a checkpoint folder iter_NNNNNNN made by torchspec train")
     return json.loads(file.read_text())

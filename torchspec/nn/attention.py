@@ -41,9 +41,7 @@ class BlockLayout:
         return context, (self.anchors[:, :, None] + slots).flatten()
 
 
-def structured_attention(
-    q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout
-) -> Tensor:
+def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout) -> Tensor:
     """q [R, heads, d], k/v_context [T, kv_heads, d], k/v_block [R, kv_heads, d] -> [R, heads, d].
 
     One document at a time: its blocks against its own context rows, and each block against itself, one softmax over both.
@@ -73,9 +71,7 @@ def flex_block_mask(layout: BlockLayout) -> BlockMask:
     """The same rule as a BlockMask over KV = [T context rows ; R draft rows]; an invalid block sees only itself."""
     device, total = layout.anchors.device, sum(layout.lengths)
     count = layout.anchors.shape[1] * layout.block_size  # draft rows per document
-    document = torch.repeat_interleave(
-        torch.arange(len(layout.lengths), device=device), torch.tensor(layout.lengths, device=device)
-    )
+    document = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), torch.tensor(layout.lengths, device=device))
     end = (layout.starts[:, None] + layout.anchors * layout.valid).flatten()  # [N*A] first context row that the block must not see
     rows = end.numel() * layout.block_size
 

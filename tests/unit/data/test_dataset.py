@@ -18,8 +18,7 @@ from torchspec.data.show import show
 from torchspec.errors import ContractError, UserError
 
 CONVERSATIONS = [
-    [{"role": "user", "content": f"Question {i} [bold]?"}, {"role": "assistant", "content": f"Yes,\nit is {i}. 🙂"}]
-    for i in range(300)
+    [{"role": "user", "content": f"Question {i} [bold]?"}, {"role": "assistant", "content": f"Yes,\nit is {i}. 🙂"}] for i in range(300)
 ]
 
 

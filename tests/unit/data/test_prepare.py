@@ -139,9 +139,7 @@ def test_interrupted_run_leaves_the_old_dataset_alone(run, write_jsonl, tmp_path
 
 
 def test_no_sample_left(run):
-    with pytest.raises(
-        UserError, match="no sample is left of 2 rows .2 rejected, 0 filtered.*'no assistant turn' .2 times, first at"
-    ):
+    with pytest.raises(UserError, match="no sample is left of 2 rows .2 rejected, 0 filtered.*'no assistant turn' .2 times, first at"):
         run([{"messages": [{"role": "user", "content": "x"}]}] * 2, max_rejected=1)
 
 

@@ -20,6 +20,4 @@ class DFlashConfig(BaseModel):
     target_layer_ids: tuple[int, ...] | None = Field(
         None, strict=False, description="captured layers as z-ids; default: spread over the target"
     )
-    mask_token_id: int | None = Field(
-        None, description="id that never occurs in text; default: chosen from the target's vocabulary"
-    )
+    mask_token_id: int | None = Field(None, description="id that never occurs in text; default: chosen from the target's vocabulary")

@@ -19,15 +19,13 @@ def check_layer_ids(layer_ids: tuple[int, ...], num_target_layers: int) -> tuple
     ascending = all(a < b for a, b in zip(layer_ids, layer_ids[1:], strict=False))
     if not layer_ids or not ascending or layer_ids[0] < 0 or layer_ids[-1] > num_target_layers - 2:
         raise UserError(
-            f"draft.target_layer_ids={list(layer_ids)}: the ids must ascend strictly and lie in 0..{num_target_layers - 2}, since the target "
-            f"has {num_target_layers} layers and servers cannot capture the last one"
+            f"draft.target_layer_ids={list(layer_ids)}: the ids must ascend strictly and lie in 0..{num_target_layers - 2}, "
+            f"since the target has {num_target_layers} layers and servers cannot capture the last one"
         )
     return layer_ids
 
 
-def draft_config(
-    options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int
-) -> Qwen3Config:
+def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
     """The draft's config.json in the z-lab format (keys of docs/dflash.md); `num_target_layers` counts all layers of the target."""
     vocab_size, hidden_size = embedding_shape
     layer_ids = options.target_layer_ids or default_layer_ids(target.num_hidden_layers, options.num_layers)

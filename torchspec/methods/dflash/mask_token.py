@@ -18,26 +18,23 @@ def choose_mask_token(tokenizer: PreTrainedTokenizerBase, counts: Tensor, explic
         return len(tokenizer)
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = sorted(
-        i
-        for i, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token.content not in (tokenizer.chat_template or "")
+        i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in (tokenizer.chat_template or "")
     )
     free = [i for i in special if i not in taken and i < len(counts) and counts[i] == 0]
     if not free:
-        raise UserError(
-            "no unused special token was found for the mask; set draft.mask_token_id to an id that never occurs in text"
-        )
+        raise UserError("no unused special token was found for the mask; set draft.mask_token_id to an id that never occurs in text")
     return free[-1]
 
 
 def _checked(mask_token_id: int, counts: Tensor) -> int:
     if not 0 <= mask_token_id < len(counts):
         raise UserError(
-            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{len(counts) - 1}; leave it out to have one chosen"
+            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{len(counts) - 1}; "
+            "leave it out to have one chosen"
         )
     if counts[mask_token_id]:
         raise UserError(
-            f"draft.mask_token_id={mask_token_id} occurs {int(counts[mask_token_id])} times in the training data; choose an id that never occurs, "
-            "or leave it out"
+            f"draft.mask_token_id={mask_token_id} occurs {int(counts[mask_token_id])} times in the training data; "
+            "choose an id that never occurs, or leave it out"
         )
     return mask_token_id

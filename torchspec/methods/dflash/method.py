@@ -44,9 +44,7 @@ class DFlash:
         self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
 
     @staticmethod
-    def config_for(
-        options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int
-    ) -> Qwen3Config:
+    def config_for(options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
         return draft_config(options, target, embedding_shape, mask_token_id)
 
     @classmethod
@@ -74,9 +72,7 @@ class DFlash:
         weights = mask * torch.exp(-(slots - 1) / self.options.loss_decay_gamma)
         hidden = model(*self.inputs(batch.ids, batch.context, layout)).view(*mask.shape, -1)
         rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), labels[mask]
-        loss_sum, losses, predictions = frozen_head_cross_entropy(
-            hidden[mask], rows.head, rows.index[label], weights[mask], rows.bias
-        )
+        loss_sum, losses, predictions = frozen_head_cross_entropy(hidden[mask], rows.head, rows.index[label], weights[mask], rows.bias)
         return loss_sum, weights.sum(), slot_metrics(mask, layout.valid, losses, rows.ids[predictions] == label)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:

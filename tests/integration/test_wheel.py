@@ -1,0 +1,36 @@
+"""The wheel holds every package and data file, and runs from where it is installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, ROOT], check=True)
+    (wheel,) = folder.glob("torchspec-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    return folder / "site"
+
+
+def test_every_file_of_the_package_is_in_the_wheel(installed):
+    tracked = subprocess.run(["git", "ls-files", "torchspec"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    missing = [file for file in tracked if not (installed / file).is_file()]
+    assert not missing and len(tracked) > 40
+
+
+def test_the_installed_package_finds_its_commands_and_its_demo(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    code = "import torchspec, importlib.resources as r; print(torchspec.__file__)\n"
+    code += "print(r.files('torchspec.demo').joinpath('train.jsonl').is_file())"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(installed / "torchspec" / "__init__.py"), "True"]
+    result = subprocess.run([sys.executable, "-m", "torchspec", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "demo" in result.stdout
