@@ -18,7 +18,6 @@ from torchspec.fetch import resolve_target
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.log import console
 from torchspec.methods.base import Method, method_class
-from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.nn.precision import ComputeIn
 from torchspec.optim import build_optimizers
 from torchspec.target import FrozenTarget
@@ -91,10 +90,7 @@ def plan_run(config: RunConfig, dataset: PromptDataset) -> list[MicroBatch]:
 def build_method(config: RunConfig, target: FrozenTarget, dataset: PromptDataset) -> Method:
     tokenizer = AutoTokenizer.from_pretrained(target.folder, trust_remote_code=config.model.trust_remote_code)
     counts = dataset.token_counts(len(target.embedding))
-    mask_token_id = choose_mask_token(tokenizer, counts, config.draft.mask_token_id)
-    method = method_class(config.draft.method)
-    draft_config = method.config_for(config.draft, target.config, tuple(target.embedding.shape), mask_token_id)
-    return method(draft_config, target, config.draft, counts)
+    return method_class(config.draft.method).for_run(config.draft, target, tokenizer, counts)
 
 
 def print_plan(config: RunConfig) -> None:

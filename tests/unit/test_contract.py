@@ -18,6 +18,7 @@ from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step, evaluate_offline
 from torchspec.evaluate.decode import first_difference, plain_decode, speculative_decode
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -52,7 +53,7 @@ def dataset(folder, tmp_path_factory) -> PromptDataset:
 @pytest.fixture(scope="module")
 def method(target) -> DFlash:
     options = DFlashConfig(num_layers=2, block_size=B, num_anchors=64, target_layer_ids=LAYERS)
-    config = DFlash.config_for(options, target.config, tuple(target.embedding.shape), MASK)
+    config = draft_config(options, target.config, tuple(target.embedding.shape), MASK)
     return DFlash(config, target, options, torch.ones(len(target.head)))
 
 

@@ -63,6 +63,7 @@ def evaluate_draft(
     started = time.perf_counter()
     offline = evaluate_offline(pair.method, pair.model, pair.target, prompts)
     console.print(f"offline: τ {offline.tau:.3f} on {len(prompts)} conversations ({time.perf_counter() - started:.0f} s)")
+    _print_acceptance(offline)
     decoded = [_decode(pair, prompt, max_new_tokens) for prompt in prompts[:decode]]
     same, total = on_policy_share(pair.target, dataset, SHARE_SAMPLES)
     results = {
@@ -95,6 +96,13 @@ def evaluate_draft(
             f"first in sample {wrong[0].prompt.index} at token {wrong[0].difference.position}; see {out / 'results.json'}"
         )
     return results
+
+
+def _print_acceptance(acceptance: Acceptance) -> None:
+    console.print("  accepted by slot   " + "  ".join(f"{k}: {rate:.0%}" for k, rate in enumerate(acceptance.slot_rates, start=1)))
+    most = max(acceptance.histogram)
+    for committed, steps in enumerate(acceptance.histogram[1:], start=1):
+        console.print(f"  {committed:>3} tokens in {steps:>6} steps  {'█' * round(40 * steps / most)}")
 
 
 def _decode(pair: Pair, prompt: Prompt, max_new_tokens: int) -> Decoded:

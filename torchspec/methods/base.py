@@ -5,9 +5,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from torchspec.records import Batch, Features
+from torchspec.target import FrozenTarget
 
 METHODS = {"dflash": "torchspec.methods.dflash.method:DFlash"}
 ARCHITECTURES = {"DFlashDraftModel": "dflash"}  # of a draft's config.json -> method
@@ -30,6 +31,10 @@ class Method(Protocol):
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
 
+    @classmethod
+    def for_run(cls, options, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, counts: Tensor) -> "Method": ...
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Method": ...
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def loss(self, model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]: ...

@@ -14,12 +14,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, Qwen3Config
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_serves, draft_config
 from torchspec.methods.dflash.generate import DFlashDrafter
+from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.model import DFlashDraft
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
 from torchspec.records import Batch, Features
@@ -43,9 +44,12 @@ class DFlash:
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
 
-    @staticmethod
-    def config_for(options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
-        return draft_config(options, target, embedding_shape, mask_token_id)
+    @classmethod
+    def for_run(cls, options: DFlashConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, counts: Tensor) -> "DFlash":
+        """A new draft for a target and its training data."""
+        mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id)
+        config = draft_config(options, target.config, tuple(target.embedding.shape), mask_token_id)
+        return cls(config, target, options, counts)
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "DFlash":
