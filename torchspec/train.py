@@ -39,13 +39,16 @@ def train(config: RunConfig) -> checkpoint.TrainState:
             window.update(run, learning_rate(state.step, run.total_steps, training))
             state.step += 1
             state.seconds = resumed_seconds + time.perf_counter() - started
+            log.advance(state.step)
             last = state.step == run.total_steps
-            if last or state.step % config.tracking.log_interval == 0:
+            evaluated = time.perf_counter()
+            improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
+            window.started += time.perf_counter() - evaluated
+            saving = last or improved or state.step % training.save_interval == 0
+            if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
                 window.log(log, state)
                 window = Window()
-            log.advance(state.step)
-            improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
-            if last or improved or state.step % training.save_interval == 0:
+            if saving:
                 save(run, state)
     return state
 

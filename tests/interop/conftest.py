@@ -1,4 +1,4 @@
-"""One draft for all engines: trained here for two minutes on the demo's text, exported, and decoded by ourselves as the reference."""
+"""One draft for all engines: trained here for two to three minutes on the demo's text, exported, and decoded by ourselves as the reference."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ def draft(target_folder, tmp_path_factory) -> Path:
     data = Path(str(files("torchspec.demo")))
     overrides = [
         f"output_dir={folder}", f"model.target_model_path={target_folder}", f"dataset.train_data_path={data / 'train.jsonl'}",
-        f"dataset.eval_data_path={data / 'heldout.jsonl'}", "training.max_steps=400", "evaluation.interval=400",
+        f"dataset.eval_data_path={data / 'heldout.jsonl'}", "training.max_steps=200", "evaluation.interval=200",
     ]  # fmt: skip
     config = load_config(str(data / "smollm2_dflash.yaml"), overrides)
     train(config)

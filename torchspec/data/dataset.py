@@ -12,7 +12,8 @@ from filelock import FileLock
 from torch import LongTensor
 
 from torchspec.data.chat import ChatFormat
-from torchspec.data.prepare import VERSION, Manifest, prepare, tokenizer_hash
+from torchspec.data.manifest import VERSION, Manifest, tokenizer_hash
+from torchspec.data.prepare import prepare
 from torchspec.data.sources import resolve
 from torchspec.errors import ContractError, UserError
 from torchspec.records import Prompt

@@ -6,11 +6,9 @@ A row that is broken is *rejected* and counts towards `max_rejected`; a sample t
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import datasets
 import numpy as np
@@ -19,12 +17,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from torchspec.data.chat import BadRow, ChatFormat, Encoded
+from torchspec.data.ledger import Ledger
+from torchspec.data.manifest import Manifest, tokenizer_hash, vocab_size
 from torchspec.data.sources import Row, read_rows
-from torchspec.errors import ContractError, UserError
+from torchspec.errors import UserError
 
-VERSION = 1  # of the folder's format
 ROWS_PER_WRITE = 256  # bounds the memory: at 8192 tokens a row, 10 MB
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 FEATURES = datasets.Features(
     ids=datasets.List(datasets.Value("int32")),
     loss_mask=datasets.List(datasets.Value("bool")),
@@ -32,45 +30,6 @@ FEATURES = datasets.Features(
     loss_tokens=datasets.Value("int32"),
     where=datasets.Value("string"),
 )
-
-
-@dataclass(frozen=True)
-class Manifest:
-    inputs: list[str]
-    target: str
-    tokenizer_hash: str
-    template_hash: str
-    thinking: bool | None
-    last_turn_only: bool
-    max_length: int | None
-    min_loss_tokens: int
-    samples: int
-    tokens: int
-    loss_tokens: int
-    mask_share: float  # loss_tokens / tokens
-    rejected: dict[str, int]  # reason -> rows
-    filtered: dict[str, int]  # reason -> samples
-    split_conversations: int  # conversations that became one sample per assistant turn
-    fingerprint: str  # of all ids and masks in order
-    version: int = VERSION
-
-    @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise UserError(f"{folder.resolve()} is no prepared dataset (no manifest.json); make one with `torchspec prepare`")
-        fields = json.loads(path.read_text())
-        if fields["version"] != VERSION:
-            raise UserError(f"{path} has format version {fields['version']} instead of {VERSION}; prepare the data again")
-        return cls(**fields)
-
-    def check(self) -> "Manifest":
-        if not 0 < self.mask_share < 1:
-            raise ContractError(
-                f"{self.loss_tokens} of {self.tokens} tokens are supervised; the loss mask must cover the assistant turns and "
-                "nothing else, so check that the target's chat template fits the data"
-            )
-        return self
 
 
 def prepare(
@@ -93,7 +52,7 @@ def prepare(
     _check_replaceable(out)
     partial = _empty_folder(out.with_name(f"{out.name}.partial"))
     with (partial / "rejected.jsonl").open("w") as listing, _SampleWriter(partial / "raw" / "raw.arrow") as writer:
-        ledger = _Ledger(listing)
+        ledger = Ledger(listing)
         for row in _with_progress(rows, progress):
             ledger.rows += 1
             try:
@@ -147,24 +106,6 @@ def encode_row(row: Row, chat: ChatFormat, vocab: int) -> list[Encoded]:
     return samples
 
 
-def vocab_size(target: Path) -> int:
-    path = target / "config.json"
-    if not path.is_file():
-        raise UserError(f"target {target} holds no config.json; give the folder of the target model")
-    config = json.loads(path.read_text())
-    text_config = config.get("text_config", config)  # models that also see images keep the language model's settings apart
-    if "vocab_size" not in text_config:
-        raise UserError(f"{path} names no vocab_size; copy the config.json of the target model there")
-    return text_config["vocab_size"]
-
-
-def tokenizer_hash(target: Path) -> str:
-    for name in TOKENIZER_FILES:
-        if (target / name).is_file():
-            return hashlib.sha256((target / name).read_bytes()).hexdigest()[:16]
-    raise UserError(f"target {target} holds none of {', '.join(TOKENIZER_FILES)}; copy the model's tokenizer files there")
-
-
 def _truncate(sample: Encoded, max_length: int | None) -> Encoded:
     return Encoded(sample.ids[:max_length], sample.loss_mask[:max_length])
 
@@ -208,44 +149,6 @@ class _SampleWriter:
         self.tokens += len(ids)
         self.loss_tokens += loss_tokens
         return None
-
-
-@dataclass
-class _Ledger:
-    """What was left out: every case in the listing, counts by reason."""
-
-    listing: TextIO
-    rows: int = 0
-    rejected: Counter = field(default_factory=Counter)
-    filtered: Counter = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)  # reason -> first where
-
-    def reject(self, where: str, reason: str) -> None:
-        self._note(self.rejected, "rejected", where, reason)
-
-    def filter(self, where: str, reason: str) -> None:
-        self._note(self.filtered, "filtered", where, reason)
-
-    def _note(self, counts: Counter, kind: str, where: str, reason: str) -> None:
-        general = reason.partition(": ")[0]
-        counts[general] += 1
-        self.first.setdefault(general, where)
-        self.listing.write(json.dumps({"where": where, "reason": reason, "kind": kind}) + "\n")
-
-    def check(self, samples: int, max_rejected: float) -> None:
-        rejected, filtered = self.rejected.total(), self.filtered.total()
-        if rejected > max_rejected * self.rows:
-            raise UserError(
-                f"{rejected} of {self.rows} rows are rejected, more than max_rejected={max_rejected:g} allows; "
-                f"{self._worst(self.rejected)}; mend the data or raise max_rejected"
-            )
-        if samples == 0:
-            why = self._worst(self.rejected + self.filtered) if rejected + filtered else "the inputs hold no rows"
-            raise UserError(f"no sample is left of {self.rows} rows ({rejected} rejected, {filtered} filtered); {why}")
-
-    def _worst(self, counts: Counter) -> str:
-        reason, count = counts.most_common(1)[0]
-        return f"the most frequent reason is '{reason}' ({count} times, first at {self.first[reason]})"
 
 
 def _with_progress(rows: Iterator[Row], visible: bool) -> Iterator[Row]:

@@ -1,0 +1,91 @@
+"""The chunked frozen-head loss against eager cross-entropy in higher precision: value, gradient, predictions, memory."""
+
+import pytest
+import torch
+
+from torchspec import losses
+from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
+
+ROWS, WIDTH, VOCABULARY = 37, 24, 101
+
+
+def inputs(dtype=torch.float32):
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, WIDTH, generator=g).to(dtype).requires_grad_()
+    head = torch.randn(VOCABULARY, WIDTH, generator=g).to(dtype)
+    labels, weights = torch.randint(VOCABULARY, (ROWS,), generator=g), torch.rand(ROWS, generator=g)
+    return hidden, head, labels, weights
+
+
+def eager(hidden, head, labels, weights, bias=0.0):
+    reference = hidden.detach().double().requires_grad_()
+    logits = reference @ head.double().T + bias
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    (each * weights).sum().backward()
+    return each, logits.argmax(-1), reference.grad
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 5, 37, 1000])
+def test_value_gradient_and_predictions_equal_eager_float64(monkeypatch, chunk_rows):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    hidden, head, labels, weights = inputs()
+    total, each, predictions = frozen_head_cross_entropy(hidden, head, labels, weights)
+    expected, best, gradient = eager(hidden, head, labels, weights)
+    (3.0 * total).backward()
+    torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total.double(), (expected * weights).sum(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(predictions, best)
+    torch.testing.assert_close(hidden.grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_within_the_rounding_of_its_logits():
+    """Logits of size 5 are rounded to 2^-6 in bfloat16; the softmax and its logarithm run in float32 and add nothing visible."""
+    hidden, head, labels, weights = inputs(torch.bfloat16)
+    total, each, _ = frozen_head_cross_entropy(hidden, head, labels, weights)
+    expected, _, gradient = eager(hidden, head, labels, weights)
+    total.backward()
+    assert (each.double() - expected).abs().max() < 0.15
+    assert (hidden.grad.double() - gradient).norm() / gradient.norm() < 0.02
+
+
+def test_no_rows_give_zero_and_a_zero_gradient():
+    hidden, head, labels, weights = inputs()
+    total, each, _ = frozen_head_cross_entropy(hidden[:0], head, labels[:0], weights[:0])
+    total.backward()
+    assert total == 0 and len(each) == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))
+
+
+def test_the_largest_allocation_does_not_grow_with_the_rows(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 8 * 4096)
+
+    def largest(rows: int) -> int:
+        hidden, head = torch.randn(rows, 8, requires_grad=True), torch.randn(4096, 8)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            frozen_head_cross_entropy(hidden, head, torch.zeros(rows, dtype=torch.int64), torch.ones(rows))
+        return max(abs(event.self_cpu_memory_usage) for event in profile.events())
+
+    assert largest(512) == largest(64) <= 4 * 2 * 8 * 4096  # one chunk of float32 logits, and at most a copy beside it
+
+
+def test_a_vocabulary_of_seen_tokens_and_drawn_others_estimates_the_full_normaliser():
+    g = torch.Generator().manual_seed(0)
+    head, counts = torch.randn(VOCABULARY, WIDTH, generator=g) * 0.2, torch.zeros(VOCABULARY)
+    counts[:20] = 1
+    vocabulary, hidden = LossVocabulary(head, counts, 40), torch.randn(5, WIDTH, generator=g)
+    full = (hidden @ head.T).exp().sum(-1)
+    estimates = []
+    for _ in range(2000):
+        rows = vocabulary.draw(g)
+        assert torch.equal(rows.ids[rows.index[torch.arange(20)]], torch.arange(20)) and torch.equal(head[rows.ids], rows.head)
+        estimates.append((hidden @ rows.head.T + rows.bias).exp().sum(-1))
+    estimates = torch.stack(estimates)
+    standard_error = estimates.std(0) / len(estimates) ** 0.5
+    assert ((estimates.mean(0) - full).abs() < 4 * standard_error).all()
+
+
+@pytest.mark.parametrize("negatives", [None, 81, 1000])
+def test_without_negatives_or_with_as_many_as_there_are_the_vocabulary_is_whole(negatives):
+    head, counts = torch.randn(VOCABULARY, WIDTH), torch.zeros(VOCABULARY)
+    counts[:20] = 1
+    rows = LossVocabulary(head, counts, negatives).draw(torch.Generator())
+    assert rows.head is head and rows.bias is None and torch.equal(rows.ids, torch.arange(VOCABULARY))

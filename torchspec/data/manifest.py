@@ -1,0 +1,68 @@
+"""What a prepared dataset was made of: written beside it, checked when it is opened, carried to the draft and every report."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchspec.errors import ContractError, UserError
+
+VERSION = 1  # of the folder's format
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    inputs: list[str]
+    target: str
+    tokenizer_hash: str
+    template_hash: str
+    thinking: bool | None
+    last_turn_only: bool
+    max_length: int | None
+    min_loss_tokens: int
+    samples: int
+    tokens: int
+    loss_tokens: int
+    mask_share: float  # loss_tokens / tokens
+    rejected: dict[str, int]  # reason -> rows
+    filtered: dict[str, int]  # reason -> samples
+    split_conversations: int  # conversations that became one sample per assistant turn
+    fingerprint: str  # of all ids and masks in order
+    version: int = VERSION
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise UserError(f"{folder.resolve()} is no prepared dataset (no manifest.json); make one with `torchspec prepare`")
+        fields = json.loads(path.read_text())
+        if fields["version"] != VERSION:
+            raise UserError(f"{path} has format version {fields['version']} instead of {VERSION}; prepare the data again")
+        return cls(**fields)
+
+    def check(self) -> "Manifest":
+        if not 0 < self.mask_share < 1:
+            raise ContractError(
+                f"{self.loss_tokens} of {self.tokens} tokens are supervised; the loss mask must cover the assistant turns and "
+                "nothing else, so check that the target's chat template fits the data"
+            )
+        return self
+
+
+def vocab_size(target: Path) -> int:
+    path = target / "config.json"
+    if not path.is_file():
+        raise UserError(f"target {target} holds no config.json; give the folder of the target model")
+    config = json.loads(path.read_text())
+    text_config = config.get("text_config", config)  # models that also see images keep the language model's settings apart
+    if "vocab_size" not in text_config:
+        raise UserError(f"{path} names no vocab_size; copy the config.json of the target model there")
+    return text_config["vocab_size"]
+
+
+def tokenizer_hash(target: Path) -> str:
+    for name in TOKENIZER_FILES:
+        if (target / name).is_file():
+            return hashlib.sha256((target / name).read_bytes()).hexdigest()[:16]
+    raise UserError(f"target {target} holds none of {', '.join(TOKENIZER_FILES)}; copy the model's tokenizer files there")
