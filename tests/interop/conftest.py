@@ -1,4 +1,4 @@
-"""One draft for all engines: trained here for two to three minutes on the demo's text, exported, and decoded by ourselves as the reference."""
+"""One draft for all engines: trained here for two to three minutes on the demo's text, exported, decoded by ourselves as the reference."""
 
 from importlib.resources import files
 from pathlib import Path
