@@ -59,8 +59,15 @@ def load_pair(draft: Path, target: str, dtype_name: str, device_name: str, trust
     method = method_class(name).from_config(config, frozen)
     model = method.skeleton()
     _load_weights(model, draft / "model.safetensors")
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
     return Pair(draft, folder, HFCapture(folder, method.layer_ids, dtype, device, trust_remote_code), method, model)
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Parameters only: `model.to(dtype)` would round the rotary frequencies as well, and serve other positions than were trained."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _load_weights(model: nn.Module, file: Path) -> None:

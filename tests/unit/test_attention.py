@@ -64,7 +64,7 @@ def test_structured_attention_and_its_gradients_equal_a_dense_float64_softmax():
 
 def test_flex_equals_structured():
     with torch.no_grad():  # without CUDA only the forward exists
-        inputs = tensors()
+        inputs = [tensor.detach() for tensor in tensors()]
         torch.testing.assert_close(flex(*inputs, flex_block_mask(LAYOUT)), structured_attention(*inputs, LAYOUT), rtol=1e-5, atol=1e-5)
 
 

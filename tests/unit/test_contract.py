@@ -17,10 +17,12 @@ from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step, evaluate_offline
 from torchspec.evaluate.decode import first_difference, plain_decode, speculative_decode
+from torchspec.inference import load_pair
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.nn.attention import BlockLayout
+from torchspec.nn.precision import ComputeIn
 from torchspec.records import Features, Prompt
 from torchspec.stream import pack
 from torchspec.target import FrozenTarget
@@ -297,6 +299,19 @@ def exported(method, model, tmp_path) -> Path:
     save_file(dict(model.state_dict()), folder / "model.safetensors")
     (folder / "config.json").write_text(__import__("json").dumps(serving_config(method.config, "float32")))
     return folder
+
+
+@torch.inference_mode()
+def test_export_computes_in_bfloat16_what_the_trainer_computed_bitwise(method, model, exported, folder, oracle, on_policy):
+    """Regression: rounding the rotary frequencies to bfloat16 cost a drafted token in a thousand, and no key or shape told of it."""
+    pair = load_pair(exported, str(folder), "bfloat16", "cpu", False)
+    features = oracle.capture(on_policy[0])
+    features = replace(features, context=features.context.bfloat16())
+    trained = DFlash(method.config, pair.method.target, method.options, torch.ones(len(pair.method.target.head)))
+    served = block_hidden(pair.method, pair.model, features, 40)
+    assert torch.equal(block_hidden(trained, ComputeIn(model, torch.bfloat16), features, 40), served)
+    rounded = pair.model.to(torch.bfloat16)
+    assert not torch.equal(block_hidden(pair.method, rounded, features, 40), served)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_frozen_parts_reproduce_the_models_logits_tied_untied_and_sharded(folder
             for file, part in shards.items():
                 save_file({n: weights[n] for n in part}, copy / file, metadata={"format": "pt"})
             (copy / "model.safetensors").unlink()
-            index = {"weight_map": {n: file for file, part in shards.items() for n in part}}
+            index = {"metadata": {}, "weight_map": {n: file for file, part in shards.items() for n in part}}
             (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         else:
             save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
