@@ -24,6 +24,7 @@ from torchspec.inference import Pair
 from torchspec.log import console
 from torchspec.records import Prompt
 
+WARM_UP_TOKENS = 16
 TAU = "tokens committed per target forward, bonus token included, prefill not counted; plain decoding = 1.0"
 
 
@@ -64,7 +65,7 @@ def evaluate_draft(
     offline = evaluate_offline(pair.method, pair.model, pair.target, prompts)
     console.print(f"offline: τ {offline.tau:.3f} on {len(prompts)} conversations ({time.perf_counter() - started:.0f} s)")
     _print_acceptance(offline)
-    decoded = [_decode(pair, prompt, max_new_tokens) for prompt in prompts[:decode]]
+    decoded = _decode_all(pair, _spread(prompts, decode), max_new_tokens)
     same, total = on_policy_share(pair.target, dataset, SHARE_SAMPLES)
     results = {
         "title": f"{pair.folder.name} + {pair.method.config.architectures[0]}",
@@ -103,6 +104,20 @@ def _print_acceptance(acceptance: Acceptance) -> None:
     most = max(acceptance.histogram)
     for committed, steps in enumerate(acceptance.histogram[1:], start=1):
         console.print(f"  {committed:>3} tokens in {steps:>6} steps  {'█' * round(40 * steps / most)}")
+
+
+def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Evenly over the file, which may be sorted by length or topic."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def _decode_all(pair: Pair, prompts: list[Prompt], max_new_tokens: int) -> list[Decoded]:
+    for prompt in prompts[:1]:  # the first forwards of each shape are slow: once, untimed
+        start, _ = prompt.spans()[0]
+        plain_decode(pair.target, prompt.ids[:start], WARM_UP_TOKENS, set())
+        speculative_decode(pair.target, pair.method.drafter(pair.model), prompt.ids[:start], WARM_UP_TOKENS, set())
+    return [_decode(pair, prompt, max_new_tokens) for prompt in prompts]
 
 
 def _decode(pair: Pair, prompt: Prompt, max_new_tokens: int) -> Decoded:
@@ -149,7 +164,7 @@ def _decode_results(pair: Pair, decoded: list[Decoded]) -> dict:
 def _example(pair: Pair, decoded: Decoded, tokenizer) -> dict:
     answer, start = decoded.speculative, decoded.prompt.spans()[0][0]
     return {
-        "prompt": tokenizer.decode(decoded.prompt.ids[:start]),
+        "prompt": tokenizer.decode(decoded.prompt.ids[:start], skip_special_tokens=True).strip(),
         "pieces": [
             [text, "draft" if drafted else "target"]
             for text, drafted in zip(token_texts(tokenizer, answer.ids), answer.from_draft, strict=True)
