@@ -88,7 +88,9 @@ def evaluate_draft(
         "command": " ".join(sys.argv),
         **(metadata or {}),
     }
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    partial = out / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.rename(out / "results.json")
     write_report(out)
     wrong = [d for d in decoded if d.outcome == "mismatch"]
     if wrong:
@@ -180,7 +182,7 @@ def _protocol(pair: Pair, dataset: PromptDataset, prompts: list[Prompt], max_new
     """What another evaluation must share for its numbers to be comparable."""
     text = hashlib.sha256(b"".join(p.ids.numpy().tobytes() for p in prompts)).hexdigest()[:16]
     return {
-        "prompts": f"{len(prompts)} of {dataset.manifest.inputs}, sha256 {text}",
+        "prompts": f"{len(prompts)} of {', '.join(Path(name).name for name in dataset.manifest.inputs)}, sha256 {text}",
         "temperature": 0,
         "thinking": dataset.manifest.thinking,
         "template_hash": dataset.manifest.template_hash,
