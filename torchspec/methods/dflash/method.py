@@ -61,8 +61,10 @@ class DFlash:
         return DFlashDraft(self.config)
 
     def build(self, generator: torch.Generator) -> DFlashDraft:
+        """A fresh draft whose logits have variance 1 or less."""
         model = self.skeleton()
-        model.initialise(generator)
+        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
+        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
         return model
 
     def drafter(self, model: DFlashDraft) -> DFlashDrafter:
