@@ -1,26 +1,29 @@
 """From a config to everything that a run is made of. Cheap checks first; the target is loaded last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from torchspec.capture.base import Capture, backend_class
+from torchspec.capture.base import Capture, CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
-from torchspec.capture.check import capture_checks
 from torchspec.config import DatasetConfig, RunConfig
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.plan import MicroBatch, plan_micro_batches, rank_plan
+from torchspec.distributed import World, parallelise, whole
 from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
-from torchspec.inference import resolve_device, resolve_dtype
+from torchspec.inference import cast_parameters, resolve_dtype
 from torchspec.log import console
 from torchspec.methods.base import Method, method_class
-from torchspec.nn.precision import ComputeIn
 from torchspec.optim import build_optimizers
+from torchspec.stream import FeatureStream, InProcess, Source
 from torchspec.target import FrozenTarget
+
+CHECKED_SAMPLES = 4  # prompts on which the engine is compared with the target's own files before training starts
 
 
 @dataclass
@@ -30,11 +33,27 @@ class Run:
     held_out: PromptDataset | None
     plan: list[MicroBatch]  # this rank's micro-batches, all epochs
     method: Method
-    model: nn.Module  # float32 masters
-    compute: nn.Module  # the same model, computing in model.dtype
+    model: nn.Module  # float32 masters, sharded over the ranks
+    compute: Callable[..., Tensor]  # the same model, computing in model.dtype
     optimizers: list[torch.optim.Optimizer]
-    capture: Capture
+    source: Source  # of the features to train on
     held_out_capture: Capture
+    world: World
+
+    def stream(self, position: int) -> FeatureStream:
+        return FeatureStream(self.dataset, self.source, self.plan, position, self.config.training.prefetch_depth)
+
+    @torch.no_grad()
+    def whole_draft(self) -> nn.Module:
+        """The draft as it is served, unsharded and in model.dtype: every rank evaluates on its own."""
+        draft = self.method.skeleton().to(self.world.device)
+        values = {name: whole(parameter.detach()) for name, parameter in self.model.named_parameters()}
+        draft.load_state_dict(values)
+        return cast_parameters(draft, resolve_dtype(self.config.model.dtype)).eval()
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            console.print(text, markup=False)
 
     @property
     def total_steps(self) -> int:
@@ -47,22 +66,49 @@ class Run:
         return {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
 
 
-def build(config: RunConfig) -> Run:
-    device, dtype = resolve_device(config.model.device), resolve_dtype(config.model.dtype)
+def build(config: RunConfig, world: World) -> Run:
+    device, dtype = world.device, resolve_dtype(config.model.dtype)
     folder = resolve_target(config.model.target_model_path)
     dataset, held_out = open_datasets(config, folder)
-    plan = plan_run(config, dataset)
+    plan = plan_run(config, dataset, world)
     target = FrozenTarget.load(folder, dtype, device, config.model.trust_remote_code)
     method = build_method(config, target, dataset)
     model = method.build(torch.Generator().manual_seed(config.training.seed)).to(device)
-    inner = backend_class(config.inference.inference_engine_type)(folder, method.layer_ids, dtype, device, config.model.trust_remote_code)
-    capture_checks(inner, target, [dataset[0]])
+    compute = parallelise(model, world, config.training, dtype)
     limit = int(config.inference.cache_gib * 2**30)
     held_out_limit = 0 if held_out is None else limit // 8  # evaluation repeats its few samples, training needs the rest
+    if config.inference.num_workers:
+        from torchspec.capture.remote import RemoteCapture
+        from torchspec.cluster import capture_workers
+
+        width, samples = target.config.hidden_size * len(method.layer_ids), sum(len(batch.indices) for batch in plan)
+        workers = capture_workers(config, folder, method.layer_ids)
+        source = capture = RemoteCapture(workers, config, method.layer_ids, width, samples, device)
+    else:
+        capture = open_engine(config, capture_spec(config, folder, method.layer_ids, device))
+        source = InProcess(CachedCapture(capture, limit - held_out_limit))
+    if world.is_main:
+        capture.verify(target, [dataset[i] for i in range(min(len(dataset), CHECKED_SAMPLES))])
     return Run(
-        config, dataset, held_out, plan, method, model, ComputeIn(model, dtype), build_optimizers(model, config.training),
-        CachedCapture(inner, limit - held_out_limit), CachedCapture(inner, held_out_limit),
+        config, dataset, held_out, plan, method, model, compute, build_optimizers(model, config.training), source,
+        CachedCapture(capture, held_out_limit), world,
     )  # fmt: skip
+
+
+def capture_spec(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], device: torch.device) -> CaptureSpec:
+    dtype, remote_code = resolve_dtype(config.model.dtype), config.model.trust_remote_code
+    return CaptureSpec(folder, layer_ids, dtype, device, config.inference.gpus_per_worker, config.dataset.max_length, remote_code)
+
+
+def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:
+    """The capture backend of a run, behind its disk cache where there is one."""
+    inference, engine = config.inference, open_capture(config.inference.inference_engine_type, spec)
+    if inference.replay_dir is None:
+        return engine
+    from torchspec.capture.replay import ReplayCapture
+
+    limit = int(inference.replay_gib * 2**30)
+    return ReplayCapture(engine, spec, Path(inference.replay_dir), limit, fp8=inference.transfer_dtype == "fp8")
 
 
 def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, PromptDataset | None]:
@@ -81,44 +127,13 @@ def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
     )  # fmt: skip
 
 
-def plan_run(config: RunConfig, dataset: PromptDataset) -> list[MicroBatch]:
+def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> list[MicroBatch]:
     training = config.training
     batches = plan_micro_batches(dataset.lengths, training.seed, training.num_epochs, training.micro_batch_size, training.max_batch_tokens)
-    return rank_plan(batches, 0, 1, training.draft_accumulation_steps, training.max_steps)
+    return rank_plan(batches, world.rank, world.size, training.draft_accumulation_steps, training.max_steps)
 
 
 def build_method(config: RunConfig, target: FrozenTarget, dataset: PromptDataset) -> Method:
     tokenizer = AutoTokenizer.from_pretrained(target.folder, trust_remote_code=config.model.trust_remote_code)
     counts = dataset.token_counts(len(target.embedding))
     return method_class(config.draft.method).for_run(config.draft, target, tokenizer, counts)
-
-
-def print_plan(config: RunConfig) -> None:
-    """What the run will be, without loading the target: data is prepared, the draft is counted, nothing is trained."""
-    folder = resolve_target(config.model.target_model_path)
-    dataset, held_out = open_datasets(config, folder)
-    plan = plan_run(config, dataset)
-    target = FrozenTarget.load(folder, resolve_dtype(config.model.dtype), "cpu", config.model.trust_remote_code)
-    method = build_method(config, target, dataset)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in method.skeleton().parameters())
-    training, manifest = config.training, dataset.manifest
-    steps = len(plan) // training.draft_accumulation_steps
-    planned = [dataset.lengths[list(batch.indices)].sum() for batch in plan]
-    feature_bytes = manifest.tokens * len(method.layer_ids) * target.config.hidden_size * (2 if config.model.dtype == "bfloat16" else 4)
-    checkpoint_bytes = 12 * parameters  # float32 masters and two moments
-    gib = 2.0**30
-    rows = {
-        "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
-        "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
-        "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
-        f"held out: {len(held_out) if held_out else 0} samples",
-        "steps": f"{steps} of {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
-        f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
-        "memory": f"draft {16 * parameters / gib:.2f} GiB (masters, gradients, moments), features {feature_bytes / gib:.2f} GiB per epoch, "
-        f"of which {min(config.inference.cache_gib, feature_bytes / gib):.2f} GiB are kept",
-        "disk": f"{checkpoint_bytes / gib:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
-    }
-    console.print(config.model_dump_json(indent=2), markup=False)
-    for name, text in rows.items():
-        console.print(f"{name:>8}  {text}", markup=False)

@@ -1,23 +1,37 @@
-"""Checkpoints: complete or absent, rotated, resumed exactly.
+"""Checkpoints: complete or absent, written beside the training, rotated, resumed exactly, by any number of ranks.
 
 checkpoints/
   latest_checkpointed_iteration.txt
   best.json                      step and tau of the best evaluation
-  iter_0000400/  model.safetensors (float32 masters) · optimizer.safetensors · config.json (the draft) · run.json · state.json
+  iter_0000400/
+    shard-*.safetensors          one file per rank: float32 masters `model/NAME` and moments `optimizer/NAME/MOMENT`
+    config.json (the draft) · run.json · data.json · state.json
+
+Tensors go through PyTorch's distributed checkpoint (DCP) in its safetensors form, so a checkpoint holds nothing executable.
 """
 
 import json
 import shutil
 import warnings
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
 from torchspec.config import RunConfig
+from torchspec.distributed import World
 from torchspec.errors import UserError
+
+# DCP says so at every save and load of a single process, which is a mode of its own here
+warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process", UserWarning)
 
 LATEST, BEST = "latest_checkpointed_iteration.txt", "best.json"
 
@@ -27,41 +41,83 @@ class TrainState:
     """Everything but the tensors. The stream's position and the learning rate follow from `step`."""
 
     step: int = 0  # optimizer steps done
-    tokens: int = 0  # tokens trained on, all epochs
+    tokens: int = 0  # tokens trained on, all epochs and ranks
     seconds: float = 0.0  # wall-clock of training, over all resumptions
     best_tau: float = 0.0
     best_step: int = 0
+    micro_batches_per_step: int = 1  # over all ranks; the position in the data follows from it and `step`
 
 
 def folder(root: Path, step: int) -> Path:
     return root / f"iter_{step:07d}"
 
 
-def save(
-    root: Path,
-    state: TrainState,
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    config: RunConfig,
-    draft_config,
-    data_facts: dict,
-) -> Path:
-    """Written aside and renamed: a kill at any moment leaves the old checkpoint or the new one, never half of one."""
-    final = folder(root, state.step)
-    if final.exists():
-        return final
-    partial = root / f".partial_{state.step}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: p.detach() for name, p in model.named_parameters()}, partial / "model.safetensors", metadata={"format": "pt"})
-    save_file(_moments(model, optimizers), partial / "optimizer.safetensors")
-    draft_config.save_pretrained(partial)
-    (partial / "run.json").write_text(config.model_dump_json(indent=2))
-    (partial / "data.json").write_text(json.dumps(data_facts, indent=2))
-    (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
-    partial.rename(final)
-    _replace(root / LATEST, str(state.step))
-    return final
+class Saver:
+    """Saves while training goes on: tensors are copied at once and written by a thread, `finish` makes the result visible."""
+
+    def __init__(self, root: Path, config: RunConfig, world: World, draft_config, data_facts: dict):
+        self.root, self.config, self.world = root, config, world
+        self.draft_config, self.data_facts = draft_config, data_facts
+        # the thread's collectives must not meet the loop's
+        self.group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self.writing: Future | None = None
+        self.state: TrainState | None = None
+
+    def save(self, state: TrainState, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Every rank calls it. A kill at any moment leaves the old checkpoint or the new one, never half of one."""
+        self.finish()
+        self.state = TrainState(**asdict(state))
+        if folder(self.root, state.step).exists():  # a run that was killed right after the rename arrives here again
+            return self._publish()
+        partial = self._partial(state.step)
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self.draft_config.save_pretrained(partial)
+            (partial / "run.json").write_text(self.config.model_dump_json(indent=2))
+            (partial / "data.json").write_text(json.dumps(self.data_facts, indent=2))
+            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        self.world.barrier()
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        started = dcp.async_save(tensors(model, optimizers), storage_writer=writer, process_group=self.group, no_dist=self.world.size == 1)
+        self.writing = started.upload_completion if isinstance(started, AsyncSaveResponse) else started
+
+    def finish_if_written(self) -> None:
+        if self.writing is not None and self.writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the files, renames, points to the new checkpoint, rotates: an old one goes only after the new one is complete."""
+        if self.writing is None:
+            return
+        self.writing.result()
+        self.writing = None
+        if self.world.is_main:  # its result comes after every rank's
+            self._partial(self.state.step).rename(folder(self.root, self.state.step))
+        self._publish()
+
+    def _publish(self) -> None:
+        if not self.world.is_main:
+            return
+        _replace(self.root / LATEST, str(self.state.step))
+        if self.state.best_step == self.state.step:
+            _replace(self.root / BEST, json.dumps({"step": self.state.best_step, "tau": self.state.best_tau}))
+        rotate(self.root, self.config.training.max_checkpoints, self.state.best_step)
+
+    def _partial(self, step: int) -> Path:
+        return self.root / f".partial_{step}"
+
+
+def tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All tensors of a run under one name each; sharded ones stay sharded."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"optimizer/{names[parameter]}/{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    return {f"model/{name}": parameter.detach() for parameter, name in names.items()} | moments
 
 
 def _replace(file: Path, text: str) -> None:
@@ -70,23 +126,10 @@ def _replace(file: Path, text: str) -> None:
     partial.rename(file)
 
 
-def _moments(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def record_best(root: Path, state: TrainState) -> None:
-    _replace(root / BEST, json.dumps({"step": state.best_step, "tau": state.best_tau}))
-
-
 def rotate(root: Path, keep: int, best_step: int) -> None:
     """Deletes all but the newest `keep` and the best, oldest first. A failed delete costs disk, not the run."""
-    for old in sorted(root.glob("iter_*"))[:-keep]:
+    by_age = sorted(root.glob("iter_*"), key=lambda path: int(path.name.removeprefix("iter_")))
+    for old in by_age[:-keep]:
         if old == folder(root, best_step):
             continue
         try:
@@ -110,17 +153,76 @@ def best(root: Path) -> Path:
     return newest
 
 
-def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], config: RunConfig) -> TrainState:
-    """Restores weights and moments in place; refuses a checkpoint of another run."""
-    saved = RunConfig.model_validate_json((path / "run.json").read_text()).resumable_fields()
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The whole float32 masters of a checkpoint, whatever number of ranks wrote it; needs no process group."""
+    _check_shards(path)
+    metadata = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    weights = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in metadata.items() if name.startswith("model/")}
+    _read_tensors(path, weights, alone=True)
+    return {name.removeprefix("model/"): value for name, value in weights.items()}
+
+
+def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], config: RunConfig, world: World) -> TrainState:
+    """Restores weights and moments in place, whatever number of ranks saved them; refuses a checkpoint of another run."""
+    saved = RunConfig.model_validate(read_json(path / "run.json"), strict=False).resumable_fields()
     wanted = config.resumable_fields()
     changed = [f"{s}.{key}: {saved[s][key]!r} -> {wanted[s][key]!r}" for s in saved for key in saved[s] if saved[s][key] != wanted[s][key]]
     if changed:
         raise UserError(f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir or restore these values")
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    parameters = dict(model.named_parameters())
-    owner = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
-    for key, value in load_file(path / "optimizer.safetensors").items():
-        name, _, moment = key.partition("/")
-        owner[parameters[name]].state[parameters[name]][moment] = value
-    return TrainState(**json.loads((path / "state.json").read_text()))
+    state, per_step = TrainState(**read_json(path / "state.json")), micro_batches_per_step(config, world)
+    if state.micro_batches_per_step != per_step:
+        raise UserError(
+            f"{path} was made with {state.micro_batches_per_step} micro-batches per step, but {world.size} ranks x "
+            f"training.draft_accumulation_steps={config.training.draft_accumulation_steps} are {per_step}; change the accumulation to match"
+        )
+    _check_shards(path)
+    _make_moments(optimizers)
+    _read_tensors(path, tensors(model, optimizers), alone=world.size == 1)
+    return state
+
+
+def micro_batches_per_step(config: RunConfig, world: World) -> int:
+    return world.size * config.training.draft_accumulation_steps
+
+
+def read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise UserError(f"{file.parent.resolve()} holds no {file.name}; give a checkpoint folder iter_NNNNNNN made by torchspec train")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file.resolve()} is damaged ({error}); use an older checkpoint: write its step into {LATEST}") from error
+
+
+def _check_shards(path: Path) -> None:
+    shards = sorted(path.glob("shard-*.safetensors"))
+    if not shards:
+        raise UserError(f"{path.resolve()} holds no weights (no shard-*.safetensors); give a checkpoint folder iter_NNNNNNN")
+    for shard in shards:
+        try:
+            safe_open(shard, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard} is not a readable safetensors file ({error}); resume from an older checkpoint") from error
+
+
+def _read_tensors(path: Path, wanted: dict[str, Tensor], alone: bool) -> None:
+    try:
+        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+    except CheckpointException as error:
+        raise UserError(
+            f"{path} lacks tensors, a shard-*.safetensors may be missing ({error.failures}); use an older checkpoint"
+        ) from error
+
+
+def _make_moments(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Optimizers make their moments in the first step: one of rate zero makes them, to be filled by the load that follows."""
+    for optimizer in optimizers:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

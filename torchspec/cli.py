@@ -1,5 +1,6 @@
 """Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -100,11 +101,13 @@ def train(
 
     run = load_config(config, overrides or [])
     if plan:
-        from torchspec.build import print_plan
+        from torchspec.print_plan import print_plan
 
         return print_plan(run)
-    from torchspec.train import train as start
-
+    if run.distributed and "WORLD_SIZE" not in os.environ:  # torchrun has started the ranks already
+        from torchspec.cluster import train_on_cluster as start
+    else:
+        from torchspec.train import train as start
     start(run)
 
 

@@ -43,6 +43,7 @@ class DatasetConfig(Section):
 
 
 class TrainingConfig(Section):
+    num_ranks: PositiveInt = Field(1, description="trainer ranks, each with its own device")
     micro_batch_size: PositiveInt = Field(1, description="documents packed into one micro-batch")
     max_batch_tokens: PositiveInt = Field(16384, description="most tokens packed into one micro-batch")
     draft_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
@@ -59,6 +60,9 @@ class TrainingConfig(Section):
     adam_beta2: Share = 0.95
     max_grad_norm: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
+    fsdp_strategy: Literal["FULL_SHARD", "HYBRID", "REPLICATE"] = Field("FULL_SHARD", description="where several ranks keep the draft")
+    compile: bool = Field(False, description="torch.compile each draft layer")
+    activation_checkpointing: bool = Field(False, description="compute a draft layer's activations again in the backward pass")
     prefetch_depth: PositiveInt = Field(4, description="samples captured ahead of the trainer")
     save_interval: PositiveInt = Field(500, description="steps between checkpoints")
     max_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept; the best by tau is kept as well")
@@ -73,9 +77,42 @@ class TrainingConfig(Section):
         return self
 
 
+class MooncakeConfig(Section):
+    master: str | None = Field(None, description="host:port of a running master; none starts one for the run")
+    metadata: str | None = Field(None, description="URL of the master's metadata server; needed with master")
+    protocol: Literal["tcp", "rdma"] = "tcp"
+    rdma_device: str = Field("", description="for example mlx5_0; empty chooses")
+    segment_gib: PositiveFloat = Field(1.0, strict=False, description="memory that each process lends to the store")
+
+    @model_validator(mode="after")
+    def _both(self):
+        if (self.master is None) != (self.metadata is None):
+            raise ValueError("master and metadata belong together; set both, or neither to have a master started")
+        return self
+
+
 class InferenceConfig(Section):
     inference_engine_type: str = Field("hf", description="who runs the target")
+    num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
+    gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
+    transfer: Literal["ray", "mooncake"] = Field("ray", description="how features travel from capture workers to trainers")
+    mooncake: MooncakeConfig = MooncakeConfig()
+    transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
+    replay_dir: str | None = Field(None, description="folder that keeps features on disk for later runs on the same text")
+    replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
+    max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
+    max_dropped: Share = Field(0.01, strict=False, description="share of a rank's samples above which the run stops")
     cache_gib: NonNegativeFloat = Field(0.0, strict=False, description="memory for features of earlier epochs; 0 captures every epoch anew")
+
+    @model_validator(mode="after")
+    def _where(self):
+        if self.num_workers == 0 and self.transfer != "ray":
+            raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
+        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
+            raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
+        if self.num_workers and self.cache_gib:
+            raise ValueError(f"cache_gib={self.cache_gib:g} keeps features in the trainer's process; leave it out where num_workers is set")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -83,10 +120,21 @@ class EvaluationConfig(Section):
     max_samples: PositiveInt = Field(64, description="held-out samples per evaluation during training")
 
 
+class ClusterConfig(Section):
+    address: str | None = Field(None, description="Ray cluster to join, host:port or auto; none starts one on this machine")
+    max_restarts: NonNegativeInt = Field(3, description="times that dead trainer ranks are started again from the latest checkpoint")
+
+
 class TrackingConfig(Section):
     log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     tensorboard: bool = False
     wandb_project: str | None = None
+
+
+NOT_IN_THE_WEIGHTS = (
+    "num_ranks", "draft_accumulation_steps", "fsdp_strategy", "compile", "activation_checkpointing", "prefetch_depth", "save_interval",
+    "max_checkpoints",
+)  # fmt: skip  # ranks x accumulation is compared as one number, when a checkpoint is loaded
 
 
 class RunConfig(Section):
@@ -98,15 +146,20 @@ class RunConfig(Section):
     inference: InferenceConfig = InferenceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def checkpoints(self) -> Path:
         return Path(self.output_dir) / "checkpoints"
 
+    @property
+    def distributed(self) -> bool:
+        return self.training.num_ranks > 1 or self.inference.num_workers > 0
+
     def resumable_fields(self) -> dict:
         """What determines the weights step by step; a run may only be resumed with the same values."""
         everything = json.loads(self.model_dump_json())
-        for field in ("save_interval", "max_checkpoints", "prefetch_depth"):
+        for field in NOT_IN_THE_WEIGHTS:
             everything["training"].pop(field)
         return {key: everything[key] for key in ("model", "draft", "dataset", "training")}
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
+from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
@@ -50,7 +51,10 @@ def load_pair(draft: Path, target: str, dtype_name: str, device_name: str, trust
     dtype, device = resolve_dtype(dtype_name), resolve_device(device_name)
     if not (draft / "config.json").is_file():
         raise UserError(f"draft {str(draft)!r}: {draft.resolve()} holds no config.json; give a folder made by torchspec export")
-    config = AutoConfig.from_pretrained(draft)
+    try:
+        config = AutoConfig.from_pretrained(draft)
+    except (OSError, ValueError) as error:
+        raise UserError(f"draft {draft}: config.json cannot be read ({error}); export it again") from error
     name = ARCHITECTURES.get((config.architectures or ["none"])[0])
     if name is None:
         raise UserError(f"draft {draft} is a {config.architectures}; supported are {', '.join(ARCHITECTURES)}")
@@ -60,7 +64,8 @@ def load_pair(draft: Path, target: str, dtype_name: str, device_name: str, trust
     model = method.skeleton()
     _load_weights(model, draft / "model.safetensors")
     model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
-    return Pair(draft, folder, HFCapture(folder, method.layer_ids, dtype, device, trust_remote_code), method, model)
+    spec = CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code)
+    return Pair(draft, folder, HFCapture(spec), method, model)
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -9,23 +9,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
+from torchspec.meter import suggested_split, verdict
 
 console = Console(highlight=False)
 
 
 class RunLog:
-    """One line per `log` call in metrics.jsonl; the progress line shows step, loss, tokens/s, tau and the time left."""
+    """One line per `log` call in metrics.jsonl; the progress line shows step, loss, tokens/s, tau, who waits, and the time left.
 
-    def __init__(self, config: RunConfig, step: int, total_steps: int):
+    Only the main rank tells anything.
+    """
+
+    def __init__(self, config: RunConfig, step: int, total_steps: int, is_main: bool):
+        self.config, self.is_main = config, is_main
         self.file = Path(config.output_dir) / "metrics.jsonl"
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        _forget_after(self.file, step)
+        if is_main:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _forget_after(self.file, step)
         self.total_steps, self.started, self.first_step = total_steps, time.perf_counter(), step
-        self.writers = _writers(config)
+        self.writers = _writers(config) if is_main else []
         self.held_out_tau: float | None = None
         self.progress = Progress(
             TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console, disable=not (is_main and console.is_terminal),
         )  # fmt: skip
         self.task = self.progress.add_task("", total=total_steps, completed=step)
 
@@ -42,15 +48,28 @@ class RunLog:
         self.progress.update(self.task, completed=step)
 
     def train(self, step: int, loss: float, block_tau: float, tokens_per_second: float, row: dict) -> None:
+        if not self.is_main:
+            return
         self.write({"kind": "train", "step": step, "loss": loss, "block_tau": block_tau, "tokens_per_second": tokens_per_second, **row})
         held_out = "" if self.held_out_tau is None else f"  held-out τ {self.held_out_tau:.2f}"
-        line = f"loss {loss:.3f}  {tokens_per_second:,.0f} tok/s  τ {block_tau:.2f}{held_out}"
+        line = f"loss {loss:.3f}  {tokens_per_second:,.0f} tok/s  τ {block_tau:.2f}{held_out}{self._balance(row)}"
         self.progress.update(self.task, description=line, completed=step)
         if not console.is_terminal:
             left = (time.perf_counter() - self.started) / (step - self.first_step) * (self.total_steps - step)
             console.print(f"step {step}/{self.total_steps}  {line}  eta {int(left // 60)}:{int(left % 60):02d}")
 
+    def _balance(self, row: dict) -> str:
+        """Who limits the run. With capture in the trainer's own process there is nothing to split."""
+        workers, ranks = self.config.inference.num_workers, self.config.training.num_ranks
+        if workers == 0:
+            return ""
+        text = f"  {verdict(row['wait'])} (wait {row['wait']:.0%}, {row['bytes_per_s'] / 1e6:,.0f} MB/s)"
+        split = suggested_split(row["wait"], workers, ranks)
+        return text if split == (workers, ranks) else f"{text}, try {split[0]} capture + {split[1]} training"
+
     def evaluation(self, step: int, row: dict) -> None:
+        if not self.is_main:
+            return
         self.held_out_tau = row["tau"]
         self.write({"kind": "eval", "step": step, **row})
         console.print(f"step {step}: held-out τ {row['tau']:.3f} over {row['steps']} target forwards")

@@ -1,42 +1,76 @@
-"""FeatureStream: the samples of one rank's plan, in plan order, N requests ahead. Its whole state is one integer: the next micro-batch."""
+"""FeatureStream: the samples of one rank's plan, in plan order, N requests ahead. Its whole state is one integer: the next micro-batch.
 
-import time
+plan:   7  3 | 1  9 | 4  0 | 8 ...          one rank's micro-batches
+        ^ packed    ^ requested, not yet needed: N samples, the only bound on memory and the only backpressure
+"""
+
 from collections import deque
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
 from torchspec.capture.base import Capture
 from torchspec.data.dataset import PromptDataset
 from torchspec.data.plan import MicroBatch
-from torchspec.records import Batch, Features
+from torchspec.meter import Meter
+from torchspec.records import Batch, Features, Prompt
+
+
+class Pending(Protocol):
+    """Features that were asked for."""
+
+    def result(self) -> Features: ...
+
+
+class Source(Protocol):
+    """Where a rank's features come from: this process, or workers elsewhere."""
+
+    def request(self, prompt: Prompt) -> Pending: ...
+
+
+class Captured:
+    """A request that was answered at once."""
+
+    def __init__(self, features: Features):
+        self.features = features
+
+    def result(self) -> Features:
+        return self.features
+
+
+class InProcess:
+    """Capture in this process: a request is the forward itself."""
+
+    def __init__(self, capture: Capture):
+        self.capture = capture
+
+    def request(self, prompt: Prompt) -> Captured:
+        return Captured(self.capture.capture(prompt))
 
 
 class FeatureStream:
     """Yields packed batches from micro-batch `position` on. Pull: nothing is captured that the plan does not ask for next."""
 
-    def __init__(self, dataset: PromptDataset, capture: Capture, plan: list[MicroBatch], position: int, prefetch_depth: int):
-        self.dataset, self.capture, self.plan = dataset, capture, plan
+    def __init__(self, dataset: PromptDataset, source: Source, plan: list[MicroBatch], position: int, prefetch_depth: int):
+        self.dataset, self.source, self.plan = dataset, source, plan
         self.position, self.prefetch_depth = position, prefetch_depth
-        self.capture_seconds, self.captured_tokens = 0.0, 0
+        self.meter = Meter()
 
     def __iter__(self) -> Iterator[Batch]:
-        ahead: deque[list[Features]] = deque()
+        ahead: deque[list[Pending]] = deque()
         for requested in range(self.position, len(self.plan)):
-            ahead.append([self._fetch(index) for index in self.plan[requested].indices])
+            with self.meter.waiting():
+                ahead.append([self.source.request(self.dataset[index]) for index in self.plan[requested].indices])
             if sum(map(len, ahead)) > self.prefetch_depth:
-                yield self._pack(ahead.popleft())
+                yield self._batch(ahead)
         while ahead:
-            yield self._pack(ahead.popleft())
+            yield self._batch(ahead)
 
-    def _fetch(self, index: int) -> Features:
-        started = time.perf_counter()
-        features = self.capture.capture(self.dataset[index])
-        self.capture_seconds += time.perf_counter() - started
-        self.captured_tokens += len(features.context)
-        return features
-
-    def _pack(self, samples: list[Features]) -> Batch:
+    def _batch(self, ahead: deque[list[Pending]]) -> Batch:
+        with self.meter.waiting():
+            samples = [pending.result() for pending in ahead.popleft()]
+        self.meter.received(samples, queued=sum(map(len, ahead)))
         epoch = self.plan[self.position].epoch
         self.position += 1
         return pack(samples, epoch)

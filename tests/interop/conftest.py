@@ -1,5 +1,7 @@
 """One draft for all engines: trained here for two to three minutes on the demo's text, exported, decoded by ourselves as the reference."""
 
+import json
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,8 +16,25 @@ from torchspec.inference import Pair, load_pair
 from torchspec.train import train
 
 ROOT = Path(__file__).parents[2]
+VLLM_PYTHON = ROOT / ".interop" / "vllm" / "bin" / "python"
 MAX_NEW_TOKENS = 128
 PROMPTS = 24
+
+
+def in_vllm(script: str, request: dict, folder: Path) -> dict:
+    """Runs one of our scripts in vLLM's environment: a JSON request in, a JSON answer out."""
+    asked, answered = folder / f"{script}.request", folder / f"{script}.answer"
+    asked.write_text(json.dumps(request))
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run([VLLM_PYTHON, ROOT / "tests" / "interop" / script, asked, answered], env=environment, check=True, timeout=600)
+    return json.loads(answered.read_text())
 
 
 @pytest.fixture(scope="session")

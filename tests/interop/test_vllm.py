@@ -1,37 +1,20 @@
 """vLLM loads our folder: its speculative answers are its plain answers, and it accepts what our own decoder says it will."""
 
-import json
-import subprocess
-
 import pytest
 import torch
 
-from tests.interop.conftest import MAX_NEW_TOKENS, ROOT
+from tests.interop.conftest import MAX_NEW_TOKENS, in_vllm
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
 from torchspec.evaluate.decode import first_difference
 from torchspec.records import Prompt
 
-PYTHON = ROOT / ".interop" / "vllm" / "bin" / "python"
-WORKER = ROOT / "tests" / "interop" / "vllm_decode.py"
-
 
 def vllm_answers(draft, target, prompts, draft_tokens, folder) -> dict:
-    name = "speculative" if draft else "plain"
     request = {
         "target": str(target.resolve()), "draft": draft and str(draft), "draft_tokens": draft_tokens, "max_new_tokens": MAX_NEW_TOKENS,
         "prompts": [prompt.tolist() for prompt in prompts],
     }  # fmt: skip
-    (folder / f"{name}.request").write_text(json.dumps(request))
-    environment = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(folder),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [PYTHON, WORKER, folder / f"{name}.request", folder / f"{name}.answer"]
-    subprocess.run(command, env=environment, check=True, timeout=600)
-    return json.loads((folder / f"{name}.answer").read_text())
+    return in_vllm("vllm_decode.py", request, folder)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_chats, write_tiny_target
+from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features, check_next_tokens, check_target
 from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import PromptDataset, open_or_prepare
@@ -43,7 +44,7 @@ def target(folder) -> FrozenTarget:
 
 @pytest.fixture(scope="module")
 def oracle(folder) -> HFCapture:
-    return HFCapture(folder, LAYERS, torch.float32)
+    return HFCapture(CaptureSpec(folder, LAYERS, torch.float32))
 
 
 @pytest.fixture(scope="module")

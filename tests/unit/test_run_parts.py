@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.tiny import write_tiny_target
 from torchspec import checkpoint
+from torchspec.capture.base import CaptureSpec
 from torchspec.capture.cache import CachedCapture
 from torchspec.capture.hf import HFCapture
 from torchspec.config import RunConfig, TrainingConfig
@@ -216,7 +217,7 @@ def test_frozen_parts_reproduce_the_models_logits_tied_untied_and_sharded(folder
             (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         else:
             save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-        target, engine = FrozenTarget.load(copy, torch.float32), HFCapture(copy, (5,), torch.float32)
+        target, engine = FrozenTarget.load(copy, torch.float32), HFCapture(CaptureSpec(copy, (5,), torch.float32))
         expected, last = engine.step(ids, engine.new_cache())
         torch.testing.assert_close(target.logits(last), expected, rtol=1e-4, atol=1e-4)
         assert (target.head is target.embedding) == (kind == "tied")

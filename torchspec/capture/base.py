@@ -1,12 +1,34 @@
 """Capture backends by name. Each yields, for a prompt, the outputs of the target's captured layers."""
 
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
 
-BACKENDS = {"hf": "torchspec.capture.hf:HFCapture"}
+BACKENDS = {
+    "hf": "torchspec.capture.hf:HFCapture",
+    "vllm": "torchspec.capture.vllm.backend:VLLMCapture",
+}
+EXTRAS = {"vllm": "vllm"}  # engine -> extra that installs it
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """What every backend needs to know."""
+
+    folder: Path  # of the target
+    layer_ids: tuple[int, ...]  # z-ids, ascending
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+    num_devices: int = 1  # tensor parallel size
+    max_length: int = 4096  # tokens of the longest prompt
+    trust_remote_code: bool = False
 
 
 class Capture(Protocol):
@@ -17,9 +39,19 @@ class Capture(Protocol):
         """Features of one prompt; a pure function of the prompt, so that a resumed run sees the same numbers."""
         ...
 
+    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
+        """Raises ContractError unless final norm and head over the last state give the engine's own next tokens."""
+        ...
 
-def backend_class(name: str) -> type:
+
+def open_capture(name: str, spec: CaptureSpec) -> Capture:
     if name not in BACKENDS:
         raise UserError(f"inference.inference_engine_type={name!r} is not available; choose one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        backend = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if name not in EXTRAS or not error.name.startswith(name):
+            raise
+        raise UserError(f"inference.inference_engine_type={name} needs {error.name}: pip install 'torchspec[{EXTRAS[name]}]'") from error
+    return backend(spec)

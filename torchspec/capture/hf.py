@@ -7,8 +7,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.check import capture_checks
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
 
 
 class _LastLayerReached(Exception):
@@ -18,18 +21,15 @@ class _LastLayerReached(Exception):
 class HFCapture:
     """K captured layers of width H_t; feature of layer z = output of decoder layer z = HF hidden_states[z+1], before any norm."""
 
-    def __init__(
-        self,
-        folder: Path,
-        layer_ids: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        trust_remote_code: bool = False,
-    ):
+    def __init__(self, spec: CaptureSpec):
+        folder, layer_ids = spec.folder, spec.layer_ids
         self.layer_ids = layer_ids
-        self.producer = f"transformers {transformers.__version__} {str(dtype).removeprefix('torch.')}"
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-        self.model.to(device).eval().requires_grad_(False)
+        self.producer = f"transformers {transformers.__version__} {str(spec.dtype).removeprefix('torch.')}"
+        options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, "output_loading_info": True}
+        self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
+        if loading["missing_keys"]:  # Transformers fills them with random numbers
+            raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
+        self.model.to(spec.device).eval().requires_grad_(False)
         self.device = self.model.device
         layers = self._layers(folder)
         if not layer_ids or max(layer_ids) >= len(layers):
@@ -74,6 +74,9 @@ class HFCapture:
     def capture(self, prompt: Prompt) -> Features:
         # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
         return Features(prompt, self.features(prompt.ids).clone(), self.layer_ids, self.producer).check()
+
+    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
+        capture_checks(self, target, prompts)
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

@@ -17,6 +17,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM
 
+from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
@@ -188,7 +189,7 @@ def report_share(
     inputs: list[str], target: Path, dtype: torch.dtype, device: torch.device, thinking: bool | None, trust_remote_code: bool
 ) -> None:
     """Prints how much of each input's supervised text the target would have written itself."""
-    model = HFCapture(target, (0,), dtype, device, trust_remote_code)
+    model = HFCapture(CaptureSpec(target, (0,), dtype, device, trust_remote_code=trust_remote_code))
     for path in inputs:
         with tempfile.TemporaryDirectory() as scratch:
             dataset = open_or_prepare(path, Path(scratch), target, thinking=thinking, trust_remote_code=trust_remote_code)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from torchspec.capture.base import Capture
 from torchspec.methods.base import Method
@@ -49,6 +50,17 @@ class Acceptance:
                 self.accepted[slot] += slot <= count
             remaining -= committed
         return self
+
+    def counts(self) -> Tensor:
+        """All counts in one vector, so that ranks can add theirs."""
+        return torch.tensor([self.steps, self.tokens, *self.histogram, *self.accepted, *self.offered])
+
+    def from_counts(self, counts: Tensor) -> "Acceptance":
+        """The acceptance that `counts` describes, for the same block size."""
+        total, size = Acceptance(self.block_size), self.block_size
+        (total.steps, total.tokens), *rest = (part.tolist() for part in counts.split([2, size + 1, size, size]))
+        total.histogram, total.accepted, total.offered = rest
+        return total
 
     def to_json(self) -> dict:
         return {

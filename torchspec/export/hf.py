@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from torchspec import __version__
+from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError, UserError
 
 WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
@@ -22,15 +23,15 @@ WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Writes the draft of one iter_NNNNNNN folder into `out`, in the dtype that it was trained to compute in."""
-    run = _read_json(checkpoint / "run.json")
+    run = read_json(checkpoint / "run.json")
     dtype = getattr(torch, run["model"]["dtype"])
-    weights = {name: value.to(dtype).contiguous() for name, value in load_file(checkpoint / WEIGHTS).items()}
+    weights = {name: value.to(dtype).contiguous() for name, value in read_weights(checkpoint).items()}
     config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
         "method": run["draft"]["method"],
-        "data": _read_json(checkpoint / "data.json"),
-        "state": _read_json(checkpoint / "state.json"),
+        "data": read_json(checkpoint / "data.json"),
+        "state": read_json(checkpoint / "state.json"),
         "run": run,
     }
     partial = out.with_name(out.name + ".partial")
@@ -60,7 +61,7 @@ def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
 
 def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
     """Reads the folder as a server would and compares: key set, shapes, values, layer ids against the width of fc."""
-    written, config = load_file(folder / WEIGHTS), _read_json(folder / "config.json")
+    written, config = load_file(folder / WEIGHTS), read_json(folder / "config.json")
     if set(written) != set(expected):
         raise ContractError(
             f"{folder}: missing tensors {sorted(set(expected) - set(written))}, unexpected {sorted(set(written) - set(expected))}"
@@ -86,9 +87,3 @@ def _remove_old_export(out: Path) -> None:
     if not (out / PROVENANCE).is_file():
         raise UserError(f"{out.resolve()} exists and is no export of torchspec (no {PROVENANCE}); choose another folder")
     shutil.rmtree(out)
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        raise UserError(f"{file.parent.resolve()} holds no {file.name}; give a checkpoint folder iter_NNNNNNN made by torchspec train")
-    return json.loads(file.read_text())

@@ -63,7 +63,8 @@ def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shap
 
 
 def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
-    """A draft folder fits the target that it is asked to draft for."""
+    """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here."""
+    _check_computed(config.to_dict())
     vocab_size, hidden_size = target.embedding.shape
     asked = (config.vocab_size, config.hidden_size, config.num_target_layers)
     if asked != (vocab_size, hidden_size, target.num_layers):
@@ -72,6 +73,19 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
             f"{vocab_size}, {hidden_size} and {target.num_layers}; give the target that it was trained for"
         )
     check_layer_ids(tuple(config.dflash_config["target_layer_ids"]), target.num_layers)
+
+
+def _check_computed(values: dict) -> None:
+    """Servers obey these keys; a tau measured without them would not be theirs."""
+    missing = [key for key in ("num_target_layers", "block_size", "dflash_config") if key not in values]
+    if missing:
+        raise UserError(f"the draft's config.json lacks {', '.join(missing)}; export it again, or add what its author trained it with")
+    sliding = "sliding_attention" in values["layer_types"] or values["use_sliding_window"]
+    causal = values.get("is_causal") or values["dflash_config"].get("causal")
+    asked = {"sliding-window layers": sliding, "causal blocks": causal, "a hidden_act other than silu": values["hidden_act"] != "silu"}
+    if any(asked.values()):
+        what = ", ".join(name for name, wrong in asked.items() if wrong)
+        raise UserError(f"the draft's config.json asks for {what}, which is not computed here; its tau would not be the server's")
 
 
 def _head_dim(target: PreTrainedConfig) -> int:

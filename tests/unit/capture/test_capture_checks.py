@@ -1,0 +1,133 @@
+"""The truth checks at the capture border, on the real target in bfloat16: honest features pass, every planted bug is named."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.unit.capture.conftest import REAL_LAYERS
+from tests.unit.tiny import LAYERS, random_prompt
+from torchspec.capture.check import capture_checks, check_features, check_next_tokens
+from torchspec.errors import ContractError
+from torchspec.records import Features, Prompt
+
+
+def features_of(prompt: Prompt, states, layers: tuple[int, ...], labels: tuple[int, ...]) -> Features:
+    return Features(prompt, torch.cat([states[z + 1] for z in layers], dim=-1), labels, "planted")
+
+
+def test_the_honest_target_passes_every_check(real_oracle, real_target, real_prompt):
+    capture_checks(real_oracle, real_target, [real_prompt])
+
+
+def test_other_rounding_is_no_difference(real_oracle, real_prompt, real_states):
+    """One more rounding to bfloat16 moves a value by up to 2^-8 of itself, either way."""
+    g = torch.Generator().manual_seed(0)
+    honest = features_of(real_prompt, real_states, REAL_LAYERS, REAL_LAYERS)
+    noise = 1 + (torch.rand(honest.context.shape, generator=g) * 2 - 1) * 2**-7
+    check_features(replace(honest, context=(honest.context.float() * noise).to(torch.bfloat16)), real_oracle)
+
+
+@pytest.mark.parametrize("z", range(28))  # hidden_states holds the output of layer 29 behind the final norm only
+def test_a_layer_id_that_is_off_by_one_is_named_at_every_layer(real_oracle, real_prompt, real_states, z):
+    """Captured z + 1, called z: what a backend does that counts "layers already run" where z-ids are meant."""
+    with pytest.raises(ContractError, match=f"layer {z} .*they are the output of layer {z + 1}, so the layer-id convention is off"):
+        check_features(features_of(real_prompt, real_states, (z + 1,), (z,)), real_oracle)
+
+
+def test_the_embedding_called_layer_zero_is_named(real_oracle, real_prompt, real_states):
+    with pytest.raises(ContractError, match="layer 0 .*they are the output of layer -1"):
+        check_features(features_of(real_prompt, real_states, (-1,), (0,)), real_oracle)
+
+
+@pytest.mark.parametrize("row", [0, 1, 40, 95])
+@pytest.mark.parametrize("z", [1, 15, 27])
+def test_a_single_stale_row_is_noticed(real_oracle, real_prompt, real_states, z, row):
+    """A row of another position, as a prefix cache or a reused buffer leaves behind."""
+    planted = features_of(real_prompt, real_states, (z,), (z,))
+    context = planted.context.clone()
+    context[row] = planted.context[(row + 7) % 96]
+    with pytest.raises(ContractError, match=f"features of layer {z} captured by planted differ"):
+        check_features(replace(planted, context=context), real_oracle)
+
+
+def test_rows_that_are_shifted_by_one_token_are_noticed(real_oracle, real_prompt, real_states):
+    planted = features_of(real_prompt, real_states, (1, 15), (1, 15))
+    with pytest.raises(ContractError, match="no layer's output matches"):
+        check_features(replace(planted, context=planted.context.roll(1, dims=0)), real_oracle)
+
+
+def test_swapped_column_blocks_are_noticed_and_named(real_oracle, real_prompt, real_states):
+    with pytest.raises(ContractError, match="features of layer 1 .*they are the output of layer 8"):
+        check_features(features_of(real_prompt, real_states, (8, 1), (1, 8)), real_oracle)
+
+
+@pytest.fixture(scope="module")
+def last(real_oracle, real_prompt) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output of the last layer before the final norm [L, H_t], and the engine's own choices [L]."""
+    kept = []
+    hook = real_oracle.model.get_decoder().layers[-1].register_forward_hook(lambda _m, _i, out: kept.append(out))
+    with torch.inference_mode():
+        logits = real_oracle.model(input_ids=real_prompt.ids[None], use_cache=False).logits[0]
+    hook.remove()
+    state = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+    return state.view(len(real_prompt.ids), -1), logits.argmax(-1)
+
+
+def test_final_norm_and_head_over_the_last_state_give_the_targets_own_tokens(real_target, last):
+    check_next_tokens(real_target, *last, "transformers")
+    assert torch.equal(real_target.logits(last[0]).argmax(-1), last[1])
+
+
+PLANTED = {
+    "the final norm applied twice": lambda t, last, states: (t, states[-1]),
+    "the state of the layer below": lambda t, last, states: (t, states[-2]),
+    "a norm without its weight": lambda t, last, states: (replace(t, norm=torch.ones_like(t.norm)), last),
+    "another head": lambda t, last, states: (replace(t, head=t.head.roll(1, dims=0)), last),
+    "states of the token before": lambda t, last, states: (t, last.roll(1, dims=0)),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_states_norms_and_heads_do_not_give_the_targets_tokens(real_target, real_states, last, name):
+    target, state = PLANTED[name](real_target, last[0], real_states)
+    with pytest.raises(ContractError, match=r"agree with vllm's own next token on \d+% of the positions; the likely cause is"):
+        check_next_tokens(target, state, last[1], "vllm")
+
+
+# --- a record of features, whatever the backend
+
+
+def honest(tiny_oracle) -> Features:
+    ids = random_prompt(0, 12)
+    return tiny_oracle.capture(Prompt(4, ids, torch.arange(12) > 5))
+
+
+def test_honest_features_pass_and_are_returned(tiny_oracle):
+    features = honest(tiny_oracle)
+    assert features.check() is features
+
+
+@pytest.mark.parametrize("rows", [0, 8, 11, 13, 24])
+def test_another_number_of_rows_than_tokens_is_refused(tiny_oracle, rows):
+    features = honest(tiny_oracle)
+    with pytest.raises(ContractError, match=f"sample 4 captured by transformers.*: {rows} feature rows for 12 tokens"):
+        replace(features, context=features.context.repeat(2, 1)[:rows]).check()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(0, 0), (11, 63), (5, 31)])
+def test_one_number_that_is_not_finite_is_refused(tiny_oracle, place, value):
+    features = honest(tiny_oracle)
+    features.context[place] = value
+    with pytest.raises(ContractError, match="sample 4 .*NaN or infinity"):
+        features.check()
+
+
+@pytest.mark.parametrize("k", [0, 1])
+@pytest.mark.parametrize("row", [0, 11])
+def test_a_row_that_one_layer_left_at_zero_is_named(tiny_oracle, row, k):
+    features = honest(tiny_oracle)
+    features.context[row, 32 * k : 32 * (k + 1)] = 0
+    with pytest.raises(ContractError, match=f"sample 4 .*token {row} at layer {LAYERS[k]} are all zero"):
+        features.check()

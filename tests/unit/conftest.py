@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.tiny import LAYERS, make_method, write_target
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.hf import HFCapture
+from torchspec.methods.dflash.method import DFlash
+from torchspec.target import FrozenTarget
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return write_target(tmp_path_factory.mktemp("tiny") / "target")
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tiny_folder) -> FrozenTarget:
+    return FrozenTarget.load(tiny_folder, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle(tiny_folder) -> HFCapture:
+    return HFCapture(CaptureSpec(tiny_folder, LAYERS, torch.float32))
+
+
+@pytest.fixture(scope="session")
+def tiny_method(tiny_target) -> DFlash:
+    return make_method(tiny_target)

@@ -1,0 +1,71 @@
+"""DFlash written out from its definition in float64, one block and one token at a time; nothing is shared with the package."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def turn(x: Tensor, position: Tensor, theta: float) -> Tensor:
+    """x [rows, heads, d]: pair (i, i + d/2) is turned by position * theta^(-2i/d)."""
+    half = x.shape[-1] // 2
+    angle = position[:, None, None] * theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
+
+
+def block_hidden(w: dict[str, Tensor], config, embedding: Tensor, features: Tensor, anchor: int, token: int) -> Tensor:
+    """The block after the first `anchor` tokens of one document, whose token at the anchor is `token`: [B, H]."""
+    eps, size, theta = config.rms_norm_eps, config.head_dim, config.rope_parameters["rope_theta"]
+    groups = config.num_attention_heads // config.num_key_value_heads
+    c = rms(features[:anchor] @ w["fc.weight"].T, w["hidden_norm.weight"], eps)
+    e = embedding[[token] + [config.dflash_config["mask_token_id"]] * (config.block_size - 1)]
+    position = torch.arange(anchor + config.block_size)
+    for i in range(config.num_hidden_layers):
+        layer = {name.removeprefix(f"layers.{i}."): value for name, value in w.items() if name.startswith(f"layers.{i}.")}
+        u = rms(e, layer["input_layernorm.weight"], eps)
+        rows = torch.cat((c, u))
+        q = rms((u @ layer["self_attn.q_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.q_norm.weight"], eps)
+        k = rms((rows @ layer["self_attn.k_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.k_norm.weight"], eps)
+        v = (rows @ layer["self_attn.v_proj.weight"].T).unflatten(1, (-1, size)).repeat_interleave(groups, dim=1)
+        q, k = turn(q, position[anchor:], theta), turn(k, position, theta).repeat_interleave(groups, dim=1)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(size)).softmax(-1)
+        e = e + torch.einsum("hqk,khd->qhd", weights, v).flatten(1) @ layer["self_attn.o_proj.weight"].T
+        z = rms(e, layer["post_attention_layernorm.weight"], eps)
+        gate = z @ layer["mlp.gate_proj.weight"].T
+        e = e + (gate * gate.sigmoid() * (z @ layer["mlp.up_proj.weight"].T)) @ layer["mlp.down_proj.weight"].T
+    return rms(e, w["norm.weight"], eps)
+
+
+def candidates(mask: list[bool]) -> list[int]:
+    return [t for t in range(len(mask) - 1) if mask[t] and mask[t + 1]]
+
+
+def loss(w: dict, config, embedding: Tensor, head: Tensor, gamma: float, documents: list[tuple]) -> tuple[Tensor, dict]:
+    """Every candidate of every (ids, mask, features) is an anchor. Sum of the weighted losses, and all sums and counts."""
+    total, slots = torch.zeros((), dtype=torch.float64), config.block_size - 1
+    sums = {"weight": 0.0, "loss": [0.0] * slots, "right": [0] * slots, "count": [0] * slots, "tau": 0, "blocks": 0}
+    for ids, mask, features in documents:
+        for anchor in candidates(mask):
+            hidden = block_hidden(w, config, embedding, features, anchor, ids[anchor])
+            prefix = 1
+            for k in range(1, config.block_size):
+                if anchor + k >= len(ids) or not mask[anchor + k]:
+                    break
+                logits = hidden[k] @ head.T
+                cross_entropy = torch.logsumexp(logits, 0) - logits[ids[anchor + k]]
+                weight = math.exp(-(k - 1) / gamma)
+                right = int(logits.argmax()) == ids[anchor + k]
+                total = total + weight * cross_entropy
+                prefix += right and prefix == k
+                sums["weight"] += weight
+                sums["loss"][k - 1] += float(cross_entropy.detach())
+                sums["right"][k - 1] += right
+                sums["count"][k - 1] += 1
+            sums["tau"] += prefix
+            sums["blocks"] += 1
+    return total, sums

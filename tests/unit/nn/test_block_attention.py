@@ -1,0 +1,106 @@
+"""What the small layouts of test_attention.py do not reach: several mask tiles, no context, other head counts, bfloat16."""
+
+import itertools
+
+import pytest
+import torch
+
+from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+
+
+def random_layout(lengths: tuple[int, ...], count: int, block_size: int, seed: int) -> BlockLayout:
+    """`count` blocks per document, a random number of them valid; anchors ascend, invalid ones are 0."""
+    g = torch.Generator().manual_seed(seed)
+    anchors, valid = torch.zeros(len(lengths), count, dtype=torch.int64), torch.zeros(len(lengths), count, dtype=torch.bool)
+    for n, length in enumerate(lengths):
+        drawn = torch.randperm(length, generator=g)[: int(torch.randint(1, count + 1, (), generator=g))].sort().values
+        anchors[n, : len(drawn)], valid[n, : len(drawn)] = drawn, True
+    return BlockLayout(anchors, valid, lengths, block_size)
+
+
+def rule(layout: BlockLayout) -> torch.Tensor:
+    """[R, T+R], from four sentences: same document, strictly before the anchor, own block, and nothing for an invalid block."""
+    document = torch.tensor([n for n, length in enumerate(layout.lengths) for _ in range(length)])
+    position = torch.tensor([t for length in layout.lengths for t in range(length)])
+    rows = []
+    blocks = list(itertools.product(range(len(layout.lengths)), range(layout.anchors.shape[1])))
+    for n, a in blocks:
+        context = (document == n) & (position < layout.anchors[n, a]) & layout.valid[n, a]
+        own = torch.tensor([other == (n, a) for other in blocks for _ in range(layout.block_size)])
+        rows += [torch.cat((context, own))] * layout.block_size
+    return torch.stack(rows)
+
+
+def tensors(layout: BlockLayout, heads: int, kv_heads: int, size: int, dtype=torch.float32) -> list[torch.Tensor]:
+    total, rows = sum(layout.lengths), layout.anchors.numel() * layout.block_size
+    g = torch.Generator().manual_seed(1)
+    shapes = [(rows, heads, size), (total, kv_heads, size), (total, kv_heads, size), (rows, kv_heads, size), (rows, kv_heads, size)]
+    return [torch.randn(shape, generator=g).to(dtype) for shape in shapes]
+
+
+def dense(q, k_context, v_context, k_block, v_block, visible) -> torch.Tensor:
+    groups = q.shape[1] // k_context.shape[1]
+    k, v = (torch.cat(pair).repeat_interleave(groups, dim=1) for pair in ((k_context, k_block), (v_context, v_block)))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, float("-inf")).softmax(-1), v)
+
+
+LAYOUTS = {
+    "several tiles of the mask": random_layout((150, 97, 203), 11, 8, seed=0),
+    "block size and lengths that divide nothing": random_layout((131, 1, 2, 60), 7, 5, seed=1),
+    "one document, one block": random_layout((40,), 1, 2, seed=2),
+    "no context anywhere": BlockLayout(torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool), (4, 6), 4),
+    "nothing valid": BlockLayout(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool), (4, 6), 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
+    layout, visible = LAYOUTS[name], rule(LAYOUTS[name])
+    mask = flex_block_mask(layout)
+    query, key = torch.arange(visible.shape[0])[:, None], torch.arange(visible.shape[1])[None]
+    assert torch.equal(mask.mask_mod(None, None, query, key), visible)
+    tile = mask.BLOCK_SIZE
+    padded = torch.zeros(-(-visible.shape[0] // tile[0]) * tile[0], -(-visible.shape[1] // tile[1]) * tile[1], dtype=torch.bool)
+    padded[: visible.shape[0], : visible.shape[1]] = visible
+    needed = padded.unflatten(0, (-1, tile[0])).unflatten(2, (-1, tile[1])).any(dim=3).any(dim=1)  # tiles that hold a visible pair
+    assert torch.equal(mask.to_dense()[0, 0].bool(), needed)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (6, 2)])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_structured_attention_and_gradients_are_a_dense_float64_softmax(name, heads, kv_heads):
+    layout = LAYOUTS[name]
+    ours = [x.requires_grad_() for x in tensors(layout, heads, kv_heads, 8)]
+    exact = [x.detach().double().requires_grad_() for x in ours]
+    out, expected = structured_attention(*ours, layout), dense(*exact, rule(layout))
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    out.backward(upstream)
+    expected.backward(upstream.double())
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(torch.zeros_like(b) if a.grad is None else a.grad.double(), b.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_flex_equals_structured(name):
+    inputs = tensors(LAYOUTS[name], 4, 2, 16)  # none needs a gradient: flex has no backward pass on a CPU
+    expected = structured_attention(*inputs, LAYOUTS[name])
+    torch.testing.assert_close(flex(*inputs, flex_block_mask(LAYOUTS[name])), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_attention_rounds_its_inputs_and_weights_but_sums_them_in_float32():
+    """Scores of size 4 are rounded to 2^-7 before the softmax and move a weight by 1%; averaged over the context little is left."""
+    layout = LAYOUTS["several tiles of the mask"]
+    inputs = tensors(layout, 4, 2, 16, torch.bfloat16)
+    out, expected = structured_attention(*inputs, layout), dense(*(x.double() for x in inputs), rule(layout))
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - expected).norm() / expected.norm() < 0.01
+    assert (out.double() - expected).abs().max() < 0.05
+
+
+def test_packed_positions_count_from_each_documents_start():
+    layout = BlockLayout(torch.tensor([[2, 4], [0, 1]]), torch.tensor([[True, True], [True, False]]), (5, 3), 3)
+    context, rows = layout.positions
+    assert context.tolist() == [0, 1, 2, 3, 4, 0, 1, 2] and layout.starts.tolist() == [0, 5]
+    assert rows.tolist() == [2, 3, 4, 4, 5, 6, 0, 1, 2, 1, 2, 3]

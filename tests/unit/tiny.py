@@ -1,0 +1,89 @@
+"""A Llama of 64 ids and 32 channels, random but with large weights, so that its text varies. It checks a border in milliseconds.
+
+Embedding and head differ on purpose: a mix-up of the two would pass with a tied target.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from torchspec.capture.hf import HFCapture
+from torchspec.evaluate.decode import plain_decode
+from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash.format import draft_config
+from torchspec.methods.dflash.method import DFlash
+from torchspec.nn.attention import BlockLayout
+from torchspec.records import Features, Prompt
+from torchspec.stream import pack
+from torchspec.target import FrozenTarget
+
+VOCABULARY, HIDDEN, LAYERS, MASK, B = 64, 32, (1, 3), 63, 4
+NEVER: set[int] = set()  # no stop token
+
+
+def write_target(folder: Path, *, tied: bool = False, **config) -> Path:
+    values = {
+        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "tie_word_embeddings": tied,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "bos_token_id": 1, "eos_token_id": 2,
+        "dtype": "float32",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**values, **config}))
+    for name, weight in model.named_parameters():
+        if "norm" in name:  # ones would hide a norm that is left out
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_method(target: FrozenTarget, **options) -> DFlash:
+    options = DFlashConfig(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
+    config = draft_config(options, target.config, tuple(target.embedding.shape), MASK)
+    return DFlash(config, target, options, torch.ones(len(target.head)))
+
+
+def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """A draft whose every weight matters: std 0.02 and norms of one would leave its output near the embedding."""
+    g = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.25, generator=g)
+        else:
+            torch.nn.init.uniform_(weight, 0.5, 1.5, generator=g)
+    return model
+
+
+def random_features(mask: str, index: int = 0, width: int = HIDDEN * len(LAYERS)) -> Features:
+    """A document with this loss mask ("0011..."), random tokens below MASK and random features."""
+    g = torch.Generator().manual_seed(1000 + index)
+    prompt = Prompt(index, torch.randint(MASK, (len(mask),), generator=g), torch.tensor([c == "1" for c in mask]))
+    return Features(prompt, torch.randn(len(mask), width, generator=g), LAYERS, "random")
+
+
+def all_valid(anchors: list[list[int]], lengths: tuple[int, ...], block_size: int = B) -> BlockLayout:
+    anchors = torch.tensor(anchors)
+    return BlockLayout(anchors, torch.ones_like(anchors, dtype=torch.bool), lengths, block_size)
+
+
+def random_prompt(seed: int, length: int) -> torch.Tensor:
+    return torch.randint(4, MASK, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def answered(oracle: HFCapture, prompt: torch.Tensor, tokens: int, stop: set[int] = NEVER, index: int = 0) -> Prompt:
+    """The prompt and the target's own greedy answer: on-policy text."""
+    ids = torch.cat((prompt, torch.tensor(plain_decode(oracle, prompt, tokens, stop).ids)))
+    return Prompt(index, ids, torch.arange(len(ids)) >= len(prompt))
+
+
+def overfit(method: DFlash, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
+    """Trains on the samples alone; the metrics of the last step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
+    for _ in range(steps):
+        loss_sum, weight_sum, metrics = method.loss(model, pack(samples, epoch=0), seed=0)
+        (loss_sum / weight_sum).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return metrics

@@ -1,0 +1,150 @@
+"""Capture on other devices: the worker that runs there, and the source that a trainer rank asks.
+
+A worker that dies is started again by Ray; its requests go to the others meanwhile. A sample that fails `max_tries` times is
+dropped: it counts, it is listed in dropped.jsonl, and an empty document stands in for it so that all ranks keep step.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+
+from torchspec.build import capture_spec, open_engine
+from torchspec.config import RunConfig
+from torchspec.errors import ContractError, UserError
+from torchspec.inference import resolve_device, resolve_dtype
+from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
+from torchspec.transfer.base import open_transfer
+from torchspec.transfer.codec import decode, encode
+
+PATIENCE = 60.0  # seconds without any living worker after which the run stops
+
+
+class CaptureWorker:
+    """One target on its own device or devices. A Ray actor: one request at a time, the others wait in its queue."""
+
+    def __init__(self, config: str, working_folder: str, target: str, layer_ids: tuple[int, ...]):
+        os.chdir(working_folder)
+        self.config = RunConfig.model_validate_json(config)
+        self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
+        self.backend = open_engine(self.config, self.spec)
+        self.transfer = open_transfer(self.config)
+
+    def verify(self, prompts: list[Prompt]) -> None:
+        model, folder = self.config.model, self.spec.folder
+        self.backend.verify(FrozenTarget.load(folder, self.spec.dtype, self.spec.device, model.trust_remote_code), prompts)
+
+    def producer(self) -> str:
+        return self.backend.producer
+
+    def capture(self, prompt: Prompt):
+        features = self.backend.capture(prompt)
+        return self.transfer.put(encode(features, fp8=self.config.inference.transfer_dtype == "fp8"))
+
+
+class WorkerPool:
+    """Hands each request to the worker with the fewest requests of this rank under way."""
+
+    def __init__(self, workers: list):
+        self.workers = workers
+        self.under_way = [0] * len(workers)
+
+    def send(self, prompt: Prompt) -> tuple[int, ray.ObjectRef]:
+        chosen = min(range(len(self.workers)), key=self.under_way.__getitem__)
+        self.under_way[chosen] += 1
+        return chosen, self.workers[chosen].capture.remote(prompt)
+
+    def done(self, worker: int) -> None:
+        self.under_way[worker] -= 1
+
+    def wait_until_one_lives(self) -> str:
+        """The name of what it captures with. A worker that cannot start says why; that ends the run."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            for worker in self.workers:
+                try:
+                    return ray.get(worker.producer.remote())
+                except ActorDiedError as error:
+                    if error.actor_init_failed:
+                        raise UserError(f"a capture worker cannot start: {_last_line(error)}") from error
+                except RayActorError:  # being restarted: ask the next one
+                    continue
+            time.sleep(0.2)
+        raise UserError(f"no capture worker has answered for {PATIENCE:.0f} seconds; see the workers' logs of Ray")
+
+
+class RemoteRequest:
+    """One sample that was asked for; `result` asks again where a worker failed."""
+
+    def __init__(self, capture: "RemoteCapture", prompt: Prompt):
+        self.capture, self.prompt = capture, prompt
+        self.worker, self.reference = capture.pool.send(prompt)
+
+    def result(self) -> Features:
+        reasons = []
+        while True:
+            try:
+                return self._receive()
+            except RayActorError as error:
+                reasons.append(f"the capture worker died: {_last_line(error)}")
+                self.capture.pool.wait_until_one_lives()
+            except (RayTaskError, ContractError) as error:
+                reasons.append(_last_line(error))
+            if len(reasons) == self.capture.max_tries:
+                return self.capture.drop(self.prompt, reasons)
+            self.worker, self.reference = self.capture.pool.send(self.prompt)
+
+    def _receive(self) -> Features:
+        try:
+            ticket = ray.get(self.reference)
+        finally:
+            self.capture.pool.done(self.worker)
+            self.reference = None  # the store may free the object as soon as the features are gone
+        return decode(self.capture.transfer.get(ticket), self.prompt, self.capture.device)
+
+
+class RemoteCapture:
+    """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan."""
+
+    def __init__(self, pool: WorkerPool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
+        self.pool, self.layer_ids, self.width, self.device = pool, layer_ids, width, device
+        self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
+        self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
+        self.file = Path(config.output_dir) / "dropped.jsonl"
+        self.transfer = open_transfer(config)
+        self.producer = pool.wait_until_one_lives()
+
+    def request(self, prompt: Prompt) -> RemoteRequest:
+        return RemoteRequest(self, prompt)
+
+    def capture(self, prompt: Prompt) -> Features:
+        return self.request(prompt).result()
+
+    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
+        """Each worker compares its engine with the target that it reads itself."""
+        try:
+            ray.get([worker.verify.remote(prompts) for worker in self.pool.workers])
+        except RayTaskError as error:
+            raise UserError(_last_line(error)) from error
+
+    def drop(self, prompt: Prompt, reasons: list[str]) -> Features:
+        """Writes the sample down and returns an empty document in its place, which has no supervised token."""
+        self.dropped += 1
+        with self.file.open("a") as lines:
+            lines.write(json.dumps({"sample": prompt.index, "reasons": reasons}) + "\n")
+        if self.dropped > self.most_dropped:
+            raise UserError(
+                f"{self.dropped} samples could not be captured, more than inference.max_dropped allows; {self.file.resolve()} lists them, "
+                f"the last because: {reasons[-1]}"
+            )
+        empty = Prompt(prompt.index, prompt.ids[:2], torch.zeros(2, dtype=torch.bool))
+        return Features(empty, torch.zeros(2, self.width, dtype=self.dtype, device=self.device), self.layer_ids, "dropped")
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

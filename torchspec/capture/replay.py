@@ -1,0 +1,76 @@
+"""Features kept on disk for repeated experiments on the same text: bounded, checked against their manifest, halved by fp8.
+
+FOLDER/  manifest.json (target, layers, dtype, producer) · 3f/3fa9...e1.safetensors, one per prompt, named by its tokens
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from torchspec.capture.base import Capture, CaptureSpec
+from torchspec.errors import ContractError
+from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
+from torchspec.transfer.codec import Wire, decode, encode
+
+
+class ReplayCapture:
+    """Keeps what `inner` captures until the folder holds `limit_bytes`; from then on new prompts are captured and not kept."""
+
+    def __init__(self, inner: Capture, spec: CaptureSpec, folder: Path, limit_bytes: int, fp8: bool):
+        self.inner, self.folder, self.limit_bytes, self.fp8 = inner, folder, limit_bytes, fp8
+        self.layer_ids, self.producer, self.device = inner.layer_ids, inner.producer, spec.device
+        self.dtype = str(spec.dtype).removeprefix("torch.")
+        config = (spec.folder / "config.json").read_bytes()
+        manifest = {
+            "target": hashlib.sha256(config).hexdigest()[:16],
+            "layer_ids": list(inner.layer_ids),
+            "dtype": "fp8" if fp8 else self.dtype,
+            "producer": inner.producer,
+        }
+        self._agree(manifest)
+        self.bytes = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+
+    def capture(self, prompt: Prompt) -> Features:
+        name = hashlib.sha256(prompt.ids.numpy().tobytes()).hexdigest()
+        file = self.folder / name[:2] / f"{name}.safetensors"
+        if file.is_file():
+            return self._read(file, prompt)
+        wire = encode(self.inner.capture(prompt), self.fp8)
+        if self.bytes + wire.nbytes <= self.limit_bytes:
+            self._write(file, wire)
+            self.bytes += file.stat().st_size
+        return decode(wire, prompt, self.device)  # what a second run will read, rounding included
+
+    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
+        self.inner.verify(target, prompts)
+
+    def _agree(self, manifest: dict) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "manifest.json"
+        if not file.is_file():
+            file.write_text(json.dumps(manifest, indent=2))
+        found = json.loads(file.read_text())
+        changed = [f"{key}: {found[key]!r} -> {manifest[key]!r}" for key in manifest if found[key] != manifest[key]]
+        if changed:
+            raise ContractError(f"{self.folder} holds features of another kind ({'; '.join(changed)}); set another inference.replay_dir")
+
+    def _write(self, file: Path, wire: Wire) -> None:
+        tensors = {"data": torch.from_numpy(wire.data)}
+        if wire.scales is not None:
+            tensors["scales"] = torch.from_numpy(wire.scales)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_name(f".{file.name}")
+        save_file(tensors, partial)
+        partial.rename(file)
+
+    def _read(self, file: Path, prompt: Prompt) -> Features:
+        tensors, rows = load_file(file), len(prompt.ids)
+        stored = "float8_e4m3fn" if self.fp8 else self.dtype
+        width = tensors["data"].numel() // rows // getattr(torch, stored).itemsize
+        scales = tensors["scales"].numpy() if self.fp8 else None
+        wire = Wire(tensors["data"].numpy(), (rows, width), stored, self.dtype, scales, self.layer_ids, self.producer)
+        return decode(wire, prompt, self.device)

@@ -1,0 +1,76 @@
+"""Capture with vLLM (>= 0.19): one engine per worker, prompts run whole, states come back through shared memory."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import vllm
+from safetensors.torch import load_file
+from torch import Tensor
+from vllm import LLM, SamplingParams
+
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.check import NextTokenCheck
+from torchspec.capture.vllm.connector import FOLDER, NAME, SharedMemoryConnector
+from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
+
+
+class VLLMCapture:
+    """K captured layers, and the last layer's output to check the engine's own next token against.
+
+    vLLM counts layers that have run: the output of layer z is its id z + 1, the last layer's is N, before the final norm.
+    """
+
+    def __init__(self, spec: CaptureSpec):
+        self.layer_ids = spec.layer_ids
+        self.target = FrozenTarget.load(spec.folder, spec.dtype, trust_remote_code=spec.trust_remote_code)
+        self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
+        self.truth = NextTokenCheck(self.target, self.producer)
+        self.folder = Path(tempfile.mkdtemp(prefix="torchspec-", dir="/dev/shm"))
+        states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
+        self.engine = LLM(
+            str(spec.folder),
+            dtype=str(spec.dtype).removeprefix("torch."),
+            tensor_parallel_size=spec.num_devices,
+            trust_remote_code=spec.trust_remote_code,
+            max_model_len=spec.max_length + 1,
+            max_num_batched_tokens=max(2048, spec.max_length + 1),
+            enable_prefix_caching=False,  # a cached prefix has no states
+            enable_chunked_prefill=False,
+            enforce_eager=True,
+            speculative_config={
+                "method": "extract_hidden_states",
+                "num_speculative_tokens": 1,
+                "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": states}},
+            },
+            kv_transfer_config={
+                "kv_connector": SharedMemoryConnector.__name__,
+                "kv_connector_module_path": SharedMemoryConnector.__module__,
+                "kv_role": "kv_producer",
+                "kv_connector_extra_config": {FOLDER: str(self.folder)},
+            },
+        )
+
+    def capture(self, prompt: Prompt) -> Features:
+        states = self._run(prompt)  # [L, K+1, H_t]
+        return Features(prompt, states[:, :-1].flatten(1), self.layer_ids, self.producer).check()
+
+    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
+        """Runs the prompts; each capture compares the engine's next token with ours."""
+        for prompt in prompts:
+            self.capture(prompt)
+        self.truth.conclude()
+
+    def _run(self, prompt: Prompt) -> Tensor:
+        name = f"{prompt.index}.safetensors"
+        one_token = SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}})
+        (answer,) = self.engine.generate({"prompt_token_ids": prompt.ids.tolist()}, one_token, use_tqdm=False)
+        file = self.folder / name
+        states = load_file(file)["states"]
+        file.unlink()
+        self.truth.compare(states[-1, -1], answer.outputs[0].token_ids[0])
+        return states
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

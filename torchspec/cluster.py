@@ -1,0 +1,131 @@
+"""A run on several devices: capture workers and trainer ranks, placed and supervised by Ray.
+
+      capture worker 0 .. C-1   (Ray actors, restarted by Ray)        target forwards
+              |  features, as object references
+      trainer rank 0 .. T-1     (Ray Train, restarted from the latest checkpoint)    `train`, as under torchrun
+
+There is no controller: each rank asks the workers for the samples of its own plan.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from torchspec.capture.remote import CaptureWorker, WorkerPool
+from torchspec.config import RunConfig
+from torchspec.errors import UserError
+from torchspec.inference import resolve_device
+from torchspec.train import train
+
+NAMESPACE = "torchspec"
+
+
+def train_on_cluster(config: RunConfig) -> None:
+    """Starts or joins Ray, then runs `train` on every rank until it is done or has been restarted too often."""
+    connect(config)
+    with mooncake_master(config) as config:
+        on_gpu = resolve_device(config.model.device).type == "cuda"
+        check_resources(config, on_gpu)
+        reason = _reason_file(config)
+        reason.unlink(missing_ok=True)
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd()},
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=_share(1, on_gpu)),
+            run_config=RayRunConfig(
+                name=run_name(config),
+                storage_path=str(reason.parent),
+                failure_config=FailureConfig(max_failures=config.cluster.max_restarts),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            if reason.is_file():
+                raise UserError(reason.read_text()) from error
+            raise
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def mooncake_master(config: RunConfig) -> Iterator[RunConfig]:
+    """The config with the address of a master that lives as long as the run, where one is needed and none is given."""
+    inference = config.inference
+    if inference.transfer != "mooncake" or inference.mooncake.master is not None:
+        yield config
+        return
+    from torchspec.transfer.mooncake import start_master
+
+    process, settings = start_master(inference.mooncake)
+    try:
+        yield config.model_copy(update={"inference": inference.model_copy(update={"mooncake": settings})})
+    finally:
+        process.terminate()
+
+
+def _rank(arguments: dict) -> None:
+    """One trainer rank. A rank that died is started again; one that found the user's input wrong would only find it again."""
+    os.chdir(arguments["folder"])  # Ray Train runs its workers elsewhere, and paths in a config are relative to where it was started
+    config = RunConfig.model_validate_json(arguments["config"])
+    reason = _reason_file(config)
+    if reason.is_file():
+        raise UserError(reason.read_text())
+    try:
+        train(config)
+    except UserError as error:
+        reason.write_text(str(error))
+        raise
+
+
+def _reason_file(config: RunConfig) -> Path:
+    folder = Path(config.output_dir).resolve() / "ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "stopped_because.txt"
+
+
+def connect(config: RunConfig) -> None:
+    if not ray.is_initialized():
+        ray.init(config.cluster.address, namespace=NAMESPACE, log_to_driver=True, include_dashboard=False)
+
+
+def run_name(config: RunConfig) -> str:
+    """Workers belong to one run: another run on the same cluster has another output_dir."""
+    return str(Path(config.output_dir).resolve()).strip("/").replace("/", "-")
+
+
+def _share(gpus: int, on_gpu: bool) -> dict[str, float]:
+    """Resources of one worker or rank. Without GPUs several share a core: the demand is then a matter of taste, not of placement."""
+    return {"GPU": gpus, "CPU": 1} if on_gpu else {"CPU": 0.01}
+
+
+def check_resources(config: RunConfig, on_gpu: bool) -> None:
+    if not on_gpu:
+        return
+    wanted = config.training.num_ranks + config.inference.num_workers * config.inference.gpus_per_worker
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if wanted > there:
+        raise UserError(
+            f"training.num_ranks={config.training.num_ranks} and inference.num_workers={config.inference.num_workers} x gpus_per_worker="
+            f"{config.inference.gpus_per_worker} need {wanted} GPUs, the cluster has {there}; lower one of them"
+        )
+
+
+def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...]) -> WorkerPool:
+    """The run's capture workers, by name: whoever comes first starts them, all others find them."""
+    connect(config)
+    on_gpu = resolve_device(config.model.device).type == "cuda"
+    share = _share(config.inference.gpus_per_worker, on_gpu)
+    actor = ray.remote(CaptureWorker).options(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=-1, get_if_exists=True)
+    workers = [
+        actor.options(name=f"{run_name(config)}-capture-{i}").remote(config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
+        for i in range(config.inference.num_workers)
+    ]
+    return WorkerPool(workers)

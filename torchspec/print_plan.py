@@ -1,0 +1,78 @@
+"""`torchspec train --plan`: what a run will be. Data is prepared and the draft counted; nothing is loaded that computes."""
+
+import torch
+
+from torchspec.build import build_method, open_datasets, plan_run
+from torchspec.config import RunConfig
+from torchspec.distributed import World
+from torchspec.errors import UserError
+from torchspec.fetch import resolve_target
+from torchspec.inference import resolve_device, resolve_dtype
+from torchspec.log import console
+from torchspec.target import FrozenTarget
+
+GIB = 2.0**30
+
+
+def print_plan(config: RunConfig) -> None:
+    folder, training, inference = resolve_target(config.model.target_model_path), config.training, config.inference
+    dataset, held_out = open_datasets(config, folder)
+    plan = plan_run(config, dataset, World(0, training.num_ranks, torch.device("cpu")))
+    dtype = resolve_dtype(config.model.dtype)
+    target = FrozenTarget.load(folder, dtype, "cpu", config.model.trust_remote_code)
+    method, manifest = build_method(config, target, dataset), dataset.manifest
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in method.skeleton().parameters())
+    steps, planned = len(plan) // training.draft_accumulation_steps, [dataset.lengths[list(batch.indices)].sum() for batch in plan]
+    values = len(method.layer_ids) * target.config.hidden_size  # of one token's features
+    wire = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
+    feature_bytes, shards = manifest.tokens * values * dtype.itemsize, training.num_ranks if training.fsdp_strategy == "FULL_SHARD" else 1
+    ahead = training.prefetch_depth * int(dataset.lengths.max()) * values * dtype.itemsize
+    rows = {
+        "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
+        "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
+        "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
+        f"held out: {len(held_out) if held_out else 0} samples",
+        "topology": topology(config),
+        "steps": f"{steps} of {training.num_ranks} x {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
+        f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
+        "memory": f"per rank: draft {16 * parameters / shards / GIB:.2f} GiB (masters, gradients, moments), frozen embedding and head "
+        f"{target_bytes(target) / GIB:.2f} GiB, features ahead {ahead / GIB:.3f} GiB",
+        "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
+        "disk": f"{12 * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
+    }
+    if inference.replay_dir:
+        rows["replay"] = (
+            f"{manifest.tokens * wire / 1e12:.3f} TB for all samples, at most {inference.replay_gib:g} GiB in {inference.replay_dir}"
+        )
+    if inference.num_workers:
+        rows["wire"] = f"{wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained"
+    console.print(config.model_dump_json(indent=2), markup=False)
+    for name, text in rows.items():
+        console.print(f"{name:>9}  {text}", markup=False)
+
+
+def target_bytes(target: FrozenTarget) -> int:
+    tied = target.head is target.embedding
+    return target.embedding.nbytes + (0 if tied else target.head.nbytes)
+
+
+def topology(config: RunConfig) -> str:
+    """One line, or a refusal where this machine is the whole cluster and lacks the devices."""
+    training, inference, device = config.training, config.inference, resolve_device(config.model.device)
+    ranks = f"{training.num_ranks} trainer rank{'s' if training.num_ranks > 1 else ''}"
+    if not config.distributed:
+        return f"one process: {inference.inference_engine_type} captures and the draft trains on {device}"
+    wanted = training.num_ranks + inference.num_workers * inference.gpus_per_worker
+    if device.type == "cuda" and config.cluster.address is None and wanted > torch.cuda.device_count():
+        raise UserError(
+            f"training.num_ranks={training.num_ranks} and inference.num_workers={inference.num_workers} x gpus_per_worker="
+            f"{inference.gpus_per_worker} need {wanted} GPUs, this machine has {torch.cuda.device_count()}; lower one, or join a cluster "
+            "with cluster.address"
+        )
+    if inference.num_workers == 0:
+        return f"{ranks} ({training.fsdp_strategy}), each captures with {inference.inference_engine_type} in its own process"
+    workers = (
+        f"{inference.num_workers} {inference.inference_engine_type} capture workers of {inference.gpus_per_worker} {device.type} device(s)"
+    )
+    return f"{workers} -> {inference.transfer}, {inference.transfer_dtype} dtype -> {ranks} ({training.fsdp_strategy})"
