@@ -93,7 +93,7 @@ def _reason_file(config: RunConfig) -> Path:
 
 def connect(config: RunConfig) -> None:
     if not ray.is_initialized():
-        ray.init(config.cluster.address, namespace=NAMESPACE, log_to_driver=True, include_dashboard=False)
+        ray.init(config.cluster.address, namespace=NAMESPACE, log_to_driver=True)
 
 
 def run_name(config: RunConfig) -> str:
@@ -123,9 +123,8 @@ def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...])
     connect(config)
     on_gpu = resolve_device(config.model.device).type == "cuda"
     share = _share(config.inference.gpus_per_worker, on_gpu)
-    actor = ray.remote(CaptureWorker).options(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=-1, get_if_exists=True)
-    workers = [
-        actor.options(name=f"{run_name(config)}-capture-{i}").remote(config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
-        for i in range(config.inference.num_workers)
-    ]
+    options = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "max_restarts": -1, "get_if_exists": True}
+    actor, arguments = ray.remote(CaptureWorker), (config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
+    names = [f"{run_name(config)}-capture-{i}" for i in range(config.inference.num_workers)]
+    workers = [actor.options(name=name, **options).remote(*arguments) for name in names]
     return WorkerPool(workers)

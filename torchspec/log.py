@@ -11,7 +11,7 @@ from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.meter import suggested_split, verdict
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class RunLog:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+import transformers
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from torchspec.build import capture_spec, open_engine
 from torchspec.config import RunConfig
@@ -30,6 +31,7 @@ class CaptureWorker:
 
     def __init__(self, config: str, working_folder: str, target: str, layer_ids: tuple[int, ...]):
         os.chdir(working_folder)
+        transformers.utils.logging.disable_progress_bar()  # its lines would land among those of the run
         self.config = RunConfig.model_validate_json(config)
         self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
         self.backend = open_engine(self.config, self.spec)
@@ -48,32 +50,58 @@ class CaptureWorker:
 
 
 class WorkerPool:
-    """Hands each request to the worker with the fewest requests of this rank under way."""
+    """Hands each request to the living worker with the fewest requests of this rank under way."""
 
     def __init__(self, workers: list):
         self.workers = workers
         self.under_way = [0] * len(workers)
+        self.resting: dict[int, ray.ObjectRef] = {}  # dead workers, and the question that they will answer once restarted
 
     def send(self, prompt: Prompt) -> tuple[int, ray.ObjectRef]:
-        chosen = min(range(len(self.workers)), key=self.under_way.__getitem__)
+        living = self._living()
+        if not living:
+            living = self._wait_for_one()
+        chosen = min(living, key=self.under_way.__getitem__)
         self.under_way[chosen] += 1
         return chosen, self.workers[chosen].capture.remote(prompt)
 
     def done(self, worker: int) -> None:
         self.under_way[worker] -= 1
 
-    def wait_until_one_lives(self) -> str:
-        """The name of what it captures with. A worker that cannot start says why; that ends the run."""
+    def rest(self, worker: int) -> None:
+        """It died: nothing is sent until it has been restarted."""
+        if worker not in self.resting:
+            self.resting[worker] = self.workers[worker].producer.remote()
+
+    def producer(self) -> str:
+        """What the workers capture with; the first call waits until they have loaded their targets."""
+        return self._answers(0, self.workers[0].producer.remote(), patient=True)
+
+    def _living(self) -> list[int]:
+        for worker, question in list(self.resting.items()):
+            if self._answers(worker, question, patient=False):
+                del self.resting[worker]
+        return [worker for worker in range(len(self.workers)) if worker not in self.resting]
+
+    def _answers(self, worker: int, question: ray.ObjectRef, patient: bool) -> str | None:
+        """A worker that cannot even start says why, and that ends the run."""
+        try:
+            return ray.get(question, timeout=None if patient else 0)
+        except GetTimeoutError:  # still starting
+            return None
+        except ActorDiedError as error:
+            if error.actor_init_failed:
+                raise UserError(f"a capture worker cannot start: {_last_line(error)}") from error
+        except RayActorError:  # being restarted: ask again
+            pass
+        self.resting[worker] = self.workers[worker].producer.remote()
+        return None
+
+    def _wait_for_one(self) -> list[int]:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            for worker in self.workers:
-                try:
-                    return ray.get(worker.producer.remote())
-                except ActorDiedError as error:
-                    if error.actor_init_failed:
-                        raise UserError(f"a capture worker cannot start: {_last_line(error)}") from error
-                except RayActorError:  # being restarted: ask the next one
-                    continue
+            if living := self._living():
+                return living
             time.sleep(0.2)
         raise UserError(f"no capture worker has answered for {PATIENCE:.0f} seconds; see the workers' logs of Ray")
 
@@ -92,7 +120,7 @@ class RemoteRequest:
                 return self._receive()
             except RayActorError as error:
                 reasons.append(f"the capture worker died: {_last_line(error)}")
-                self.capture.pool.wait_until_one_lives()
+                self.capture.pool.rest(self.worker)
             except (RayTaskError, ContractError) as error:
                 reasons.append(_last_line(error))
             if len(reasons) == self.capture.max_tries:
@@ -117,7 +145,7 @@ class RemoteCapture:
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
         self.transfer = open_transfer(config)
-        self.producer = pool.wait_until_one_lives()
+        self.producer = pool.producer()
 
     def request(self, prompt: Prompt) -> RemoteRequest:
         return RemoteRequest(self, prompt)
