@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -57,7 +57,7 @@ class TrainingConfig(Section):
     wsd_decay_style: Literal["linear", "cosine"] = "linear"
     warmup_ratio: Share = 0.04
     weight_decay: NonNegativeFloat = 0.0
-    adam_beta2: Share = 0.95
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
     fsdp_strategy: Literal["FULL_SHARD", "HYBRID", "REPLICATE"] = Field("FULL_SHARD", description="where several ranks keep the draft")
@@ -177,9 +177,12 @@ def load_config(file: str, overrides: list[str]) -> RunConfig:
         if "=" not in override:
             raise UserError(f"override {override!r} is not of the form section.key=value")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"config {file!r} holds no section: it must be a YAML mapping like those in configs/")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {file!r} cannot be read: {str(error).splitlines()[0]}") from error
     try:
         return RunConfig.model_validate_json(json.dumps(values))

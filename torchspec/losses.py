@@ -20,10 +20,10 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ head.T).float()  # [r, V]
+            predictions[part] = logits.argmax(dim=-1)  # what the draft would propose: before the bias, which serves the normaliser
             if bias is not None:
                 logits += bias
             label = labels[part, None]
-            predictions[part] = logits.argmax(dim=-1)
             label_logit = logits.gather(1, label)
             normaliser = logits.logsumexp(dim=-1, keepdim=True)
             losses[part] = (normaliser - label_logit)[:, 0]

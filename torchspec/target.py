@@ -29,8 +29,7 @@ class FrozenTarget:
         config = load_config(folder, trust_remote_code)
         files = _tensor_files(folder)
         read = {suffix: _read(folder, files, suffix, dtype, device) for suffix in (EMBEDDING, NORM)}
-        tied = config.tie_word_embeddings or not _matches(files, HEAD)
-        head = read[EMBEDDING] if tied else _read(folder, files, HEAD, dtype, device)
+        head = read[EMBEDDING] if config.tie_word_embeddings else _read(folder, files, HEAD, dtype, device)
         return cls(folder, config, read[EMBEDDING], head, read[NORM])
 
     @property
@@ -44,14 +43,20 @@ class FrozenTarget:
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"target {folder}: config.json cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index of a sharded checkpoint or from its single file."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        try:
+            return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{index} is damaged ({error!r}); fetch it again") from error
     if not single.is_file():
         raise UserError(f"target {folder} holds neither {single.name} nor {index.name}; only safetensors weights are read")
     with _open(single) as tensors:
@@ -79,4 +84,6 @@ def _read(folder: Path, files: dict[str, Path], suffix: str, dtype: torch.dtype,
             f"target {folder}: expected one tensor named *{suffix}, found {names or 'none'}; this architecture is not supported"
         )
     with _open(files[names[0]]) as tensors:
+        if names[0] not in tensors.keys():  # noqa: SIM118 - a file of tensors is no mapping
+            raise UserError(f"{files[names[0]]} lacks {names[0]}, which the index says it holds; fetch it again")
         return tensors.get_tensor(names[0]).to(device=device, dtype=dtype)

@@ -79,7 +79,8 @@ class HFCapture:
         capture_checks(self, target, prompts)
 
     def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
+        """Keeps all rows, of sliding layers too: what slid out could not come back when drafts are rejected. The masks slide."""
+        return DynamicCache()
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def plan_micro_batches(lengths: np.ndarray, seed: int, num_epochs: int, samples:
                 current, tokens = [], 0
             current.append(index)
             tokens += int(lengths[index])
-        batches.append(MicroBatch(epoch, tuple(current)))
+        if current:
+            batches.append(MicroBatch(epoch, tuple(current)))
     return batches
 
 

@@ -28,7 +28,9 @@ def check_layer_ids(layer_ids: tuple[int, ...], num_target_layers: int) -> tuple
 def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
     """The draft's config.json in the z-lab format (keys of docs/dflash.md); `num_target_layers` counts all layers of the target."""
     vocab_size, hidden_size = embedding_shape
-    layer_ids = options.target_layer_ids or default_layer_ids(target.num_hidden_layers, options.num_layers)
+    layer_ids = options.target_layer_ids
+    if layer_ids is None:
+        layer_ids = default_layer_ids(target.num_hidden_layers, options.num_layers)
     check_layer_ids(layer_ids, target.num_hidden_layers)
     if not 0 <= mask_token_id < vocab_size:
         raise UserError(

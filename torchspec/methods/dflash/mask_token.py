@@ -14,8 +14,10 @@ def choose_mask_token(tokenizer: PreTrainedTokenizerBase, counts: Tensor, explic
     """
     if explicit is not None:
         return _checked(explicit, counts)
-    if len(tokenizer) < len(counts):
-        return len(tokenizer)
+    known = set(tokenizer.get_vocab().values())
+    beyond = [i for i in range(len(counts)) if i not in known and counts[i] == 0]
+    if beyond:
+        return beyond[0]
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = sorted(
         i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in (tokenizer.chat_template or "")
