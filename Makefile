@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INTEROP := .interop
 
-.PHONY: setup demo test lint interop faults clean
+.PHONY: setup demo test lint interop faults stream clean
 
 setup: $(VENV)/.ready
 
@@ -25,8 +25,15 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-faults: setup ## kill -9 at bad moments, then compare with a run that was never killed
+faults: setup $(VENV)/.ray ## kill -9 at bad moments, of processes alone and on Ray, then compare with a run that was never killed
 	$(BIN)/python -m pytest tests/faults
+
+$(VENV)/.ray: $(VENV)/.ready
+	$(PIP) install -c constraints.txt -e '.[ray]'
+	touch $@
+
+stream: setup $(VENV)/.ray ## what the pull stream costs and carries: benchmarks/results/stream.json
+	$(BIN)/python benchmarks/stream.py
 
 interop: setup $(INTEROP)/vllm/.ready $(INTEROP)/zlab/.ready ## real engines load the draft and accept what we say they accept
 	$(BIN)/python -m pytest -s tests/interop

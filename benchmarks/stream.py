@@ -4,7 +4,7 @@
 
 Three questions, all answered side by side in one run, medians of several rounds:
 1. Does a trainer wait when its workers are faster than it?            (share of time waiting)
-2. What does each transfer move, beside a memcpy of the same tensors?  (bytes per second)
+2. What does the transfer move, beside a memcpy of the same tensors?  (bytes per second)
 3. Do two workers deliver twice what one delivers?                     (samples per second of workers that sleep)
 """
 
@@ -19,13 +19,12 @@ import numpy as np
 import ray
 import torch
 
+from torchspec.capture.codec import encode
 from torchspec.capture.remote import RemoteCapture, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.data.plan import MicroBatch
 from torchspec.records import Features, Prompt
 from torchspec.stream import FeatureStream
-from torchspec.transfer.base import open_transfer
-from torchspec.transfer.codec import encode
 
 TOKENS, WIDTH, ROUNDS = 2048, 5 * 4096, 5  # Qwen3-8B's features with five layers: 84 MB per sample of 2,048 tokens
 LAYERS = (1, 9, 17, 25, 33)
@@ -34,17 +33,16 @@ LAYERS = (1, 9, 17, 25, 33)
 class FakeWorker:
     """Answers after `seconds` with features that were made once. Sleeping stands for a device that computes."""
 
-    def __init__(self, config: str, tokens: int, width: int, seconds: float, fp8: bool):
+    def __init__(self, tokens: int, width: int, seconds: float, fp8: bool):
         self.seconds, self.fp8 = seconds, fp8
         self.context = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-        self.transfer = open_transfer(RunConfig.model_validate_json(config))
 
     def producer(self) -> str:
         return "fake"
 
     def capture(self, prompt: Prompt):
         time.sleep(self.seconds)
-        return self.transfer.put(encode(Features(prompt, self.context, LAYERS, "fake"), self.fp8))
+        return encode(Features(prompt, self.context, LAYERS, "fake"), self.fp8)
 
 
 class Prompts:
@@ -63,7 +61,7 @@ def config(**inference) -> RunConfig:
 
 def stream(run: RunConfig, workers: int, samples: int, seconds: float, tokens: int, width: int, depth: int = 4) -> FeatureStream:
     fp8 = run.inference.transfer_dtype == "fp8"
-    actors = [ray.remote(FakeWorker).options(num_cpus=0.01).remote(run.model_dump_json(), tokens, width, seconds, fp8) for _ in range(workers)]
+    actors = [ray.remote(FakeWorker).options(num_cpus=0.01).remote(tokens, width, seconds, fp8) for _ in range(workers)]
     source = RemoteCapture(WorkerPool(actors), run, LAYERS, width, samples, torch.device("cpu"))
     plan = [MicroBatch(0, (i,)) for i in range(samples)]
     return FeatureStream(Prompts(tokens), source, plan, 0, depth)

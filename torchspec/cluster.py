@@ -8,8 +8,6 @@ There is no controller: each rank asks the workers for the samples of its own pl
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -29,46 +27,29 @@ NAMESPACE = "torchspec"
 def train_on_cluster(config: RunConfig) -> None:
     """Starts or joins Ray, then runs `train` on every rank until it is done or has been restarted too often."""
     connect(config)
-    with mooncake_master(config) as config:
-        on_gpu = resolve_device(config.model.device).type == "cuda"
-        check_resources(config, on_gpu)
-        reason = _reason_file(config)
-        reason.unlink(missing_ok=True)
-        trainer = TorchTrainer(
-            _rank,
-            train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd()},
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=_share(1, on_gpu)),
-            run_config=RayRunConfig(
-                name=run_name(config),
-                storage_path=str(reason.parent),
-                failure_config=FailureConfig(max_failures=config.cluster.max_restarts),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            if reason.is_file():
-                raise UserError(reason.read_text()) from error
-            raise
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def mooncake_master(config: RunConfig) -> Iterator[RunConfig]:
-    """The config with the address of a master that lives as long as the run, where one is needed and none is given."""
-    inference = config.inference
-    if inference.transfer != "mooncake" or inference.mooncake.master is not None:
-        yield config
-        return
-    from torchspec.transfer.mooncake import start_master
-
-    process, settings = start_master(inference.mooncake)
+    on_gpu = resolve_device(config.model.device).type == "cuda"
+    check_resources(config, on_gpu)
+    reason = _reason_file(config)
+    reason.unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd()},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=_share(1, on_gpu)),
+        run_config=RayRunConfig(
+            name=run_name(config),
+            storage_path=str(reason.parent),
+            failure_config=FailureConfig(max_failures=config.cluster.max_restarts),
+        ),
+    )
     try:
-        yield config.model_copy(update={"inference": inference.model_copy(update={"mooncake": settings})})
+        trainer.fit()
+    except TrainingFailedError as error:
+        if reason.is_file():
+            raise UserError(reason.read_text()) from error
+        raise
     finally:
-        process.terminate()
+        ray.shutdown()
 
 
 def _rank(arguments: dict) -> None:

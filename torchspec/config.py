@@ -77,26 +77,10 @@ class TrainingConfig(Section):
         return self
 
 
-class MooncakeConfig(Section):
-    master: str | None = Field(None, description="host:port of a running master; none starts one for the run")
-    metadata: str | None = Field(None, description="URL of the master's metadata server; needed with master")
-    protocol: Literal["tcp", "rdma"] = "tcp"
-    rdma_device: str = Field("", description="for example mlx5_0; empty chooses")
-    segment_gib: PositiveFloat = Field(1.0, strict=False, description="memory that each process lends to the store")
-
-    @model_validator(mode="after")
-    def _both(self):
-        if (self.master is None) != (self.metadata is None):
-            raise ValueError("master and metadata belong together; set both, or neither to have a master started")
-        return self
-
-
 class InferenceConfig(Section):
     inference_engine_type: str = Field("hf", description="who runs the target")
     num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
     gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
-    transfer: Literal["ray", "mooncake"] = Field("ray", description="how features travel from capture workers to trainers")
-    mooncake: MooncakeConfig = MooncakeConfig()
     transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
     replay_dir: str | None = Field(None, description="folder that keeps features on disk for later runs on the same text")
     replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
@@ -106,8 +90,6 @@ class InferenceConfig(Section):
 
     @model_validator(mode="after")
     def _where(self):
-        if self.num_workers == 0 and self.transfer != "ray":
-            raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
         if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
             raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
         if self.num_workers and self.cache_gib:

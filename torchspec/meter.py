@@ -53,11 +53,12 @@ def verdict(wait: float) -> str:
 
 
 def suggested_split(wait: float, workers: int, ranks: int) -> tuple[int, int]:
-    """(capture workers, trainer ranks) of the same total that comes closest to equal speeds.
+    """(capture workers, trainer ranks) of the same total that makes the fastest run.
 
-    A trainer that waits a share w trains at 1/(1-w) of the rate at which it is fed, so speeds are equal where
-    workers : ranks grows by that factor. A trainer that never waits tells only that there are enough workers.
+    Trainers that wait a share w could train at 1/(1-w) of the rate at which they are fed: that gives both sides' rates per
+    device, and a run goes at the slower side's. A trainer that never waits tells only that there are enough workers.
     """
-    total, ratio = workers + ranks, workers / ranks / max(1e-6, 1 - wait)
-    wanted = min(range(1, total), key=lambda c: abs(c / (total - c) - ratio))
-    return wanted, total - wanted
+    capture, train = (1 - wait) / workers, 1 / ranks
+    total = workers + ranks
+    best = max(range(1, total), key=lambda c: min(c * capture, (total - c) * train))
+    return best, total - best

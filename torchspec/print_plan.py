@@ -75,4 +75,4 @@ def topology(config: RunConfig) -> str:
     workers = (
         f"{inference.num_workers} {inference.inference_engine_type} capture workers of {inference.gpus_per_worker} {device.type} device(s)"
     )
-    return f"{workers} -> {inference.transfer}, {inference.transfer_dtype} dtype -> {ranks} ({training.fsdp_strategy})"
+    return f"{workers} -> {inference.transfer_dtype} dtype -> {ranks} ({training.fsdp_strategy})"

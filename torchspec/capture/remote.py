@@ -15,13 +15,12 @@ import transformers
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from torchspec.build import capture_spec, open_engine
+from torchspec.capture.codec import Wire, decode, encode
 from torchspec.config import RunConfig
 from torchspec.errors import ContractError, UserError
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
-from torchspec.transfer.base import open_transfer
-from torchspec.transfer.codec import decode, encode
 
 PATIENCE = 60.0  # seconds without any living worker after which the run stops
 
@@ -35,7 +34,6 @@ class CaptureWorker:
         self.config = RunConfig.model_validate_json(config)
         self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
         self.backend = open_engine(self.config, self.spec)
-        self.transfer = open_transfer(self.config)
 
     def verify(self, prompts: list[Prompt]) -> None:
         model, folder = self.config.model, self.spec.folder
@@ -44,9 +42,10 @@ class CaptureWorker:
     def producer(self) -> str:
         return self.backend.producer
 
-    def capture(self, prompt: Prompt):
+    def capture(self, prompt: Prompt) -> Wire:
+        """The result lies in Ray's object store; on one node the trainer reads it there, without a copy."""
         features = self.backend.capture(prompt)
-        return self.transfer.put(encode(features, fp8=self.config.inference.transfer_dtype == "fp8"))
+        return encode(features, fp8=self.config.inference.transfer_dtype == "fp8")
 
 
 class WorkerPool:
@@ -129,11 +128,11 @@ class RemoteRequest:
 
     def _receive(self) -> Features:
         try:
-            ticket = ray.get(self.reference)
+            wire = ray.get(self.reference)
         finally:
             self.capture.pool.done(self.worker)
             self.reference = None  # the store may free the object as soon as the features are gone
-        return decode(self.capture.transfer.get(ticket), self.prompt, self.capture.device)
+        return decode(wire, self.prompt, self.capture.device)
 
 
 class RemoteCapture:
@@ -144,7 +143,6 @@ class RemoteCapture:
         self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
-        self.transfer = open_transfer(config)
         self.producer = pool.producer()
 
     def request(self, prompt: Prompt) -> RemoteRequest:

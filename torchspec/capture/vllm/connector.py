@@ -35,13 +35,19 @@ class Step(KVConnectorMetadata):
     prompts: list[Rows] = field(default_factory=list)
 
 
+def cache_group(specs: list) -> int:
+    """Index of the cache group that holds the hidden states: its own, or the only one where all caches are paged alike."""
+    own = [i for i, spec in enumerate(specs) if isinstance(spec, HiddenStateCacheSpec)]
+    if len(own) != 1 and len(specs) != 1:
+        raise ValueError(f"torchspec cannot tell which of {len(specs)} cache groups holds the hidden states; this target is not supported")
+    return own[0] if own else 0
+
+
 class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self.folder = Path(self._kv_transfer_config.get_from_extra_config(FOLDER, ""))
-        groups = kv_cache_config.kv_cache_groups
-        specs = [group.kv_cache_spec for group in groups]
-        (self.group,) = (i for i, spec in enumerate(specs) if isinstance(spec, HiddenStateCacheSpec))
+        self.group = cache_group([group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
 
     # the scheduler's side
 

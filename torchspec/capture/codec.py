@@ -1,11 +1,11 @@
-"""Context features as bytes: what a transfer moves. bfloat16 and float32 travel bit by bit; fp8 halves the bytes and rounds.
+"""Context features as bytes: what travels, and what lies on disk. bfloat16 and float32 travel bit by bit; fp8 halves the bytes and rounds.
 
 fp8 is e4m3 with one float32 scale per token and layer, [L, K]: layers differ in magnitude by orders, and single tokens by
 more (the first one of a text most of all), so a scale shared by either would drown the small in the rounding of the large.
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 class Wire:
     """Features on their way; the prompt stays with the trainer that asked."""
 
-    data: np.ndarray | None  # [bytes] uint8; none while another store carries it
+    data: np.ndarray  # [bytes] uint8
     shape: tuple[int, int]  # of the context, [L, K*H_t]
     dtype: str  # of the data
     original: str  # of the context
@@ -30,10 +30,7 @@ class Wire:
 
     @property
     def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * getattr(torch, self.dtype).itemsize
-
-    def without_data(self) -> "Wire":
-        return replace(self, data=None)
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
 def encode(features: Features, fp8: bool) -> Wire:

@@ -1,0 +1,39 @@
+"""Every recipe in configs/ and benchmarks/ loads, and its plan can be printed for a target and data that are here."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_chats, write_tiny_target
+from torchspec.config import load_config
+from torchspec.log import console
+from torchspec.print_plan import print_plan
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "benchmarks").glob("*.yaml")])
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, target_folder) -> list[str]:
+    folder = tmp_path_factory.mktemp("recipes")
+    target = write_tiny_target(folder / "target", target_folder)
+    return [
+        f"output_dir={folder / 'run'}", f"model.target_model_path={target}", "draft.num_layers=2", "draft.target_layer_ids=[1,3]",
+        f"dataset.train_data_path={write_chats(folder / 'train.jsonl', 200)}", "dataset.eval_data_path=null", "dataset.thinking=null",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_the_recipe_loads_and_plans(recipe, here):
+    config = load_config(str(recipe), here)
+    with console.capture() as printed:
+        print_plan(config)
+    text = printed.get()
+    assert f"of {config.training.num_ranks} x {config.training.draft_accumulation_steps} micro-batches" in text
+    inference = config.inference
+    if inference.num_workers == 0:
+        assert "one process" in text
+        return
+    bytes_per_token = 2 * 64 + 2 * 4 if inference.transfer_dtype == "fp8" else 2 * 64 * 2  # two layers of width 64, a scale each
+    assert f"{inference.num_workers} {inference.inference_engine_type} capture workers" in text
+    assert f"{bytes_per_token:,} bytes per token" in text
