@@ -32,6 +32,13 @@ def write_chats(file: Path, count: int, first: int = 0) -> Path:
     return file
 
 
+def timeless_metrics(out: Path) -> list[dict]:
+    """Lines of metrics.jsonl without what a clock decides."""
+    clock = ("seconds", "tokens_per_second", "wait", "captured_tok_s", "train_tok_s", "bytes_per_s", "queued")
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
 def recipe(file: Path, target: Path, train: Path, held_out: Path, **training) -> Path:
     """A small float32 run as YAML (JSON is YAML)."""
     config = {

@@ -1,6 +1,5 @@
 """Capture workers and trainer ranks killed with SIGKILL in the middle of a run on Ray: it goes on by itself, to the very same weights."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from tests.tiny import recipe, write_chats, write_tiny_target
+from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec import checkpoint
 
 DEADLINE, STEPS = 180.0, 40
@@ -45,12 +44,6 @@ def undisturbed(config) -> Path:
     return out
 
 
-def rows(out: Path) -> list[dict]:
-    clock = ("seconds", "tokens_per_second", "wait", "captured_tok_s", "train_tok_s", "bytes_per_s", "queued")
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if key not in clock} for row in lines]
-
-
 def kill_one(run: subprocess.Popen, title: str) -> None:
     processes = [p for p in psutil.Process(run.pid).children(recursive=True) if title in " ".join(p.cmdline())]
     assert processes, f"no process {title}"
@@ -68,5 +61,5 @@ def test_a_killed_process_costs_time_and_changes_no_number(config, undisturbed, 
     assert run.returncode == 0, output
     ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (out, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert rows(out) == rows(undisturbed)
+    assert timeless_metrics(out) == timeless_metrics(undisturbed)
     assert not (out / "dropped.jsonl").exists()
