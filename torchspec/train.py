@@ -42,6 +42,7 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
                 window.add(loss_sum.detach(), weight_sum, metrics, len(batch.ids))
             window.update(run, learning_rate(state.step, run.total_steps, training))
             state.step += 1
+            state.seconds = resumed_seconds + time.perf_counter() - started
             log.advance(state.step)
             last = state.step == run.total_steps
             evaluated = time.perf_counter()
@@ -49,7 +50,6 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
             window.started += time.perf_counter() - evaluated
             saving = last or improved or state.step % training.save_interval == 0
             if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
-                state.seconds = resumed_seconds + time.perf_counter() - started
                 window.log(log, state, run, stream.meter.take())
                 window = Window()
             if saving:

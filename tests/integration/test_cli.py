@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tiny import recipe, write_chats, write_tiny_target
 from torchspec.cli import main
@@ -52,7 +53,7 @@ def work(tmp_path_factory, target_folder) -> Path:
     target = write_tiny_target(folder / "target", target_folder)
     train, held_out = write_chats(folder / "train.jsonl", 24), write_chats(folder / "heldout.jsonl", 4, first=100)
     recipe(folder / "run.yaml", target, train, held_out, max_steps=8, save_interval=4)
-    result = torchspec("train", "-c", folder / "run.yaml")
+    result = torchspec("train", "-c", folder / "run.yaml", "tracking.tensorboard=true")
     assert result.returncode == 0, result.stdout + result.stderr
     result = torchspec("export", "--checkpoint", folder / "run" / "checkpoints", "-o", folder / "draft")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -88,10 +89,19 @@ def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(w
     assert [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()] == rows
 
 
+def test_tensorboard_shows_the_numbers_of_the_metrics(work):
+    events = EventAccumulator(str(work / "run" / "tensorboard"))
+    events.Reload()
+    for kind, name in (("train", "loss"), ("eval", "tau")):
+        rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+        shown = [(event.step, event.value) for event in events.Scalars(f"{kind}/{name}")]
+        assert shown == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if row["kind"] == kind]  # stored as float32
+
+
 def test_plan_prints_the_run_and_trains_nothing(work):
     result = torchspec("train", "-c", work / "run.yaml", "--plan", f"output_dir={work / 'planned'}", "training.num_epochs=3")
     assert result.returncode == 0, result.stderr
-    assert "8 of 1 micro-batches, 3 epochs" in result.stdout and "GiB per checkpoint" in result.stdout
+    assert "8 of 1 x 1 micro-batches, 3 epochs" in result.stdout and "GiB per checkpoint" in result.stdout
     assert not (work / "planned" / "checkpoints").exists() and not (work / "planned" / "metrics.jsonl").exists()
 
 
