@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ContractError(UserError):
     """A check between training and serving failed (the table in docs/architecture.md); the message says the likely cause."""
+
+
+class EngineMismatch(ContractError):
+    """The engine as such yields other states than it should: no matter of one sample, so nothing is retried."""

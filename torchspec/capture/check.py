@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchspec.errors import ContractError
+from torchspec.errors import ContractError, EngineMismatch
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
 
@@ -64,7 +64,7 @@ class NextTokenCheck:
     def conclude(self) -> None:
         agreement = sum(self.recent) / len(self.recent)
         if agreement < 0.75:
-            raise ContractError(
+            raise EngineMismatch(
                 f"final norm and head over the last state agree with {self.producer}'s own next token for {agreement:.0%} of the last "
                 f"{len(self.recent)} prompts; the likely cause is a layer id that is off by one, or a state taken after the final norm"
             )

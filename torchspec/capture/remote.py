@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from torchspec.build import capture_spec, open_engine
 from torchspec.capture.codec import Wire, decode, encode
 from torchspec.config import RunConfig
-from torchspec.errors import ContractError, UserError
+from torchspec.errors import ContractError, EngineMismatch, UserError
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
@@ -120,8 +120,12 @@ class RemoteRequest:
             except RayActorError as error:
                 reasons.append(f"the capture worker died: {_last_line(error)}")
                 self.capture.pool.rest(self.worker)
-            except (RayTaskError, ContractError) as error:
+            except RayTaskError as error:
+                if isinstance(error.cause, EngineMismatch):
+                    raise error.cause from error
                 reasons.append(_last_line(error))
+            except ContractError as error:
+                reasons.append(str(error))
             if len(reasons) == self.capture.max_tries:
                 return self.capture.drop(self.prompt, reasons)
             self.worker, self.reference = self.capture.pool.send(self.prompt)
@@ -156,7 +160,7 @@ class RemoteCapture:
         try:
             ray.get([worker.verify.remote(prompts) for worker in self.pool.workers])
         except RayTaskError as error:
-            raise UserError(_last_line(error)) from error
+            raise error.cause from error
 
     def drop(self, prompt: Prompt, reasons: list[str]) -> Features:
         """Writes the sample down and returns an empty document in its place, which has no supervised token."""

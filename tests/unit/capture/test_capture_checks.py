@@ -7,8 +7,8 @@ import torch
 
 from tests.unit.capture.conftest import REAL_LAYERS
 from tests.unit.tiny import LAYERS, random_prompt
-from torchspec.capture.check import capture_checks, check_features, check_next_tokens
-from torchspec.errors import ContractError
+from torchspec.capture.check import NextTokenCheck, capture_checks, check_features, check_next_tokens
+from torchspec.errors import ContractError, EngineMismatch
 from torchspec.records import Features, Prompt
 
 
@@ -101,6 +101,21 @@ def test_planted_states_norms_and_heads_do_not_give_the_targets_tokens(real_targ
 def honest(tiny_oracle) -> Features:
     ids = random_prompt(0, 12)
     return tiny_oracle.capture(Prompt(4, ids, torch.arange(12) > 5))
+
+
+def test_an_engine_is_stopped_when_its_last_state_is_the_layer_belows_or_normed(real_target, real_states, last):
+    """One comparison per prompt, as with engines that give one next token: 32 of them decide."""
+    state, tokens = last[0][:32], last[1][:32].tolist()
+    honest = NextTokenCheck(real_target, "engine")
+    for row, token in zip(state, tokens, strict=True):
+        honest.compare(row, token)
+    honest.conclude()
+    normed = real_states[30][:32]  # hidden_states' last entry has passed the final norm
+    for planted in (real_states[29][:32], normed):
+        check = NextTokenCheck(real_target, "engine")
+        with pytest.raises(EngineMismatch, match="engine's own next token for .* of the last 32 prompts; the likely cause"):
+            for row, token in zip(planted, tokens, strict=True):
+                check.compare(row, token)
 
 
 def test_honest_features_pass_and_are_returned(tiny_oracle):

@@ -29,13 +29,14 @@ class VLLMCapture:
         self.truth = NextTokenCheck(self.target, self.producer)
         self.folder = Path(tempfile.mkdtemp(prefix="torchspec-", dir="/dev/shm"))
         states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
+        longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
         self.engine = LLM(
             str(spec.folder),
             dtype=str(spec.dtype).removeprefix("torch."),
             tensor_parallel_size=spec.num_devices,
             trust_remote_code=spec.trust_remote_code,
-            max_model_len=spec.max_length + 1,
-            max_num_batched_tokens=max(2048, spec.max_length + 1),
+            max_model_len=longest,
+            max_num_batched_tokens=max(2048, longest),  # a prompt runs in one step
             enable_prefix_caching=False,  # a cached prefix has no states
             enable_chunked_prefill=False,
             enforce_eager=True,

@@ -1,0 +1,61 @@
+"""Samples that no worker can capture: tried, written down, replaced by an empty document, and too many of them end the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from tests.tiny import recipe, write_chats, write_tiny_target
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.hf import HFCapture
+from torchspec.capture.remote import RemoteCapture
+from torchspec.cluster import capture_workers
+from torchspec.config import load_config
+from torchspec.errors import UserError
+from torchspec.records import Prompt
+from torchspec.stream import pack
+
+LAYERS, WIDTH = (1, 3), 2 * 64
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory, target_folder) -> Path:
+    return write_tiny_target(tmp_path_factory.mktemp("drop") / "target", target_folder)
+
+
+@pytest.fixture(scope="module")
+def capture(target) -> RemoteCapture:
+    folder = target.parent
+    file = recipe(folder / "run.yaml", target, write_chats(folder / "train.jsonl", 4), write_chats(folder / "heldout.jsonl", 2, first=50))
+    config = load_config(str(file), ["inference.num_workers=2", "inference.max_dropped=0.02", f"output_dir={folder}"])
+    yield RemoteCapture(capture_workers(config, target, LAYERS), config, LAYERS, WIDTH, 100, torch.device("cpu"))
+    ray.shutdown()
+
+
+def prompt(index: int, last_token: int = 7) -> Prompt:
+    ids = torch.cat((torch.arange(20) + index, torch.tensor([last_token])))
+    return Prompt(index, ids, torch.arange(21) > 5)
+
+
+def test_workers_yield_what_a_capture_in_process_yields_bitwise(capture, target):
+    oracle = HFCapture(CaptureSpec(target, LAYERS, torch.float32))
+    pending = [capture.request(prompt(i)) for i in range(8)]
+    assert sorted(capture.pool.under_way) == [4, 4]  # the shortest queue gets the next one
+    for i, request in enumerate(pending):
+        assert torch.equal(request.result().context, oracle.capture(prompt(i)).context)
+    assert capture.pool.under_way == [0, 0]
+
+
+def test_a_sample_that_always_fails_is_dropped_and_too_many_end_the_run(capture):
+    for index in (3, 5):
+        features = capture.capture(prompt(index, last_token=10**6))  # no such token: every worker refuses it
+        batch = pack([features, capture.capture(prompt(0))], epoch=0)
+        assert features.prompt.loss_mask.sum() == 0 and batch.lengths == (2, 21)
+    rows = [json.loads(line) for line in capture.file.read_text().splitlines()]
+    assert [row["sample"] for row in rows] == [3, 5] and all(len(row["reasons"]) == capture.max_tries == 3 for row in rows)
+    with pytest.raises(
+        UserError, match="3 samples could not be captured, more than inference.max_dropped allows; .*dropped.jsonl lists them"
+    ):
+        capture.capture(prompt(6, last_token=10**6))
