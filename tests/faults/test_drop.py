@@ -35,7 +35,7 @@ def capture(target) -> RemoteCapture:
 
 
 def prompt(index: int, last_token: int = 7) -> Prompt:
-    ids = torch.cat((torch.arange(20) + index, torch.tensor([last_token])))
+    ids = torch.cat((torch.arange(100, 120) + index, torch.tensor([last_token])))
     return Prompt(index, ids, torch.arange(21) > 5)
 
 
