@@ -71,7 +71,7 @@ def stall() -> float:
     """Workers need 20 ms, the trainer 40 ms: it should never wait."""
     shares = []
     for _ in range(ROUNDS):
-        batches = iter(feed := stream(config(), 1, 60, 0.02, 256, 1024))
+        batches = iter(feed := stream(config(), 1, 60, 0.02, 256, 1280))
         for _ in range(5):  # warm-up: the first requests fill the pipe
             next(batches)
         feed.meter.take()
@@ -108,7 +108,7 @@ def samples_per_second(workers: int) -> float:
     """A trainer that does nothing, workers that sleep 50 ms a sample: what arrives is what they deliver."""
     rates = []
     for _ in range(ROUNDS):
-        batches = iter(stream(config(), workers, 90, 0.05, 128, 1024, depth=8))
+        batches = iter(stream(config(), workers, 90, 0.05, 128, 1280, depth=8))
         for _ in range(20):
             next(batches)
         started = time.perf_counter()

@@ -48,13 +48,18 @@ class Features:
     layer_ids: tuple[int, ...]  # z-ids: index of the decoder layer whose output was taken
     producer: str  # backend and engine that captured them
 
-    def check(self) -> "Features":
-        who = f"sample {self.prompt.index} captured by {self.producer}"
+    def check_length(self) -> "Features":
         if len(self.context) != len(self.prompt.ids):
             raise ContractError(
-                f"{who}: {len(self.context)} feature rows for {len(self.prompt.ids)} tokens; a prefix cache or chunked prefill "
-                "in the engine drops rows, switch both off"
+                f"sample {self.prompt.index} captured by {self.producer}: {len(self.context)} feature rows for {len(self.prompt.ids)} "
+                "tokens; a prefix cache or chunked prefill in the engine drops rows, switch both off"
             )
+        return self
+
+    def check(self) -> "Features":
+        """Where features are made or read from disk; what only travelled is checked for its length."""
+        self.check_length()
+        who = f"sample {self.prompt.index} captured by {self.producer}"
         row_norm = torch.linalg.vector_norm(self.context.unflatten(1, (len(self.layer_ids), -1)).float(), dim=-1)  # [L, K]
         if not torch.isfinite(row_norm).all():
             raise ContractError(f"{who}: features hold NaN or infinity, so the target overflowed; capture in bfloat16 or float32")

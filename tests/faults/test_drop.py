@@ -55,7 +55,5 @@ def test_a_sample_that_always_fails_is_dropped_and_too_many_end_the_run(capture)
         assert features.prompt.loss_mask.sum() == 0 and batch.lengths == (2, 21)
     rows = [json.loads(line) for line in capture.file.read_text().splitlines()]
     assert [row["sample"] for row in rows] == [3, 5] and all(len(row["reasons"]) == capture.max_tries == 3 for row in rows)
-    with pytest.raises(
-        UserError, match="3 samples could not be captured, more than inference.max_dropped allows"
-    ):
+    with pytest.raises(UserError, match="3 samples could not be captured, more than inference.max_dropped allows"):
         capture.capture(prompt(6, last_token=10**6))

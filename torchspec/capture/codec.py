@@ -51,7 +51,7 @@ def decode(wire: Wire, prompt: Prompt, device: torch.device) -> Features:
         factors = torch.from_numpy(wire.scales.copy()).to(device)
         layers = context.float().unflatten(1, (len(wire.layer_ids), -1)) * factors[..., None]
         context = layers.flatten(1).to(getattr(torch, wire.original))
-    return Features(prompt, context, wire.layer_ids, wire.producer).check()
+    return Features(prompt, context, wire.layer_ids, wire.producer).check_length()
 
 
 def _tensor(data: np.ndarray) -> Tensor:

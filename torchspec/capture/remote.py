@@ -6,7 +6,9 @@ dropped: it counts, it is listed in dropped.jsonl, and an empty document stands 
 
 import json
 import os
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import ray
@@ -49,43 +51,45 @@ class CaptureWorker:
 
 
 class WorkerPool:
-    """Hands each request to the living worker with the fewest requests of this rank under way."""
+    """Hands each request to the living worker with the fewest requests of this rank under way. Two threads use it."""
 
     def __init__(self, workers: list):
-        self.workers = workers
+        self.workers, self.lock = workers, threading.Lock()
         self.under_way = [0] * len(workers)
         self.resting: dict[int, ray.ObjectRef] = {}  # dead workers, and the question that they will answer once restarted
+        self.given_up = False
 
     def send(self, prompt: Prompt) -> tuple[int, ray.ObjectRef]:
-        living = self._living()
-        if not living:
-            living = self._wait_for_one()
-        chosen = min(living, key=self.under_way.__getitem__)
-        self.under_way[chosen] += 1
-        return chosen, self.workers[chosen].capture.remote(prompt)
+        with self.lock:
+            living = self._living() or self._wait_for_one()
+            chosen = min(living, key=self.under_way.__getitem__)
+            self.under_way[chosen] += 1
+            return chosen, self.workers[chosen].capture.remote(prompt)
 
     def done(self, worker: int) -> None:
-        self.under_way[worker] -= 1
+        with self.lock:
+            self.under_way[worker] -= 1
 
     def rest(self, worker: int) -> None:
         """It died: nothing is sent until it has been restarted."""
-        if worker not in self.resting:
-            self.resting[worker] = self.workers[worker].producer.remote()
+        with self.lock:
+            if worker not in self.resting:
+                self.resting[worker] = self.workers[worker].producer.remote()
 
     def producer(self) -> str:
         """What the workers capture with; the first call waits until they have loaded their targets."""
-        return self._answers(0, self.workers[0].producer.remote(), patient=True)
+        return self._answer(0, self.workers[0].producer.remote(), timeout=None)
 
     def _living(self) -> list[int]:
         for worker, question in list(self.resting.items()):
-            if self._answers(worker, question, patient=False):
+            if self._answer(worker, question, timeout=0):
                 del self.resting[worker]
         return [worker for worker in range(len(self.workers)) if worker not in self.resting]
 
-    def _answers(self, worker: int, question: ray.ObjectRef, patient: bool) -> str | None:
+    def _answer(self, worker: int, question: ray.ObjectRef, timeout: float | None) -> str | None:
         """A worker that cannot even start says why, and that ends the run."""
         try:
-            return ray.get(question, timeout=None if patient else 0)
+            return ray.get(question, timeout=timeout)
         except GetTimeoutError:  # still starting
             return None
         except ActorDiedError as error:
@@ -97,63 +101,59 @@ class WorkerPool:
         return None
 
     def _wait_for_one(self) -> list[int]:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + (0 if self.given_up else PATIENCE)
         while time.monotonic() < until:
             if living := self._living():
                 return living
             time.sleep(0.2)
+        self.given_up = True
         raise UserError(f"no capture worker has answered for {PATIENCE:.0f} seconds; see the workers' logs of Ray")
 
 
-class RemoteRequest:
-    """One sample that was asked for; `result` asks again where a worker failed."""
-
-    def __init__(self, capture: "RemoteCapture", prompt: Prompt):
-        self.capture, self.prompt = capture, prompt
-        self.worker, self.reference = capture.pool.send(prompt)
-
-    def result(self) -> Features:
-        reasons = []
-        while True:
-            try:
-                return self._receive()
-            except RayActorError as error:
-                reasons.append(f"the capture worker died: {_last_line(error)}")
-                self.capture.pool.rest(self.worker)
-            except RayTaskError as error:
-                if isinstance(error.cause, EngineMismatch):
-                    raise error.cause from error
-                reasons.append(_last_line(error))
-            except ContractError as error:
-                reasons.append(str(error))
-            if len(reasons) == self.capture.max_tries:
-                return self.capture.drop(self.prompt, reasons)
-            self.worker, self.reference = self.capture.pool.send(self.prompt)
-
-    def _receive(self) -> Features:
-        try:
-            wire = ray.get(self.reference)
-        finally:
-            self.capture.pool.done(self.worker)
-            self.reference = None  # the store may free the object as soon as the features are gone
-        return decode(wire, self.prompt, self.capture.device)
-
-
 class RemoteCapture:
-    """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan."""
+    """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan.
+
+    A thread receives and decodes in the order of the requests, so that the trainer finds its features ready.
+    """
 
     def __init__(self, pool: WorkerPool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
         self.pool, self.layer_ids, self.width, self.device = pool, layer_ids, width, device
         self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
+        self.receiver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
         self.producer = pool.producer()
 
-    def request(self, prompt: Prompt) -> RemoteRequest:
-        return RemoteRequest(self, prompt)
+    def request(self, prompt: Prompt) -> Future:
+        return self.receiver.submit(self._resolve, prompt, *self.pool.send(prompt))
 
     def capture(self, prompt: Prompt) -> Features:
         return self.request(prompt).result()
+
+    def _resolve(self, prompt: Prompt, worker: int, reference: ray.ObjectRef) -> Features:
+        """Waits for the answer; asks again where a worker failed."""
+        reasons = []
+        while True:
+            try:
+                return decode(self._receive(worker, reference), prompt, self.device)
+            except RayActorError as error:
+                reasons.append(f"the capture worker died: {_last_line(error)}")
+                self.pool.rest(worker)
+            except RayTaskError as error:
+                if isinstance(error.cause, EngineMismatch):
+                    raise error.cause from error
+                reasons.append(_last_line(error))
+            except ContractError as error:
+                reasons.append(str(error))
+            if len(reasons) == self.max_tries:
+                return self.drop(prompt, reasons)
+            worker, reference = self.pool.send(prompt)
+
+    def _receive(self, worker: int, reference: ray.ObjectRef) -> Wire:
+        try:
+            return ray.get(reference)
+        finally:
+            self.pool.done(worker)
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         """Each worker compares its engine with the target that it reads itself."""

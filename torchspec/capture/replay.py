@@ -73,4 +73,4 @@ class ReplayCapture:
         width = tensors["data"].numel() // rows // getattr(torch, stored).itemsize
         scales = tensors["scales"].numpy() if self.fp8 else None
         wire = Wire(tensors["data"].numpy(), (rows, width), stored, self.dtype, scales, self.layer_ids, self.producer)
-        return decode(wire, prompt, self.device)
+        return decode(wire, prompt, self.device).check()
