@@ -35,7 +35,7 @@ $(VENV)/.ray: $(VENV)/.ready
 stream: setup $(VENV)/.ray ## what the pull stream costs and carries: benchmarks/results/stream.json
 	$(BIN)/python benchmarks/stream.py
 
-interop: setup $(INTEROP)/vllm/.ready $(INTEROP)/zlab/.ready ## real engines load the draft and accept what we say they accept
+interop: setup $(VENV)/.ray $(INTEROP)/vllm/.ready $(INTEROP)/zlab/.ready ## real engines load the draft and accept what we say they accept
 	$(BIN)/python -m pytest -s tests/interop
 
 $(INTEROP)/vllm/.ready: tests/interop/vllm_env.sh

