@@ -12,6 +12,7 @@ from torchspec.capture.base import Capture, CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
 from torchspec.config import DatasetConfig, RunConfig
 from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.encode import Options
 from torchspec.data.plan import MicroBatch, plan_micro_batches, rank_plan
 from torchspec.distributed import World, parallelise, whole
 from torchspec.errors import UserError
@@ -121,10 +122,10 @@ def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, Promp
 
 def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
     data: DatasetConfig = config.dataset
-    return open_or_prepare(
-        path, Path(config.output_dir) / "prepared", folder, thinking=data.thinking, last_turn_only=data.last_turn_only,
-        max_length=data.max_length, min_loss_tokens=data.min_loss_tokens, trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+    options = Options(
+        data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens, trust_remote_code=config.model.trust_remote_code
+    )
+    return open_or_prepare(path, Path(config.output_dir) / "prepared", folder, options)
 
 
 def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> list[MicroBatch]:

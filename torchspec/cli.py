@@ -29,28 +29,40 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 
 @app.command()
 def prepare(
-    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files (OpenAI messages or ShareGPT), or hub dataset ids.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
-    target: Target,
+    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files or JSON arrays, hub dataset ids (owner/name[:split]), perfectblend.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; without --target the .jsonl to write.")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Folder or hub id of the target. Without it, conversations are cleaned and stay text."),
+    ] = None,
     thinking: Thinking = None,
     last_turn_only: Annotated[bool, typer.Option(help="Supervise only the last assistant turn.")] = False,
     max_length: Annotated[int | None, typer.Option(help="Cut samples to this many tokens.", min=2)] = None,
     min_loss_tokens: Annotated[int, typer.Option(help="Leave out samples with fewer supervised tokens.", min=1)] = 1,
     max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
+    sample_size: Annotated[int | None, typer.Option(help="Without --target: draw this many of the usable rows.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes that encode. Default: one per core.", min=1, show_default=False)] = None,
     show: Annotated[int, typer.Option(help="Print this many samples, supervised tokens in colour.", min=0)] = 0,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Conversations -> token ids and loss mask, once, with a manifest of what was made of what."""
+    """Conversations -> token ids and loss mask, once, with a manifest of what was made of what; or -> clean conversations."""
+    from torchspec.data.collect import check_arguments, collect
+    from torchspec.data.encode import Options
     from torchspec.data.prepare import prepare as run
     from torchspec.data.show import show as show_samples
     from torchspec.fetch import resolve_target
     from torchspec.log import console
 
-    manifest = run(
-        inputs, out, resolve_target(target), thinking=thinking, last_turn_only=last_turn_only, max_length=max_length,
-        min_loss_tokens=min_loss_tokens, max_rejected=max_rejected, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    console.print(f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised")
+    check_arguments(out, target, sample_size)
+    if target is None:
+        return collect(inputs, out, sample_size, seed, max_rejected).report(console)
+    options = Options(thinking, last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
+    manifest = run(inputs, out, resolve_target(target), options, workers=workers)
+    console.print(
+        f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
+        f"{manifest.truncated} cut to max_length"
+    )
     for kind, reasons in (("rejected", manifest.rejected), ("filtered", manifest.filtered)):
         for reason, count in reasons.items():
             console.print(f"  {kind} {count}: {reason} (listed in {out / 'rejected.jsonl'})", markup=False)
@@ -154,15 +166,16 @@ def generate(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a name ending in .pt takes the bare tensors.")],
 ) -> None:
     """Write the folder that vLLM, SGLang, llama.cpp's converter and Transformers load, read it back and compare."""
     from torchspec.checkpoint import best
     from torchspec.export.hf import export_checkpoint
+    from torchspec.export.pt import export_tensors
     from torchspec.log import console
 
     source = checkpoint if (checkpoint / "state.json").is_file() else best(checkpoint)
-    export_checkpoint(source, out)
+    (export_tensors if out.suffix == ".pt" else export_checkpoint)(source, out)
     console.print(f"{source} -> {out}, read back and equal")
 
 

@@ -22,13 +22,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from torchspec.data.conversation import BadRow, assistant_turns, check_rendered
 from torchspec.errors import UserError
-
-ROLES = {"system", "developer", "user", "assistant", "tool"}
-
-
-class BadRow(Exception):
-    """Why one row was rejected: "what: which". Rows are counted by the part before the first ": "."""
 
 
 @dataclass(frozen=True)
@@ -79,36 +74,36 @@ class ChatFormat:
         text = f"{self.tokenizer.get_chat_template()}\nthinking={self.thinking}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def encode(self, messages: list[dict]) -> list[Encoded]:
+    def encode(self, messages: list[dict], tools: list[dict] | None = None) -> list[Encoded]:
         """One sample for the whole conversation where that is exact, otherwise one sample per assistant turn."""
-        turns = self._turns(messages)
+        turns = self._turns(messages, tools)
         whole = _whole(turns)
         return [whole] if whole else [turn.encoded() for turn in turns]
 
-    def verify(self, encoded: list[Encoded], messages: list[dict]) -> None:
+    def verify(self, encoded: list[Encoded], messages: list[dict], tools: list[dict] | None = None) -> None:
         """Renders `messages` anew: every supervised span must be an answer that follows exactly the prompt a server would see."""
         spans = [(sample.ids, start, end) for sample in encoded for start, end in sample.spans()]
-        turns = self._turns(messages)
+        turns = self._turns(messages, tools)
         if len(spans) != len(turns):
             raise BadRow(f"the loss mask disagrees with the chat template: {len(spans)} spans for {len(turns)} assistant turns")
         for number, ((ids, start, end), turn) in enumerate(zip(spans, turns, strict=True)):
             if ids[:start] != turn.prompt or ids[start:end] != turn.answer:
                 raise BadRow(f"the loss mask disagrees with the chat template: span {number} covers [{start}, {end})")
 
-    def _turns(self, messages: list[dict]) -> list[Turn]:
+    def _turns(self, messages: list[dict], tools: list[dict] | None) -> list[Turn]:
         """The supervised assistant turns; messages after the last one never take part."""
-        for number, message in enumerate(messages):
-            _check_message(number, message)
-        assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if not assistants:
-            raise BadRow("no assistant turn")
-        return [self._turn(messages, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
+        assistants = assistant_turns(messages)
+        return [self._turn(messages, tools, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
 
-    def _turn(self, messages: list[dict], i: int) -> Turn:
-        prompt = self.render(messages[:i], add_generation_prompt=True)
-        full = self.render(messages[: i + 1], add_generation_prompt=False)
+    def _turn(self, messages: list[dict], tools: list[dict] | None, i: int) -> Turn:
+        prompt = self.render(messages[:i], add_generation_prompt=True, tools=tools)
+        full = self.render(messages[: i + 1], add_generation_prompt=False, tools=tools)
         if not full.startswith(prompt):
-            raise BadRow(f"the chat template renders an assistant turn differently from its generation prompt: message {i}")
+            raise BadRow(
+                f"the chat template renders an assistant turn differently from its generation prompt: message {i}; "
+                "the rows of `torchspec regenerate` carry token ids and need no rendering"
+            )
+        check_rendered(i, messages[i], full[len(prompt) :])
         prompt_ids = self._ids(prompt)
         ids = self._continuation(prompt, prompt_ids, full)
         end = self._end_of_turn(ids)
@@ -133,13 +128,19 @@ class ChatFormat:
         end = max((n for n, token in enumerate(ids, start=1) if token in self._special_ids), default=None)
         return None if end is None or self.tokenizer.decode(ids[end:]).strip() else end
 
-    def render(self, messages: list[dict], add_generation_prompt: bool) -> str:
-        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
+    def render(self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None = None) -> str:
+        """Templates differ in what they call the thinking mode (Qwen, DeepSeek) and the thoughts (most, gpt-oss): both names are given."""
+        options = {} if self.thinking is None else {"enable_thinking": self.thinking, "thinking": self.thinking}
+        messages = [{**m, "thinking": m["reasoning_content"]} if m.get("reasoning_content") else m for m in messages]
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options)
+            text = self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
         except (TemplateError, TypeError) as error:  # TypeError: the template adds text to a field that is null
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadRow(f"the chat template refuses the conversation: {reason}") from error
+        _check_tools(tools, text)
+        return text
 
     @cached_property
     def _ids(self) -> Callable[[str], list[int]]:
@@ -164,17 +165,11 @@ def _whole(turns: list[Turn]) -> Encoded | None:
     return Encoded(ids, loss_mask)
 
 
-def _check_message(number: int, message: dict) -> None:
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise BadRow(f"unknown role: {role!r} in message {number}; known are {', '.join(sorted(ROLES))}")
-    stands_without_content = role == "assistant" and bool(message.get("tool_calls") or message.get("reasoning_content"))
-    if content is None and stands_without_content:
-        return
-    if not isinstance(content, str):
-        raise BadRow(f"content is not text: message {number} holds {type(content).__name__}")
-    if role == "assistant" and not content.strip() and not stands_without_content:
-        raise BadRow(f"empty assistant content: message {number}")
+def _check_tools(tools: list[dict] | None, text: str) -> None:
+    for tool in tools or []:
+        name = str(tool.get("function", tool).get("name", ""))
+        if name not in text:
+            raise BadRow(f"the chat template does not render tools: {name!r} is missing; describe them in the system message instead")
 
 
 def _stop_ids(target_folder: Path) -> frozenset[int]:

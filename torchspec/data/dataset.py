@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from filelock import FileLock
 from torch import LongTensor
 
-from torchspec.data.chat import ChatFormat
+from torchspec.data.encode import DEFAULTS, Options
 from torchspec.data.manifest import VERSION, Manifest, tokenizer_hash
 from torchspec.data.prepare import prepare
 from torchspec.data.sources import resolve
@@ -65,40 +66,20 @@ class PromptDataset:
         return self._rows.data.column(name).to_numpy().astype(np.int64)
 
 
-def open_or_prepare(
-    path: str,
-    cache: Path,
-    target: Path,
-    *,
-    thinking: bool | None = None,
-    last_turn_only: bool = False,
-    max_length: int | None = None,
-    min_loss_tokens: int = 1,
-    max_rejected: float = 0.1,
-    trust_remote_code: bool = False,
-    progress: bool = True,
-) -> PromptDataset:
+def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEFAULTS, progress: bool = True) -> PromptDataset:
     """A prepared folder, if it was made for this target and thinking mode; anything else is prepared into `cache` once, under the
     given options."""
-    chat = ChatFormat.load(target, thinking, last_turn_only, trust_remote_code)
-    hashes = {"tokenizer_hash": tokenizer_hash(target), "template_hash": chat.template_hash}
+    hashes = {"tokenizer_hash": tokenizer_hash(target), "template_hash": options.chat(target).template_hash}
     if Path(path).is_dir():
-        _check_made_for(Manifest.load(Path(path)), hashes, target, thinking)
+        _check_made_for(Manifest.load(Path(path)), hashes, target, options.thinking)
         return PromptDataset(Path(path))
-    options = {
-        "thinking": thinking,
-        "last_turn_only": last_turn_only,
-        "max_length": max_length,
-        "min_loss_tokens": min_loss_tokens,
-        "max_rejected": max_rejected,
-    }
     source = resolve(path)
-    name = source.stem if isinstance(source, Path) else source.replace("/", "--")
-    folder = Path(cache) / f"{name}-{_hash([_state(source), options, hashes, VERSION])}"
+    name = source.stem if isinstance(source, Path) else re.sub("[/:]", "--", source)
+    folder = Path(cache) / f"{name}-{_hash([_state(source), asdict(options), hashes, VERSION])}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
         if not (folder / "manifest.json").is_file():
-            prepare([path], folder, target, **options, trust_remote_code=trust_remote_code, progress=progress)
+            prepare([path], folder, target, options, progress=progress)
     return PromptDataset(folder)
 
 

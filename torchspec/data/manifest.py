@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchspec.errors import ContractError, UserError
 
-VERSION = 1  # of the folder's format
+VERSION = 2  # of the folder's format
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 
 
@@ -27,6 +27,7 @@ class Manifest:
     mask_share: float  # loss_tokens / tokens
     rejected: dict[str, int]  # reason -> rows
     filtered: dict[str, int]  # reason -> samples
+    truncated: int  # samples cut to max_length
     split_conversations: int  # conversations that became one sample per assistant turn
     fingerprint: str  # of all ids and masks in order
     version: int = VERSION

@@ -6,20 +6,18 @@ A row that is broken is *rejected* and counts towards `max_rejected`; a sample t
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import datasets
-import numpy as np
 from datasets.arrow_writer import ArrowWriter
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from torchspec.data.chat import BadRow, ChatFormat, Encoded
+from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
 from torchspec.data.ledger import Ledger
 from torchspec.data.manifest import Manifest, tokenizer_hash, vocab_size
-from torchspec.data.sources import Row, read_rows
+from torchspec.data.progress import with_progress
+from torchspec.data.sources import count_lines, read_rows
 from torchspec.errors import UserError
 
 ROWS_PER_WRITE = 256  # bounds the memory: at 8192 tokens a row, 10 MB
@@ -36,52 +34,53 @@ def prepare(
     inputs: list[str],
     out: Path,
     target: Path,
+    options: Options = DEFAULTS,
     *,
-    thinking: bool | None = None,
-    last_turn_only: bool = False,
-    max_length: int | None = None,
-    min_loss_tokens: int = 1,
-    max_rejected: float = 0.1,
-    trust_remote_code: bool = False,
+    limit: int | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Everything happens in `out`.partial; `out` changes only when the new dataset is complete."""
-    chat = ChatFormat.load(target, thinking, last_turn_only, trust_remote_code)
-    vocab = vocab_size(target)
-    rows = read_rows(inputs)
+    """Everything happens in `out`.partial; `out` changes only when the new dataset is complete.
+
+    limit: only the first rows. workers: processes that encode; None is one per core.
+    """
+    vocab, template_hash = vocab_size(target), options.chat(target).template_hash
+    rows = islice(read_rows(inputs), limit)
     _check_replaceable(out)
     partial = _empty_folder(out.with_name(f"{out.name}.partial"))
+    total = limit or (count_lines(inputs) if progress else None)
     with (partial / "rejected.jsonl").open("w") as listing, _SampleWriter(partial / "raw" / "raw.arrow") as writer:
         ledger = Ledger(listing)
-        for row in _with_progress(rows, progress):
+        for outcome in with_progress(encode_rows(rows, target, options, vocab, workers), "preparing", total, progress):
             ledger.rows += 1
-            try:
-                samples = encode_row(row, chat, vocab)
-            except BadRow as bad:
-                ledger.reject(row.where, str(bad))
-                continue
-            writer.split_conversations += len(samples) > 1
-            for sample in (_truncate(sample, max_length) for sample in samples):
-                reason = _useless(sample, min_loss_tokens) or writer.add(sample, row.where)
+            if outcome.rejected:
+                ledger.reject(outcome.where, outcome.rejected)
+            writer.split_conversations += len(outcome.samples) > 1
+            for sample in outcome.samples:
+                cut = sample.cut(options.max_length)
+                reason = _useless(cut, options.min_loss_tokens) or writer.add(cut, outcome.where)
                 if reason:
-                    ledger.filter(row.where, reason)
-    ledger.check(writer.samples, max_rejected)
+                    ledger.filter(outcome.where, reason)
+                elif len(cut.ids) < len(sample.ids):
+                    writer.truncated += 1
+    ledger.check(writer.samples, options.max_rejected)
     _save(partial)
     manifest = Manifest(
         inputs=list(inputs),
         target=str(target.resolve()),
         tokenizer_hash=tokenizer_hash(target),
-        template_hash=chat.template_hash,
-        thinking=thinking,
-        last_turn_only=last_turn_only,
-        max_length=max_length,
-        min_loss_tokens=min_loss_tokens,
+        template_hash=template_hash,
+        thinking=options.thinking,
+        last_turn_only=options.last_turn_only,
+        max_length=options.max_length,
+        min_loss_tokens=options.min_loss_tokens,
         samples=writer.samples,
         tokens=writer.tokens,
         loss_tokens=writer.loss_tokens,
         mask_share=writer.loss_tokens / writer.tokens,
         rejected=dict(ledger.rejected),
         filtered=dict(ledger.filtered),
+        truncated=writer.truncated,
         split_conversations=writer.split_conversations,
         fingerprint=writer.digest.hexdigest()[:16],
     ).check()
@@ -90,28 +89,8 @@ def prepare(
     return manifest
 
 
-def encode_row(row: Row, chat: ChatFormat, vocab: int) -> list[Encoded]:
-    if row.problem:
-        raise BadRow(row.problem)
-    if row.prompt_ids and row.response_ids:
-        mask = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
-        samples = [Encoded(row.prompt_ids + row.response_ids, mask)]
-    else:
-        samples = chat.encode(row.messages)
-        chat.verify(samples, row.messages)
-    for sample in samples:
-        lowest, highest = min(sample.ids), max(sample.ids)
-        if lowest < 0 or highest >= vocab:
-            raise BadRow(f"token id outside the target's vocabulary: ids reach from {lowest} to {highest} of {vocab}")
-    return samples
-
-
-def _truncate(sample: Encoded, max_length: int | None) -> Encoded:
-    return Encoded(sample.ids[:max_length], sample.loss_mask[:max_length])
-
-
-def _useless(sample: Encoded, min_loss_tokens: int) -> str | None:
-    loss_tokens = sum(sample.loss_mask)
+def _useless(sample: Sample, min_loss_tokens: int) -> str | None:
+    loss_tokens = int(sample.loss_mask.sum())
     if loss_tokens == 0:
         return "truncation to max_length leaves no supervised token"
     if loss_tokens < min_loss_tokens:
@@ -120,14 +99,14 @@ def _useless(sample: Encoded, min_loss_tokens: int) -> str | None:
 
 
 class _SampleWriter:
-    """Writes samples to an Arrow file and keeps the sums. Remembers 16 bytes per sample to find exact duplicates."""
+    """Writes samples to an Arrow file and keeps the sums. Remembers a hash of every sample (100 bytes each) to find duplicates."""
 
     def __init__(self, path: Path):
         path.parent.mkdir()
         self._arrow = ArrowWriter(features=FEATURES, path=str(path), writer_batch_size=ROWS_PER_WRITE)
         self._seen: set[bytes] = set()
         self.digest = hashlib.sha256()
-        self.samples = self.tokens = self.loss_tokens = self.split_conversations = 0
+        self.samples = self.tokens = self.loss_tokens = self.split_conversations = self.truncated = 0
 
     def __enter__(self) -> "_SampleWriter":
         return self
@@ -135,9 +114,9 @@ class _SampleWriter:
     def __exit__(self, *error: object) -> None:
         self._arrow.finalize()
 
-    def add(self, sample: Encoded, where: str) -> str | None:
+    def add(self, sample: Sample, where: str) -> str | None:
         """The reason if the sample is left out."""
-        ids, mask = np.array(sample.ids, dtype=np.int32), np.array(sample.loss_mask, dtype=bool)
+        ids, mask = sample.ids, sample.loss_mask
         key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
         if key in self._seen:
             return "exact duplicate"
@@ -149,16 +128,6 @@ class _SampleWriter:
         self.tokens += len(ids)
         self.loss_tokens += loss_tokens
         return None
-
-
-def _with_progress(rows: Iterator[Row], visible: bool) -> Iterator[Row]:
-    text = TextColumn("preparing: {task.completed} rows, {task.fields[rate]:.0f} rows/s")
-    columns = (SpinnerColumn(), text, TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as progress:
-        task = progress.add_task("", total=None, rate=0.0)
-        for row in rows:
-            yield row
-            progress.update(task, advance=1, rate=progress.tasks[task].speed or 0.0)
 
 
 def _empty_folder(path: Path) -> Path:

@@ -21,7 +21,9 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
-from torchspec.data.sources import Row, read_rows
+from torchspec.data.encode import Options
+from torchspec.data.formats import Row
+from torchspec.data.sources import read_rows
 from torchspec.log import console
 
 SHARE_SAMPLES = 32  # samples that the on-policy share is measured on
@@ -150,7 +152,7 @@ def _batches(rows: Iterator[Row], batch_size: int, refused, rejected: Counter) -
     while window := list(islice(rows, WINDOW * batch_size)):
         good = []
         for row in window:
-            problem = row.problem or (None if row.messages and _questions(row.messages) else "no user turn to answer")
+            problem = row.problem or _unanswerable(row)
             if problem:
                 rejected[problem] += 1
                 refused.write(json.dumps({"where": row.where, "reason": problem}) + "\n")
@@ -159,6 +161,12 @@ def _batches(rows: Iterator[Row], batch_size: int, refused, rejected: Counter) -
         good.sort(key=lambda item: sum(len(m["content"] or "") for m in item[1]))
         for start in range(0, len(good), batch_size):
             yield good[start : start + batch_size]
+
+
+def _unanswerable(row: Row) -> str | None:
+    if row.tools:
+        return "the row has tools, which nobody can call here; remove them or keep the row as it is"
+    return None if row.messages and _questions(row.messages) else "no user turn to answer"
 
 
 def finished_conversations(out: Path) -> set[str]:
@@ -192,7 +200,7 @@ def report_share(
     model = HFCapture(CaptureSpec(target, (0,), dtype, device, trust_remote_code=trust_remote_code))
     for path in inputs:
         with tempfile.TemporaryDirectory() as scratch:
-            dataset = open_or_prepare(path, Path(scratch), target, thinking=thinking, trust_remote_code=trust_remote_code)
+            dataset = open_or_prepare(path, Path(scratch), target, Options(thinking, trust_remote_code=trust_remote_code))
             same, total = on_policy_share(model, dataset, SHARE_SAMPLES)
         console.print(f"{path}: on-policy share {same / total:.1%} ({same} of {total} tokens are the target's own greedy choice)")
 

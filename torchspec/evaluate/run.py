@@ -15,6 +15,7 @@ import transformers
 from torchspec import __version__
 from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.encode import Options
 from torchspec.data.regenerate import SHARE_SAMPLES, on_policy_share
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
@@ -59,7 +60,7 @@ def evaluate_draft(
 ) -> dict:
     """Writes results.json and report.html into `out`. A token that differs from plain greedy decoding, and is no tie, is an error."""
     out.mkdir(parents=True, exist_ok=True)
-    dataset = open_or_prepare(data, out / "prepared", pair.folder, thinking=thinking)
+    dataset = open_or_prepare(data, out / "prepared", pair.folder, Options(thinking))
     prompts = [dataset[i] for i in range(min(len(dataset), limit or len(dataset)))]
     started = time.perf_counter()
     offline = evaluate_offline(pair.method, pair.model, pair.target, prompts)

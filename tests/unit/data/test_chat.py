@@ -147,7 +147,7 @@ def test_uniform_mask_fails_the_record_check(chat_format, value):
         (
             "chatml",
             [user("hi"), assistant("", reasoning_content="Hm.")],
-            "the chat template renders an empty assistant turn: message 1",
+            "the chat template leaves out reasoning_content: message 1",
         ),
         ("chatml", [{"role": "narrator", "content": "x"}, assistant("y")], "unknown role: 'narrator' in message 0"),
         ("chatml", [user(None), assistant("y")], "content is not text: message 0 holds NoneType"),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.encode import Options
 from torchspec.data.prepare import prepare
 from torchspec.data.show import show
 from torchspec.errors import ContractError, UserError
@@ -87,7 +88,7 @@ def test_folder_that_lost_samples(folder):
 
 def test_prepares_once_per_content_and_options(source, tmp_path, target_folder):
     def open_(**options: object) -> PromptDataset:
-        return open_or_prepare(source, tmp_path / "cache", target_folder, progress=False, **options)
+        return open_or_prepare(source, tmp_path / "cache", target_folder, Options(**options), progress=False)
 
     first = open_()
     written = (first.folder / "manifest.json").stat().st_mtime_ns
@@ -104,7 +105,7 @@ def test_prepared_folder_must_fit_the_target(folder, tmp_path, target_folder, ot
     with pytest.raises(ContractError, match=r"prepared for .*template_hash \w+\) but the target is .*other .*template_hash \w+\)"):
         open_or_prepare(str(folder), cache, other_target)
     with pytest.raises(ContractError, match=r"thinking=None, template_hash .*thinking=True, template_hash"):
-        open_or_prepare(str(folder), cache, target_folder, thinking=True)
+        open_or_prepare(str(folder), cache, target_folder, Options(thinking=True))
     content = (other_target / "tokenizer.json").read_text()
     os.unlink(other_target / "tokenizer.json")
     (other_target / "tokenizer.json").write_text(content + "\n")

@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 from torchspec.data.chat import ChatFormat
+from torchspec.data.encode import Options
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
 
@@ -28,7 +29,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run(write_jsonl, tmp_path, target_folder):
     def run(rows: list, **options: object) -> Manifest:
-        return prepare([write_jsonl("data.jsonl", rows)], tmp_path / "out", target_folder, progress=False, **options)
+        return prepare([write_jsonl("data.jsonl", rows)], tmp_path / "out", target_folder, Options(**options), progress=False)
 
     return run
 
@@ -73,7 +74,7 @@ def test_every_row_left_out_is_counted_and_listed(run, tmp_path):
     assert manifest.rejected == {
         "not valid JSON": 2,
         "not a JSON object": 1,
-        "no key 'messages' or 'conversations'": 1,
+        "no key 'messages', 'conversations' or 'data'": 1,
         "empty assistant content": 1,
         "token id outside the target's vocabulary": 2,
     }
@@ -108,7 +109,7 @@ def test_split_conversations_are_counted(write_jsonl, tmp_path, other_target):
     messages = conversation(1)["messages"] + conversation(2)["messages"]
     manifest = prepare([write_jsonl("data.jsonl", [{"messages": messages}])], tmp_path / "out", other_target, progress=True)
     assert (manifest.samples, manifest.split_conversations) == (2, 1)
-    assert prepare(manifest.inputs, tmp_path / "last", other_target, last_turn_only=True, progress=False).samples == 1
+    assert prepare(manifest.inputs, tmp_path / "last", other_target, Options(last_turn_only=True), progress=False).samples == 1
 
 
 def test_fingerprint_depends_on_the_data_alone(run):

@@ -49,8 +49,45 @@ def test_sharegpt_roles(write_jsonl, name, role):
 
 
 def test_reasoning_and_tool_calls_reach_the_template(write_jsonl):
-    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}], "reasoning_content": "Hm."}
-    assert only_row(write_jsonl, {"messages": [message]}).messages == [message]
+    """OpenAI's arguments are text; a template that dumps them as JSON would quote them a second time."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": [1, "é"]}'}}
+    parsed = {**call, "function": {"name": "f", "arguments": {"x": [1, "é"]}}}
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        message = {"role": "assistant", "content": None, "tool_calls": [call, parsed], key: "Hm."}
+        expected = {"role": "assistant", "content": None, "tool_calls": [parsed, parsed], "reasoning_content": "Hm."}
+        assert only_row(write_jsonl, {"messages": [message]}).messages == [expected]
+
+
+def test_tools_are_kept_as_a_list_or_as_its_text(write_jsonl):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    for form in (tools, json.dumps(tools)):
+        row = only_row(write_jsonl, {"messages": MESSAGES, "tools": form})
+        assert (row.messages, row.tools) == (MESSAGES, tools)
+    assert only_row(write_jsonl, {"messages": MESSAGES, "tools": []}).tools is None
+
+
+def test_ultrachat_texts_alternate(write_jsonl):
+    row = only_row(write_jsonl, {"id": "0", "data": ["Hi", "Hello 🙂", "Bye"]})
+    assert [(m["role"], m["content"]) for m in row.messages] == [("user", "Hi"), ("assistant", "Hello 🙂"), ("user", "Bye")]
+
+
+def test_a_json_array_is_read_element_by_element_with_the_line_of_each(tmp_path):
+    """ShareGPT's own file; a broken element costs itself."""
+    rows = [{"id": "a", "conversations": SHAREGPT}, [1], {"conversations": SHAREGPT[1:], "system": "Be brief."}]
+    for indent in (None, 2):
+        path = tmp_path / f"sharegpt{indent}.json"
+        text = "\ufeff\n" + json.dumps(rows, indent=indent, ensure_ascii=False)
+        path.write_text(text)
+        found = list(read_rows([str(path)]))
+        assert [row.messages for row in found] == [MESSAGES, None, MESSAGES] and found[1].problem == "not a JSON object: list"
+        starts = [2, 2, 2] if indent is None else [n for n, line in enumerate(text.splitlines(), 1) if line in ("  {", "  [")]
+        assert [row.where for row in found] == [f"{path}:{line}" for line in starts]
+
+
+def test_a_damaged_json_array_is_an_error_and_no_end_of_data(tmp_path):
+    (tmp_path / "cut.json").write_text(json.dumps([{"conversations": SHAREGPT}] * 2)[:-9])
+    with pytest.raises(UserError, match=r"cut.json is a damaged JSON array .*one JSON object per line"):
+        list(read_rows([str(tmp_path / "cut.json")]))
 
 
 def test_rows_of_regenerate_carry_token_truth(write_jsonl):
@@ -66,9 +103,9 @@ def test_rows_of_regenerate_carry_token_truth(write_jsonl):
         ("[" * 100_000, "not valid JSON: "),
         ("[1, 2]", "not a JSON object: list"),
         ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "text holds half of a surrogate pair"),
-        ({}, "no key 'messages' or 'conversations': the row has no keys"),
-        ({"prompt": "x", "answer": "y"}, "no key 'messages' or 'conversations': the row has 'prompt', 'answer'"),
-        ({"messages": None, "id": 3}, "no key 'messages' or 'conversations': the row has 'id'"),
+        ({}, "no key 'messages', 'conversations' or 'data': the row has no keys"),
+        ({"prompt": "x", "answer": "y"}, "no key 'messages', 'conversations' or 'data': the row has 'prompt', 'answer'"),
+        ({"messages": None, "id": 3}, "no key 'messages', 'conversations' or 'data': the row has 'id'"),
         ({"messages": []}, "no messages"),
         ({"messages": "hello"}, "messages are no list: str"),
         ({"messages": ["hello"]}, "message is no object: message 0 is str"),
@@ -76,7 +113,24 @@ def test_rows_of_regenerate_carry_token_truth(write_jsonl):
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "elf", "value": "x"}]}, "unknown role: 'elf' in message 1"),
         ({"conversations": [{"value": "x"}]}, "unknown role: None in message 0"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown role: ['user'] in message 0"),
-        ({"messages": MESSAGES, "tools": [{"name": "f"}]}, "tools are not rendered: "),
+        ({"messages": MESSAGES, "tools": "[{"}, "text that should be JSON is not: tools ("),
+        ({"messages": MESSAGES, "tools": {"name": "f"}}, "tools are no list of objects: "),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool call without a function name: message 0"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": {}, "content": 3, "thinking": 7}]},
+            "reasoning is not text: message 0 holds int",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": "f"}]}, "tool_calls are no list: message 0 holds str"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}]},
+            "text that should be JSON is not: arguments of 'f' in message 0 (",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+            "tool call arguments are no object: 'f' in message 0",
+        ),
+        ({"data": "Hi"}, "data is no list of texts: "),
+        ({"data": []}, "no messages"),
         ({"prompt_ids": [1]}, "response_ids is not a list of token ids: "),
         ({"prompt_ids": [], "response_ids": [1]}, "prompt_ids is not a list of token ids: "),
         ({"prompt_ids": [1], "response_ids": [1.5]}, "response_ids is not a list of token ids: "),

@@ -1,0 +1,45 @@
+"""What a conversation must be before any chat template sees it."""
+
+ROLES = {"system", "developer", "user", "assistant", "tool"}
+
+
+class BadRow(Exception):
+    """Why one row was rejected: "what: which". Rows are counted by the part before the first ": "."""
+
+
+def assistant_turns(messages: list[dict]) -> list[int]:
+    """Positions of the assistant turns of a sound conversation."""
+    for number, message in enumerate(messages):
+        _check_message(number, message)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise BadRow("no assistant turn")
+    return turns
+
+
+def check_rendered(number: int, message: dict, text: str) -> None:
+    """What the row holds beside the content must stand in the rendered answer: a template that knows no tools or thoughts drops them
+    without a word, and the draft would learn text that no target writes."""
+    reasoning = message.get("reasoning_content") or ""
+    if reasoning.strip() not in text:
+        raise BadRow(
+            f"the chat template leaves out reasoning_content: message {number}; remove the key to learn the answer alone, or use the "
+            "thinking mode that renders it"
+        )
+    for call in message.get("tool_calls") or []:
+        name = call.get("function", call).get("name", "")
+        if name not in text:
+            raise BadRow(f"the chat template leaves out tool calls: message {number} calls {name!r}")
+
+
+def _check_message(number: int, message: dict) -> None:
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise BadRow(f"unknown role: {role!r} in message {number}; known are {', '.join(sorted(ROLES))}")
+    stands_without_content = role == "assistant" and bool(message.get("tool_calls") or message.get("reasoning_content"))
+    if content is None and stands_without_content:
+        return
+    if not isinstance(content, str):
+        raise BadRow(f"content is not text: message {number} holds {type(content).__name__}")
+    if role == "assistant" and not content.strip() and not stands_without_content:
+        raise BadRow(f"empty assistant content: message {number}")

@@ -1,0 +1,139 @@
+"""Rows -> samples, in order, here or in processes: the result depends on the rows alone.
+
+    rows --chunks--> [process 0] [process 1] ...  --in order--> outcomes
+
+At most two chunks per process are under way, so the memory does not grow with the input.
+"""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from torchspec.data.chat import ChatFormat, Encoded
+from torchspec.data.conversation import BadRow
+from torchspec.data.formats import Row
+from torchspec.errors import UserError
+
+CHUNK = 256  # rows that travel to a process at a time
+ROWS_ALONE = 4096  # encoded here first: a small file is done before a process has imported its libraries (5 s)
+MOST_WORKERS = 16  # beyond that the parent, which parses JSON and writes, is the limit
+
+
+@dataclass(frozen=True)
+class Options:
+    """How conversations become samples; recorded in the manifest."""
+
+    thinking: bool | None = None  # handed to the chat template; None leaves the template's own default
+    last_turn_only: bool = False
+    max_length: int | None = None  # tokens; longer samples are cut
+    min_loss_tokens: int = 1
+    max_rejected: float = 0.1  # share of unusable rows above which preparing stops
+    trust_remote_code: bool = False
+
+    def chat(self, target: Path) -> ChatFormat:
+        return ChatFormat.load(target, self.thinking, self.last_turn_only, self.trust_remote_code)
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Sample:
+    ids: np.ndarray  # [L] int32
+    loss_mask: np.ndarray  # [L] bool
+
+    def cut(self, length: int | None) -> "Sample":
+        return Sample(self.ids[:length], self.loss_mask[:length])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row: its samples, or why it has none."""
+
+    where: str
+    samples: tuple[Sample, ...] = ()
+    rejected: str | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    chat: ChatFormat
+    vocab: int
+
+    def __call__(self, row: Row) -> Outcome:
+        try:
+            samples = [Sample(np.array(e.ids, np.int32), np.array(e.loss_mask, bool)) for e in encode_row(row, self.chat, self.vocab)]
+        except BadRow as bad:
+            return Outcome(row.where, rejected=str(bad))
+        return Outcome(row.where, tuple(samples))
+
+
+def encode_row(row: Row, chat: ChatFormat, vocab: int) -> list[Encoded]:
+    if row.problem:
+        raise BadRow(row.problem)
+    if row.prompt_ids and row.response_ids:
+        mask = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
+        samples = [Encoded(row.prompt_ids + row.response_ids, mask)]
+    else:
+        samples = chat.encode(row.messages, row.tools)
+        chat.verify(samples, row.messages, row.tools)
+    for sample in samples:
+        lowest, highest = min(sample.ids), max(sample.ids)
+        if lowest < 0 or highest >= vocab:
+            raise BadRow(f"token id outside the target's vocabulary: ids reach from {lowest} to {highest} of {vocab}")
+    return samples
+
+
+def encode_rows(rows: Iterator[Row], target: Path, options: Options, vocab: int, workers: int | None) -> Iterator[Outcome]:
+    """Outcomes in the order of the rows. workers: processes; None is one per core, started only when there are many rows."""
+    yield from map(Encoder(options.chat(target), vocab), rows if workers == 1 else islice(rows, ROWS_ALONE))
+    following = next(rows, None)
+    if following is not None:
+        workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+        yield from _in_processes(_chunks(following, rows), target, options, vocab, workers)
+
+
+def _chunks(first: Row, rows: Iterator[Row]) -> Iterator[list[Row]]:
+    chunk = [first, *islice(rows, CHUNK - 1)]
+    while chunk:
+        yield chunk
+        chunk = list(islice(rows, CHUNK))
+
+
+def _in_processes(chunks: Iterator[list[Row]], target: Path, options: Options, vocab: int, workers: int) -> Iterator[Outcome]:
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy this process's threads and CUDA context
+    pool = ProcessPoolExecutor(workers, spawn, _start, (target, options, vocab))
+    pending = deque()
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(_encode_chunk, chunk))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of {workers} preparing processes died, most likely killed for memory; prepare with fewer: --workers 1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_encoder: Encoder  # of a process of the pool
+
+
+def _start(target: Path, options: Options, vocab: int) -> None:
+    global _encoder
+    _encoder = Encoder(options.chat(target), vocab)
+
+
+def _encode_chunk(chunk: list[Row]) -> list[Outcome]:
+    return list(map(_encoder, chunk))
