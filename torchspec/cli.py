@@ -29,7 +29,9 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 
 @app.command()
 def prepare(
-    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files or JSON arrays, hub dataset ids (owner/name[:split]), perfectblend.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Chat JSONL files or JSON arrays, hub dataset ids (owner/name[:split]), perfectblend.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; without --target the .jsonl to write.")],
     target: Annotated[
         str | None,

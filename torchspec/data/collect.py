@@ -44,9 +44,7 @@ def check_arguments(out: Path, target: str | None, sample_size: int | None) -> N
         raise UserError("--sample-size draws conversations: write them to an --out FILE.jsonl without --target, then prepare that file")
 
 
-def collect(
-    inputs: list[str], out: Path, sample_size: int | None, seed: int, max_rejected: float, progress: bool = True
-) -> Collected:
+def collect(inputs: list[str], out: Path, sample_size: int | None, seed: int, max_rejected: float, progress: bool = True) -> Collected:
     """`out` changes only when the new file is complete. A sample is held in memory, a whole data set is not."""
     rows, total = read_rows(inputs), count_lines(inputs) if progress else None
     listing = out.with_name(out.name + ".rejected")
