@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from torchspec.data.chat import ChatFormat
-from torchspec.data.encode import Options
+from torchspec.data.encode import CHUNK, ROWS_ALONE, Options
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
 
@@ -172,3 +172,30 @@ def test_target_without_vocab_size(write_jsonl, tmp_path, other_target):
     (other_target / "config.json").unlink()
     with pytest.raises(UserError, match="config.json"):
         prepare([write_jsonl("data.jsonl", [conversation(1)])], tmp_path / "out", other_target, progress=False)
+
+
+def test_cut_samples_are_counted(run, target_folder):
+    """Oracle: the lengths of the uncut samples."""
+    conversations = [conversation(i, "word " * (5 * i) + "{i}") for i in range(1, 9)]
+    chat = ChatFormat.load(target_folder, None, False)
+    lengths = [len(sample.ids) for c in conversations for sample in chat.encode(c["messages"])]
+    limit = sorted(lengths)[4]
+    assert run(conversations, max_length=limit).truncated == sum(length > limit for length in lengths) == 3
+    assert run(conversations).truncated == 0
+
+
+def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, target_folder):
+    """More rows than are encoded before the processes start; broken ones among them."""
+    rows = [conversation(i) if i % 50 else "{" for i in range(ROWS_ALONE + 2 * CHUNK + 7)]
+    path = write_jsonl("data.jsonl", rows)
+    alone = prepare([path], tmp_path / "alone", target_folder, workers=1, progress=False)
+    together = prepare([path], tmp_path / "together", target_folder, workers=2, progress=False)
+    assert together == alone and alone.rejected == {"not valid JSON": (len(rows) + 49) // 50}
+    arrow = "data-00000-of-00001.arrow"
+    assert (tmp_path / "together" / arrow).read_bytes() == (tmp_path / "alone" / arrow).read_bytes()
+    assert listing(tmp_path / "together") == listing(tmp_path / "alone")
+
+
+def test_limit_takes_the_first_rows(write_jsonl, tmp_path, target_folder):
+    path = write_jsonl("data.jsonl", [conversation(i) for i in range(9)])
+    assert prepare([path], tmp_path / "out", target_folder, limit=4, progress=False).samples == 4
