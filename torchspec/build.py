@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from torchspec.capture.base import Capture, CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
 from torchspec.config import DatasetConfig, RunConfig
-from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
-from torchspec.data.plan import MicroBatch, plan_micro_batches, rank_plan
+from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank_plan
 from torchspec.distributed import World, parallelise, whole
 from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
@@ -33,6 +33,7 @@ class Run:
     dataset: PromptDataset
     held_out: PromptDataset | None
     plan: list[MicroBatch]  # this rank's micro-batches, all epochs
+    epoch_ends: frozenset[int]  # steps after which an epoch is complete
     method: Method
     model: nn.Module  # float32 masters, sharded over the ranks
     compute: Callable[..., Tensor]  # the same model, computing in model.dtype
@@ -71,7 +72,7 @@ def build(config: RunConfig, world: World) -> Run:
     device, dtype = world.device, resolve_dtype(config.model.dtype)
     folder = resolve_target(config.model.target_model_path)
     dataset, held_out = open_datasets(config, folder)
-    plan = plan_run(config, dataset, world)
+    plan, ends = plan_run(config, dataset, world)
     target = FrozenTarget.load(folder, dtype, device, config.model.trust_remote_code)
     method = build_method(config, target, dataset)
     model = method.build(torch.Generator().manual_seed(config.training.seed)).to(device)
@@ -91,7 +92,7 @@ def build(config: RunConfig, world: World) -> Run:
     if world.is_main:
         capture.verify(target, [dataset[i] for i in range(min(len(dataset), CHECKED_SAMPLES))])
     return Run(
-        config, dataset, held_out, plan, method, model, compute, build_optimizers(model, config.training), source,
+        config, dataset, held_out, plan, ends, method, model, compute, build_optimizers(model, config.training), source,
         CachedCapture(capture, held_out_limit), world,
     )  # fmt: skip
 
@@ -113,11 +114,12 @@ def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:
 
 
 def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, PromptDataset | None]:
-    train = open_one(config.dataset.train_data_path, config, folder)
+    paths = {config.dataset.train_data_path: 1.0, **config.dataset.mix}
+    sources = [open_one(path, config, folder) for path in paths]
     held_out = None if config.dataset.eval_data_path is None else open_one(config.dataset.eval_data_path, config, folder)
-    if held_out is not None and held_out.manifest.fingerprint == train.manifest.fingerprint:
-        raise UserError("dataset.eval_data_path holds the very samples of dataset.train_data_path; tau must be measured on held-out text")
-    return train, held_out
+    if held_out is not None and held_out.manifest.fingerprint in [source.manifest.fingerprint for source in sources]:
+        raise UserError("dataset.eval_data_path holds the very samples of a training source; tau must be measured on held-out text")
+    return sources[0] if len(sources) == 1 else MixedDataset(sources, list(paths.values())), held_out
 
 
 def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
@@ -128,10 +130,15 @@ def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
     return open_or_prepare(path, Path(config.output_dir) / "prepared", folder, options)
 
 
-def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> list[MicroBatch]:
-    training = config.training
-    batches = plan_micro_batches(dataset.lengths, training.seed, training.num_epochs, training.micro_batch_size, training.max_batch_tokens)
-    return rank_plan(batches, world.rank, world.size, training.draft_accumulation_steps, training.max_steps)
+def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> tuple[list[MicroBatch], frozenset[int]]:
+    """This rank's micro-batches, and the steps after which an epoch is complete."""
+    training, accumulation = config.training, config.training.draft_accumulation_steps
+    batches = plan_micro_batches(
+        dataset.lengths, training.seed, training.num_epochs, training.micro_batch_size, training.max_batch_tokens,
+        shuffle=config.dataset.shuffle_dataset, parts=dataset.parts,
+    )  # fmt: skip
+    plan = rank_plan(batches, world.rank, world.size, accumulation, training.max_steps)
+    return plan, epoch_ends(batches, world.size * accumulation)
 
 
 def build_method(config: RunConfig, target: FrozenTarget, dataset: PromptDataset) -> Method:

@@ -36,6 +36,10 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     train_data_path: str = Field(description="chat JSONL, a folder made by `torchspec prepare`, or a hub dataset id")
     eval_data_path: str | None = Field(None, description="held-out conversations that the target wrote; tau is measured on them")
+    mix: dict[str, PositiveFloat] = Field(
+        {}, description="further sources to train on: path -> passes over it per epoch (0.5: half of it, the other half in the next)"
+    )
+    shuffle_dataset: bool = Field(True, description="another order of the samples in every epoch; false keeps the order of the files")
     min_loss_tokens: PositiveInt = Field(2, description="samples with fewer supervised tokens are left out")
     max_length: PositiveInt = Field(4096, description="samples are cut to this many tokens")
     thinking: bool | None = Field(None, description="the template's thinking mode; none leaves it to the template")
@@ -65,6 +69,13 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = Field(False, description="compute a draft layer's activations again in the backward pass")
     prefetch_depth: PositiveInt = Field(4, description="samples captured ahead of the trainer")
     save_interval: PositiveInt = Field(500, description="steps between checkpoints")
+    save_per_epoch: bool = Field(False, description="a checkpoint at the end of every epoch as well")
+    load_path: str | None = Field(
+        None, description="checkpoint, checkpoints folder or exported draft to begin with; read only where output_dir holds no checkpoint"
+    )
+    continual_training: bool = Field(
+        False, description="take load_path's weights alone: schedule, optimizer and data start at zero; false goes on with that run"
+    )
     max_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept; the best by tau is kept as well")
 
     @model_validator(mode="after")
@@ -74,6 +85,12 @@ class TrainingConfig(Section):
         decay = self.wsd_decay_ratio if self.lr_decay_style == "WSD" else 0
         if self.warmup_ratio + decay > 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} and wsd_decay_ratio={decay} add up to more than 1; lower one")
+        return self
+
+    @model_validator(mode="after")
+    def _beginning(self):
+        if self.continual_training and self.load_path is None:
+            raise ValueError("continual_training=true needs load_path: a checkpoint folder or an exported draft to take the weights from")
         return self
 
 
@@ -115,7 +132,7 @@ class TrackingConfig(Section):
 
 NOT_IN_THE_WEIGHTS = (
     "num_ranks", "draft_accumulation_steps", "fsdp_strategy", "compile", "activation_checkpointing", "prefetch_depth", "save_interval",
-    "max_checkpoints",
+    "max_checkpoints", "save_per_epoch", "load_path", "continual_training",
 )  # fmt: skip  # ranks x accumulation is compared as one number, when a checkpoint is loaded
 
 
@@ -133,6 +150,12 @@ class RunConfig(Section):
     @property
     def checkpoints(self) -> Path:
         return Path(self.output_dir) / "checkpoints"
+
+    @model_validator(mode="after")
+    def _sources(self):
+        if self.dataset.train_data_path in self.dataset.mix:
+            raise ValueError(f"dataset.mix names dataset.train_data_path={self.dataset.train_data_path!r} again; name every source once")
+        return self
 
     @property
     def distributed(self) -> bool:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from torchspec.config import TrainingConfig
 from torchspec.errors import UserError
@@ -106,3 +106,11 @@ def sync_gradients(compute: Callable, wanted: bool) -> None:
 def whole(value: Tensor) -> Tensor:
     """A sharded tensor gathered on every rank; a plain one as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def load_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Whole tensors into a model that may be sharded; every rank calls it with the same weights."""
+    for name, parameter in model.named_parameters():
+        value = weights[name].to(parameter.device, parameter.dtype)
+        parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else value)

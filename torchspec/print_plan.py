@@ -17,7 +17,7 @@ GIB = 2.0**30
 def print_plan(config: RunConfig) -> None:
     folder, training, inference = resolve_target(config.model.target_model_path), config.training, config.inference
     dataset, held_out = open_datasets(config, folder)
-    plan = plan_run(config, dataset, World(0, training.num_ranks, torch.device("cpu")))
+    plan, _ = plan_run(config, dataset, World(0, training.num_ranks, torch.device("cpu")))
     dtype = resolve_dtype(config.model.dtype)
     target = FrozenTarget.load(folder, dtype, "cpu", config.model.trust_remote_code)
     method, manifest = build_method(config, target, dataset), dataset.manifest

@@ -13,6 +13,7 @@ from torchspec.inference import resolve_device
 from torchspec.log import RunLog
 from torchspec.metrics import MetricSums
 from torchspec.optim import learning_rate
+from torchspec.start import begin
 
 
 def train(config: RunConfig) -> checkpoint.TrainState:
@@ -23,12 +24,7 @@ def train(config: RunConfig) -> checkpoint.TrainState:
 
 def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
     run = build(config, world)
-    training, resume_from = config.training, checkpoint.latest(config.checkpoints)
-    if resume_from is None:
-        state = checkpoint.TrainState(micro_batches_per_step=checkpoint.micro_batches_per_step(config, world))
-    else:
-        state = checkpoint.load(resume_from, run.model, run.optimizers, config, world)
-        run.say(f"resuming from {resume_from} at step {state.step} of {run.total_steps}")
+    training, state = config.training, begin(run)
     saver = checkpoint.Saver(config.checkpoints, config, world, run.method.config, run.data_facts)
     stream = run.stream(state.step * training.draft_accumulation_steps)
     batches, window, resumed_seconds, started = iter(stream), Window(), state.seconds, time.perf_counter()
@@ -48,7 +44,8 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
             evaluated = time.perf_counter()
             improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
             window.started += time.perf_counter() - evaluated
-            saving = last or improved or state.step % training.save_interval == 0
+            epoch_done = training.save_per_epoch and state.step in run.epoch_ends
+            saving = last or improved or epoch_done or state.step % training.save_interval == 0
             if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
                 window.log(log, state, run, stream.meter.take())
                 window = Window()

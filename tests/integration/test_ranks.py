@@ -79,3 +79,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder, alone):
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=TOLERANCE, msg=name)
     assert [row["step"] for row in rows(out, "train")] == [row["step"] for row in rows(alone, "train")]
+
+
+def test_several_ranks_begin_with_given_weights_as_one_does(folder, alone):
+    begin = (f"training.load_path={alone / 'checkpoints'}", "training.continual_training=true", "training.max_steps=1")
+    one, two = train(folder, "begun1", 1, 4, *begin), train(folder, "begun2", 2, 2, *begin)
+    assert rows(two, "train")[0]["loss"] == pytest.approx(rows(one, "train")[0]["loss"], rel=1e-4)
+    assert rows(one, "train")[0]["loss"] < rows(alone, "train")[0]["loss"]  # the weights have learned before
+    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (two, one))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=TOLERANCE, msg=name)

@@ -176,3 +176,10 @@ def test_reading_a_config_imports_no_torch(file):
     )
     result = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
+
+
+def test_mix_and_beginning_are_checked_at_once(file):
+    assert load_config(file, ["dataset.mix={a.jsonl: 1, b/c.jsonl: 0.5}"]).dataset.mix == {"a.jsonl": 1.0, "b/c.jsonl": 0.5}
+    assert "dataset.mix.a.jsonl=0 is refused" in refused(file, "dataset.mix={a.jsonl: 0}")
+    assert "name every source once" in refused(file, "dataset.mix={chats.jsonl: 1}")
+    assert "continual_training=true needs load_path" in refused(file, "training.continual_training=true")

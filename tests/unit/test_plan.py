@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from torchspec.data.plan import MicroBatch, plan_micro_batches, rank_plan
+from torchspec.data.plan import MicroBatch, Part, epoch_ends, epoch_order, plan_micro_batches, rank_plan
 from torchspec.errors import UserError
 
 LENGTHS = np.random.default_rng(3).integers(1, 90, size=101)
@@ -71,3 +71,48 @@ def test_a_step_takes_the_same_micro_batches_whatever_the_number_of_ranks(accumu
 def test_too_few_micro_batches_for_one_step_are_refused_with_the_numbers():
     with pytest.raises(UserError, match="5 micro-batches do not fill one step of 2 ranks x 3 accumulation; lower"):
         rank_plan([MicroBatch(0, (i,)) for i in range(5)], 0, 2, 3, None)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_mix_takes_the_passes_it_was_told_to(shuffle):
+    """Conservation: over the run, each source's samples come passes x epochs times, none more than once oftener than another."""
+    parts, epochs = (Part(40), Part(10, 2.5), Part(37, 0.3), Part(8, 1.0)), 7
+    orders = [epoch_order(parts, 3, epoch, shuffle) for epoch in range(epochs)]
+    counts = np.bincount(np.concatenate(orders), minlength=95)
+    first = 0
+    for part in parts:
+        own = counts[first : first + part.samples]
+        assert own.sum() == round(epochs * part.passes * part.samples) and own.max() - own.min() <= 1
+        first += part.samples
+        for order in orders:
+            taken = ((order >= first - part.samples) & (order < first)).sum()
+            assert abs(taken - part.passes * part.samples) <= 1
+    if not shuffle:
+        assert all((np.diff(np.searchsorted([40, 50, 87], order, side="right")) >= 0).all() for order in orders)  # source after source
+
+
+def test_one_source_keeps_the_order_it_always_had():
+    """A checkpoint from before there were mixes resumes on the same text."""
+    for epoch in range(3):
+        assert (epoch_order((Part(101),), 5, epoch, True) == np.random.default_rng((5, epoch)).permutation(101)).all()
+
+
+def test_halves_follow_each_other_and_are_drawn_by_the_seed():
+    halves = [set(epoch_order((Part(20, 0.5),), 1, epoch, True)) for epoch in range(2)]
+    assert halves[0] | halves[1] == set(range(20)) and not halves[0] & halves[1]
+    assert halves[0] != set(range(10)) and halves[0] != set(epoch_order((Part(20, 0.5),), 2, 0, True))
+
+
+def test_without_shuffling_the_samples_come_in_the_order_of_the_file():
+    plan = plan_micro_batches(LENGTHS, 0, 2, 5, 400, shuffle=False)
+    assert [i for batch in plan for i in batch.indices] == [*range(101)] * 2
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 3, 7])
+def test_an_epoch_ends_with_the_step_after_which_the_next_one_begins(per_step):
+    batches = [MicroBatch(epoch, (i,)) for epoch in range(3) for i in range(5)]
+    ends = epoch_ends(batches, per_step)
+    begins = {step: batches[step * per_step].epoch for step in range(len(batches) // per_step + (len(batches) % per_step > 0))}
+    assert ends == {step for step in begins if step and begins[step] != begins[step - 1]}
+    if per_step == 1:
+        assert ends == {5, 10}

@@ -13,7 +13,8 @@ from filelock import FileLock
 from torch import LongTensor
 
 from torchspec.data.encode import DEFAULTS, Options
-from torchspec.data.manifest import VERSION, Manifest, tokenizer_hash
+from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
+from torchspec.data.plan import Part
 from torchspec.data.prepare import prepare
 from torchspec.data.sources import resolve
 from torchspec.errors import ContractError, UserError
@@ -32,6 +33,7 @@ class PromptDataset:
             raise UserError(
                 f"{self.folder} holds {len(self._rows)} samples of the {self.manifest.samples} in its manifest; prepare it again"
             )
+        self.parts = (Part(len(self._rows)),)
         self.lengths = self._column("length")  # [samples] int64
         self.loss_tokens = self._column("loss_tokens")  # [samples] int64
 
@@ -64,6 +66,18 @@ class PromptDataset:
 
     def _column(self, name: str) -> np.ndarray:
         return self._rows.data.column(name).to_numpy().astype(np.int64)
+
+
+class MixedDataset(PromptDataset):
+    """Several datasets one after the other, each with its passes per epoch."""
+
+    def __init__(self, sources: list[PromptDataset], passes: list[float]):
+        self.folder = sources[0].folder
+        self.manifest = mixed([source.manifest for source in sources], passes)
+        self._rows = datasets.concatenate_datasets([source._rows for source in sources])
+        self.parts = tuple(Part(len(source), share) for source, share in zip(sources, passes, strict=True))
+        self.lengths = np.concatenate([source.lengths for source in sources])
+        self.loss_tokens = np.concatenate([source.loss_tokens for source in sources])
 
 
 def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEFAULTS, progress: bool = True) -> PromptDataset:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchspec.errors import ContractError, UserError
@@ -49,6 +50,25 @@ class Manifest:
                 "nothing else, so check that the target's chat template fits the data"
             )
         return self
+
+
+def mixed(manifests: list[Manifest], passes: list[float]) -> Manifest:
+    """Of several datasets that are trained on together: sums of the counts, the target and template that all of them share."""
+    tokens, loss_tokens = sum(m.tokens for m in manifests), sum(m.loss_tokens for m in manifests)
+    parts = json.dumps([[m.fingerprint, share] for m, share in zip(manifests, passes, strict=True)])
+    return replace(
+        manifests[0],
+        inputs=[name for m in manifests for name in m.inputs],
+        samples=sum(m.samples for m in manifests),
+        tokens=tokens,
+        loss_tokens=loss_tokens,
+        mask_share=loss_tokens / tokens,
+        rejected=dict(sum((Counter(m.rejected) for m in manifests), Counter())),
+        filtered=dict(sum((Counter(m.filtered) for m in manifests), Counter())),
+        truncated=sum(m.truncated for m in manifests),
+        split_conversations=sum(m.split_conversations for m in manifests),
+        fingerprint=hashlib.sha256(parts.encode()).hexdigest()[:16],
+    )
 
 
 def vocab_size(target: Path) -> int:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from torchspec.data.chat import ChatFormat
-from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.prepare import prepare
 from torchspec.data.show import show
@@ -132,3 +132,15 @@ def test_show(folder):
     assert "Question 0 [bold]?<|im_end|>⏎\n<|im_start|>assistant⏎\nYes,⏎\nit is 0. 🙂<|im_end|>" in plain
     assert "\x1b[32mit is 0. 🙂<|im_end|>\x1b[0m" in styled and "\x1b[2m<|im_start|>assistant⏎\x1b[0m" in styled
     assert "sample 1 ·" in plain and "sample 2 ·" not in plain
+
+
+def test_mixed_datasets_are_one_after_the_other(prepared, source, tmp_path, target_folder):
+    one, two = PromptDataset(prepared), open_or_prepare(source, tmp_path / "cache", target_folder, progress=False)
+    both = pickle.loads(pickle.dumps(MixedDataset([one, two], [1.0, 0.5])))
+    assert len(both) == 320 and [(p.samples, p.passes) for p in both.parts] == [(300, 1.0), (20, 0.5)]
+    for i, (dataset, own) in {0: (one, 0), 299: (one, 299), 300: (two, 0), 319: (two, 19)}.items():
+        assert torch.equal(both[i].ids, dataset[own].ids) and both[i].index == i and both.where(i) == dataset.where(own)
+    assert (both.lengths == [*one.lengths, *two.lengths]).all() and both.manifest.tokens == both.lengths.sum()
+    assert torch.equal(both.token_counts(49152), one.token_counts(49152) + two.token_counts(49152))
+    other = MixedDataset([one, two], [1.0, 0.25])
+    assert len({d.manifest.fingerprint for d in (one, two, both, other)}) == 4

@@ -1,0 +1,105 @@
+"""Where a run begins. Oracle: a run that was never stopped, the checkpoint's own weights, and counting the epochs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
+from torchspec import checkpoint
+from torchspec.build import build
+from torchspec.config import load_config
+from torchspec.distributed import World
+from torchspec.errors import UserError
+from torchspec.export.hf import export_checkpoint
+from torchspec.start import begin
+from torchspec.train import train
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, target_folder) -> Path:
+    """A run of three epochs of 8 micro-batches, with a checkpoint after each, and its export."""
+    folder = tmp_path_factory.mktemp("start")
+    target = write_tiny_target(folder / "target", target_folder)
+    train_file, held_out = write_chats(folder / "train.jsonl", 16), write_chats(folder / "heldout.jsonl", 2, first=100)
+    recipe(folder / "run.yaml", target, train_file, held_out, num_epochs=3, save_interval=1000, max_checkpoints=9, save_per_epoch=True)
+    train(load_config(str(folder / "run.yaml"), ["evaluation.interval=1000"]))
+    export_checkpoint(folder / "run" / "checkpoints" / "iter_0000024", folder / "draft")
+    return folder
+
+
+def config(work: Path, out: str, *overrides: str):
+    return load_config(str(work / "run.yaml"), [f"output_dir={work / out}", "evaluation.interval=1000", *overrides])
+
+
+def refused(work: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        begin(build(config(work, "refused", *overrides), ALONE))
+    return str(error.value)
+
+
+def test_a_checkpoint_stands_at_the_end_of_every_epoch(work):
+    assert sorted(p.name for p in (work / "run" / "checkpoints").glob("iter_*")) == ["iter_0000008", "iter_0000016", "iter_0000024"]
+
+
+def test_another_runs_checkpoint_is_gone_on_with_bitwise(work):
+    """Elsewhere, from the second epoch on: the third epoch's lines and the last weights are those of the run that never stopped."""
+    source = work / "run" / "checkpoints" / "iter_0000016"
+    state = train(config(work, "gone_on", f"training.load_path={source}"))
+    assert state.step == 24
+    ours, theirs = (timeless_metrics(work / out) for out in ("gone_on", "run"))
+    assert ours == [row for row in theirs if row["step"] > 16] and len(ours) > 3
+    ours, theirs = (checkpoint.read_weights(work / out / "checkpoints" / "iter_0000024") for out in ("gone_on", "run"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("source", ["run/checkpoints/iter_0000008", "run/checkpoints", "draft"])
+def test_continual_training_takes_the_weights_alone(work, source):
+    run = build(config(work, "fresh", f"training.load_path={work / source}", "training.continual_training=true"), ALONE)
+    state = begin(run)
+    assert (state.step, state.tokens, state.best_tau) == (0, 0, 0.0)
+    assert not any(optimizer.state for optimizer in run.optimizers)
+    if source == "draft":
+        expected = load_file(work / "draft" / "model.safetensors")
+    else:
+        expected = checkpoint.read_weights(work / "run" / "checkpoints" / ("iter_0000008" if source.endswith("8") else "iter_0000024"))
+    found = dict(run.model.named_parameters())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) and found[name].dtype == torch.float32 for name in expected)
+
+
+def test_an_own_checkpoint_comes_before_load_path(work):
+    """A continual run that was killed goes on with itself, even where what it began with is gone."""
+    shutil.copytree(work / "run", work / "killed")
+    run = build(config(work, "killed", "training.load_path=gone", "training.continual_training=true"), ALONE)
+    assert begin(run).step == 24
+
+
+def test_sources_that_cannot_be_begun_with(work, monkeypatch):
+    monkeypatch.chdir(work)
+    assert f"training.load_path='nowhere': {work / 'nowhere'} is no checkpoint" in refused(work, "training.load_path=nowhere")
+    assert "set training.continual_training=true" in refused(work, "training.load_path=draft")
+    continual = ["training.load_path=draft", "training.continual_training=true"]
+    other = refused(work, *continual, "draft.target_layer_ids=[0,2]")
+    assert "dflash_config.target_layer_ids: [1, 3] there, [0, 2] in this run" in other
+    assert "num_hidden_layers: 2 there, 1 in this run" in refused(work, *continual, "draft.num_layers=1")
+    begin(build(config(work, "blocks", *continual, "draft.block_size=8"), ALONE))  # weights do not depend on it
+    assert "made by a different run" in refused(work, "training.load_path=run/checkpoints", "training.learning_rate=0.002")
+
+
+def test_a_mix_trains_and_reports_both_sources(work):
+    """12 samples of the second source, three quarters of them per epoch: 16 + 9 samples in batches of two, three epochs."""
+    second = write_chats(work / "second.jsonl", 12, first=500)
+    state = train(
+        config(work, "mixed", f"dataset.mix={{{second}: 0.75}}", "dataset.shuffle_dataset=false", "training.save_per_epoch=false")
+    )
+    assert state.step == 3 * 13
+    facts = json.loads((work / "mixed" / "checkpoints" / "iter_0000039" / "data.json").read_text())
+    assert facts["samples"] == 28
+    with pytest.raises(UserError, match="very samples of a training source"):
+        train(config(work, "leak", f"dataset.mix={{{work / 'heldout.jsonl'}: 1}}"))
