@@ -125,6 +125,22 @@ def train(
     start(run)
 
 
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML recipe; without it, the installation alone.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,
+) -> None:
+    """Check installation, devices, target, data and space, then rehearse the whole way on one sample. Exits with 1 on any red row."""
+    from torchspec.config import load_config
+
+    if config is None and overrides:
+        raise UserError(f"override {overrides[0]!r} needs a recipe: add --config")
+    run = None if config is None else load_config(config, overrides or [])
+    from torchspec.doctor.run import run_doctor
+
+    raise typer.Exit(0 if run_doctor(run) else 1)
+
+
 @app.command(name="eval")
 def evaluate(
     draft: Draft,

@@ -12,6 +12,8 @@ from torchspec.log import console
 from torchspec.target import FrozenTarget
 
 GIB = 2.0**30
+TRAINED_BYTES = 16  # per parameter of the draft: float32 masters, gradients, two moments
+CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
 
 
 def print_plan(config: RunConfig) -> None:
@@ -36,10 +38,10 @@ def print_plan(config: RunConfig) -> None:
         "topology": topology(config),
         "steps": f"{steps} of {training.num_ranks} x {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
         f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
-        "memory": f"per rank: draft {16 * parameters / shards / GIB:.2f} GiB (masters, gradients, moments), frozen embedding and head "
-        f"{target_bytes(target) / GIB:.2f} GiB, features ahead {ahead / GIB:.3f} GiB",
+        "memory": f"per rank: draft {TRAINED_BYTES * parameters / shards / GIB:.2f} GiB (masters, gradients, moments), frozen embedding "
+        f"and head {target_bytes(target) / GIB:.2f} GiB, features ahead {ahead / GIB:.3f} GiB",
         "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
-        "disk": f"{12 * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
+        "disk": f"{CHECKPOINT_BYTES * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
     }
     if inference.replay_dir:
         rows["replay"] = (

@@ -1,0 +1,84 @@
+"""Installation, engines, devices, memory and disk."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+from packaging.version import Version
+
+from torchspec.capture.base import EXTRAS
+from torchspec.config import RunConfig
+from torchspec.doctor.finding import Finding
+from torchspec.errors import UserError
+from torchspec.inference import resolve_device
+from torchspec.print_plan import GIB, topology
+
+# lowest version that is asked for, and newest on which the tests have run (constraints.txt; tests/interop for the engines)
+CORE = {"torch": ("2.11", "2.13"), "transformers": ("5.17", "5.23"), "datasets": ("4.0", "5.2"), "safetensors": ("0.5", "0.8")}
+OPTIONAL = {"ray": ("2.50", "2.60"), "vllm": ("0.19", "0.32")}
+
+
+def installation(config: RunConfig | None) -> list[Finding]:
+    needed = set(CORE)
+    if config is not None:
+        needed |= {EXTRAS[name] for name in [config.inference.inference_engine_type] if name in EXTRAS}
+        needed |= {"ray"} if config.distributed else set()
+    rows = [Finding("install", "python", platform.python_version())]
+    return rows + [judge(name, _installed(name), tested, name in needed) for name, tested in (CORE | OPTIONAL).items()]
+
+
+def judge(name: str, found: str | None, tested: tuple[str, str], needed: bool) -> Finding:
+    lowest, newest = tested
+    expected = f"tested with {lowest} to {newest}"
+    if found is None:
+        verdict, fix = ("bad", f"pip install {name}") if needed else ("ok", "")
+        return Finding("install", name, "not installed", verdict, fix)
+    if Version(found) < Version(lowest):
+        return Finding("install", name, found, "bad", f"{expected}: pip install --upgrade '{name}>={lowest}'")
+    if Version(found).release[:2] > Version(newest).release[:2]:
+        return Finding("install", name, found, "look", f"{expected}: newer ones may work, the checks of a run will tell")
+    return Finding("install", name, found)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def devices() -> list[Finding]:
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [Finding("device", "GPUs", ", ".join(cuda) or "none"), Finding("device", "CPU cores", str(os.cpu_count()))]
+
+
+def topology_of(config: RunConfig) -> list[Finding]:
+    try:
+        return [Finding("device", "topology", topology(config))]
+    except UserError as error:
+        return [Finding("device", "topology", "does not fit", "bad", str(error))]
+
+
+def enough_space(config: RunConfig, memory: int, files: int) -> list[Finding]:
+    """Bytes that one trainer rank needs at least, of memory and of disk."""
+    device = resolve_device(config.model.device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    disk = _existing(Path(config.output_dir))
+    return [
+        _enough("memory", device.type, free, memory, "use more ranks, a smaller draft or capture workers"),
+        _enough("disk", str(disk), shutil.disk_usage(disk).free, files, "lower training.max_checkpoints or move output_dir"),
+    ]
+
+
+def _enough(area: str, check: str, free: int, need: int, fix: str) -> Finding:
+    found = f"{free / GIB:.1f} GiB free, {need / GIB:.1f} GiB needed"
+    return Finding("space", f"{area}: {check}", found) if free > need else Finding("space", f"{area}: {check}", found, "bad", fix)
+
+
+def _existing(path: Path) -> Path:
+    path = path.resolve()
+    return path if path.is_dir() else _existing(path.parent)

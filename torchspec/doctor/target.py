@@ -1,0 +1,69 @@
+"""The target as the draft and the data see it: template, thinking mode, RoPE, head, layer ids, mask token."""
+
+from pathlib import Path
+
+import torch
+
+from torchspec.build import build_method
+from torchspec.config import RunConfig
+from torchspec.data.chat import ChatFormat
+from torchspec.data.dataset import PromptDataset
+from torchspec.data.encode import Options
+from torchspec.doctor.finding import Finding
+from torchspec.doctor.machine import enough_space
+from torchspec.inference import resolve_dtype
+from torchspec.methods.base import Method
+from torchspec.print_plan import CHECKPOINT_BYTES, TRAINED_BYTES, target_bytes
+from torchspec.target import FrozenTarget
+
+HELLO = [{"role": "user", "content": "Hello."}]
+
+
+def template(config: RunConfig, folder: Path) -> list[Finding]:
+    remote_code, mode = config.model.trust_remote_code, config.dataset.thinking
+    on, off = (
+        Options(thinking, trust_remote_code=remote_code).chat(folder).render(HELLO, add_generation_prompt=True)
+        for thinking in (True, False)
+    )
+    chat = ChatFormat.load(folder, mode, False, remote_code)
+    stop = ", ".join(map(str, sorted(chat.stop_ids))) or "none in generation_config.json"
+    return [Finding("target", "chat template", f"{chat.template_hash}, stop ids {stop}"), thinking_mode(on != off, mode)]
+
+
+def thinking_mode(switchable: bool, mode: bool | None) -> Finding:
+    named = {None: "the template's own", True: "on", False: "off"}[mode]
+    if switchable and mode is None:
+        return Finding("target", "thinking", named, "look", "the template knows both modes: set dataset.thinking to the one you will serve")
+    if not switchable and mode is not None:
+        return Finding("target", "thinking", named, "look", "the template ignores the mode: leave dataset.thinking out")
+    return Finding("target", "thinking", named)
+
+
+def build(config: RunConfig, folder: Path, dataset: PromptDataset) -> tuple[FrozenTarget, Method]:
+    target = FrozenTarget.load(folder, resolve_dtype(config.model.dtype), "cpu", config.model.trust_remote_code)
+    return target, build_method(config, target, dataset)
+
+
+def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
+    rope = dict(target.config.rope_parameters)
+    head = "tied to the embedding" if target.head is target.embedding else "its own"
+    size = f"{parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
+    return [
+        Finding("target", "RoPE", f"{rope['rope_type']}, theta {rope['rope_theta']:g}"),
+        Finding("target", "LM head", f"{head}, vocabulary {len(target.embedding)}"),
+        Finding("target", "layer ids", f"{list(method.layer_ids)} of {target.num_layers} layers"),
+        Finding("target", "draft", f"{config.draft.method}, {size}"),
+    ]
+
+
+def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
+    """Whether one trainer rank fits into memory, and its checkpoints onto the disk."""
+    here = config.inference.num_workers == 0  # the whole target stands in the trainer's process
+    weights = sum(file.stat().st_size for file in target.folder.glob("*.safetensors")) if here else target_bytes(target)
+    memory, files = TRAINED_BYTES * parameters(method) + weights, CHECKPOINT_BYTES * parameters(method)
+    return enough_space(config, memory, files * (config.training.max_checkpoints + 2))
+
+
+def parameters(method: Method) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in method.skeleton().parameters())
