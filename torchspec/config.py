@@ -51,19 +51,19 @@ class TrainingConfig(Section):
     micro_batch_size: PositiveInt = Field(1, description="documents packed into one micro-batch")
     max_batch_tokens: PositiveInt = Field(16384, description="most tokens packed into one micro-batch")
     draft_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
-    num_epochs: PositiveInt = 1
+    num_epochs: PositiveInt = Field(1, description="passes over the training data")
     max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
-    learning_rate: PositiveFloat = 6e-4
-    min_lr: NonNegativeFloat = 6e-5
-    lr_decay_style: Literal["WSD", "cosine", "constant"] = "cosine"
+    learning_rate: PositiveFloat = Field(6e-4, description="after the warm-up")
+    min_lr: NonNegativeFloat = Field(6e-5, description="learning rate at the end of the decay")
+    lr_decay_style: Literal["WSD", "cosine", "constant"] = Field("cosine", description="WSD: warm-up, stable, decay")
     wsd_decay_ratio: Share = Field(0.2, description="last share of the steps in which WSD decays")
-    wsd_decay_style: Literal["linear", "cosine"] = "linear"
-    warmup_ratio: Share = 0.04
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    max_grad_norm: PositiveFloat = 1.0
-    seed: NonNegativeInt = 0
+    wsd_decay_style: Literal["linear", "cosine"] = Field("linear", description="shape of the WSD decay")
+    warmup_ratio: Share = Field(0.04, description="first share of the steps, in which the learning rate rises linearly")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of the matrices")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="memory of the second moment")
+    max_grad_norm: PositiveFloat = Field(1.0, description="the gradient is scaled down to this norm")
+    seed: NonNegativeInt = Field(0, description="of the draft's first weights, the order of the data and the drawn anchors")
     fsdp_strategy: Literal["FULL_SHARD", "HYBRID", "REPLICATE"] = Field("FULL_SHARD", description="where several ranks keep the draft")
     compile: bool = Field(False, description="torch.compile each draft layer")
     activation_checkpointing: bool = Field(False, description="compute a draft layer's activations again in the backward pass")
@@ -137,7 +137,7 @@ NOT_IN_THE_WEIGHTS = (
 
 
 class RunConfig(Section):
-    output_dir: str
+    output_dir: str = Field(description="folder of everything that the run writes")
     model: ModelConfig
     draft: DFlashConfig = DFlashConfig()
     dataset: DatasetConfig

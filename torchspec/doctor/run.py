@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,8 @@ def run_doctor(config: RunConfig | None) -> bool:
     """Prints the table; true if nothing in it is red."""
     with tempfile.TemporaryDirectory() as scratch:
         findings = examine(config, Path(scratch))
-    console.print(table(findings), width=None if console.is_terminal else LOG_WIDTH)
+    wide = console if console.is_terminal else Console(width=LOG_WIDTH, highlight=False)
+    wide.print(table(findings))
     bad = sum(finding.verdict == "bad" for finding in findings)
     console.print(f"{bad} of {len(findings)} checks are red" if bad else f"{len(findings)} checks, none is red")
     return not bad

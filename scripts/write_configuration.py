@@ -1,0 +1,71 @@
+"""python scripts/write_configuration.py: docs/configuration.md from the schema of the config. A test compares the two."""
+
+from pathlib import Path
+
+from torchspec.config import RunConfig
+
+FILE = Path(__file__).parents[1] / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+Written by `python scripts/write_configuration.py` from the schema in `torchspec/config.py`; edit the descriptions there.
+
+A run is one YAML file and any number of overrides: `torchspec train -c FILE section.key=value ...`. A key that is not listed here is
+refused, and so is a value of the wrong type; the sentence names the field, the value and the fix. A relative path counts from the
+current folder. `run.json` in every checkpoint holds the whole config, defaults included.
+
+A run that is started again with the same `output_dir` resumes from its latest checkpoint, and must then have the same `model`, `draft`,
+`dataset` and `training` values, except those that do not change the weights (`max_checkpoints`, `prefetch_depth`, ...).
+"""
+
+
+def document() -> str:
+    schema = RunConfig.model_json_schema()
+    sections = {name: field for name, field in schema["properties"].items() if _models(field)}
+    plain = {name: field for name, field in schema["properties"].items() if name not in sections}
+    parts = [HEAD, _table("", {"properties": plain, "required": schema["required"]})]
+    for name, field in sections.items():
+        for model in _models(field):
+            definition = schema["$defs"][model]
+            chosen = definition["properties"].get("method", {}).get("const")
+            title = f"## {name}" + (f" (method: {chosen})" if chosen else "")
+            parts.append(f"{title}\n\n{_table(name + '.', definition)}")
+    return "\n".join(parts)
+
+
+def _models(field: dict) -> list[str]:
+    """Names of the models that a field may hold: one for a section, several where a key inside chooses."""
+    references = [field, *field.get("anyOf", []), *field.get("oneOf", [])]
+    return [reference["$ref"].rpartition("/")[2] for reference in references if "$ref" in reference]
+
+
+def _table(prefix: str, definition: dict) -> str:
+    required = definition.get("required", [])
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for name, field in definition["properties"].items():
+        default = "required" if name in required else f"`{_yaml(field['default'])}`"
+        rows.append(f"| `{prefix}{name}` | {_type(field)} | {default} | {field.get('description', '').replace('|', '/')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _yaml(value: object) -> str:
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _type(field: dict) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field["type"] == "array":
+        return f"list of {_type(field['items'])}"
+    if field["type"] == "object":
+        return f"path: {_type(field['additionalProperties'])}"
+    limits = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< "}
+    bounds = [f"{sign}{field[key]:g}" for key, sign in limits.items() if key in field]
+    return " ".join([field["type"], *bounds])
+
+
+if __name__ == "__main__":
+    FILE.write_text(document())

@@ -1,0 +1,57 @@
+"""What the documentation says is what the package has."""
+
+import re
+import runpy
+from pathlib import Path
+
+import torch
+from typer.main import get_command
+
+from tests.unit.tiny import LAYERS, random_prompt
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.check import check_features
+from torchspec.cli import app
+from torchspec.config import RunConfig
+from torchspec.records import Prompt
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_configuration_page_is_up_to_date():
+    write = runpy.run_path(str(ROOT / "scripts" / "write_configuration.py"))
+    assert write["FILE"].read_text() == write["document"](), "run python scripts/write_configuration.py"
+
+
+def test_every_key_of_the_config_is_on_the_page():
+    """Oracle: the fields themselves, not their schema."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for name in ("model", "dataset", "training", "inference", "evaluation", "tracking", "cluster"):
+        for key in RunConfig.model_fields[name].annotation.model_fields:
+            assert f"| `{name}.{key}` |" in page
+
+
+def test_documented_commands_and_their_options_exist():
+    commands = get_command(app).commands
+    text = "\n".join(file.read_text() for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    used = re.findall(r"^(?:torchspec|.*`torchspec) (\w+)([^`\n#]*)", text, re.MULTILINE)
+    assert len(used) > 10
+    for command, rest in used:
+        assert command in commands, command
+        known = {name for parameter in commands[command].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", rest)) <= known, (command, rest)
+
+
+def test_links_between_pages_lead_somewhere():
+    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", file.read_text()):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_the_backend_of_the_documentation_conforms(tiny_folder, tiny_target, tiny_oracle):
+    page = (ROOT / "docs" / "adding_a_backend.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    backend = names["PlainCapture"](CaptureSpec(tiny_folder, LAYERS, torch.float32))
+    prompt = Prompt(0, random_prompt(0, 20), torch.arange(20) > 5)
+    check_features(backend.capture(prompt), tiny_oracle)
+    backend.verify(tiny_target, [prompt])
