@@ -40,6 +40,8 @@ def check_arguments(out: Path, target: str | None, sample_size: int | None) -> N
     """`torchspec prepare` writes conversations without a target, and tokens with one."""
     if target is None and out.suffix != ".jsonl":
         raise UserError(f"--target is missing: name the target whose tokens go into {out}, or an --out FILE.jsonl for the conversations")
+    if target is not None and out.suffix == ".jsonl":
+        raise UserError(f"--out {out} names a file, but with --target a folder is written; name a folder, or leave --target out")
     if target is not None and sample_size is not None:
         raise UserError("--sample-size draws conversations: write them to an --out FILE.jsonl without --target, then prepare that file")
 

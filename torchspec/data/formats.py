@@ -64,7 +64,7 @@ def _tools(tools: object) -> list[dict] | None:
         tools = _from_json(tools, "tools") if tools.strip() else None
     if not tools:
         return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and isinstance(tool.get("function", {}), dict) for tool in tools):
         raise Problem("tools are no list of objects: each must be {'type': 'function', 'function': {'name', ...}}")
     return tools
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import psutil
 import pytest
 
 from torchspec.data.chat import ChatFormat
-from torchspec.data.encode import CHUNK, ROWS_ALONE, Options
+from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
+from torchspec.data.formats import Row
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
+from torchspec.data.progress import _line, with_progress
 from torchspec.errors import ContractError, UserError
 
 
@@ -199,3 +202,24 @@ def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, target_folder):
 def test_limit_takes_the_first_rows(write_jsonl, tmp_path, target_folder):
     path = write_jsonl("data.jsonl", [conversation(i) for i in range(9)])
     assert prepare([path], tmp_path / "out", target_folder, limit=4, progress=False).samples == 4
+
+
+def test_a_killed_process_is_one_sentence(target_folder):
+    """As the kernel does when memory runs out: the reader kills the pool after the rows of its first chunks."""
+
+    def rows():
+        for i in range(ROWS_ALONE + 20 * CHUNK):
+            if i == ROWS_ALONE + 3 * CHUNK:
+                for child in psutil.Process().children():
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+            yield Row(f"here:{i}", problem="broken")
+
+    with pytest.raises(UserError, match="one of 2 preparing processes died.*--workers 1"):
+        list(encode_rows(rows(), target_folder, Options(), 49152, workers=2))
+
+
+def test_progress_tells_rate_and_time_left():
+    assert _line("preparing", 1000, 4000, 10.0) == "preparing: 1,000 rows, 100 rows/s, 25%, eta 0:30"
+    assert _line("reading", 1000, None, 10.0) == "reading: 1,000 rows, 100 rows/s"
+    assert list(with_progress(iter(range(5)), "reading", None, True)) == list(range(5))

@@ -5,7 +5,7 @@ import json
 import huggingface_hub
 import pytest
 
-from torchspec.data.sources import _read_dataset, read_rows
+from torchspec.data.sources import _read_dataset, count_lines, read_rows, resolve
 from torchspec.errors import UserError
 
 MESSAGES = [
@@ -115,6 +115,7 @@ def test_rows_of_regenerate_carry_token_truth(write_jsonl):
         ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown role: ['user'] in message 0"),
         ({"messages": MESSAGES, "tools": "[{"}, "text that should be JSON is not: tools ("),
         ({"messages": MESSAGES, "tools": {"name": "f"}}, "tools are no list of objects: "),
+        ({"messages": MESSAGES, "tools": [{"type": "function", "function": "f"}]}, "tools are no list of objects: "),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool call without a function name: message 0"),
         (
             {"messages": [{"role": "assistant", "tool_calls": {}, "content": 3, "thinking": 7}]},
@@ -188,3 +189,20 @@ def test_dataset_rows(write_jsonl, tmp_path):
     first, second = _read_dataset(str(tmp_path / "set"))
     assert (first.where, first.messages) == (f"{tmp_path / 'set'}:0", MESSAGES)
     assert second.problem == "unknown role: 'elf' in message 0"
+    (tmp_path / "set" / "train.jsonl").rename(tmp_path / "set" / "test.jsonl")
+    assert [row.where for row in _read_dataset(f"{tmp_path / 'set'}:test")] == [f"{tmp_path / 'set'}:test:{i}" for i in range(2)]
+
+
+def test_names_of_hub_datasets():
+    assert [resolve(name) for name in ("owner/name", "owner/na-me.2:train_sft")] == ["owner/name", "owner/na-me.2:train_sft"]
+    assert resolve("perfectblend") == "mlabonne/open-perfectblend"
+    for wrong in ("owner/name:", "owner/name/more", "owner/name:a:b", "name:train"):
+        with pytest.raises(UserError, match="give a .jsonl file or a hub dataset id"):
+            resolve(wrong)
+
+
+def test_lines_are_counted_for_the_time_left(write_jsonl):
+    paths = [write_jsonl(f"{n}.jsonl", [{"messages": MESSAGES}] * n) for n in (1, 700)]
+    assert count_lines(paths) == 701
+    array = write_jsonl("a.json", [[{"messages": MESSAGES}]])
+    assert count_lines([paths[0], array]) is count_lines([paths[0], "owner/name"]) is None
