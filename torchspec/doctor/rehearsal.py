@@ -68,7 +68,7 @@ def _decode(tau: float, offline_tau: float, difference: Difference | None) -> Fi
         return Finding("rehearsal", "decode", f"{found}parted from plain decoding at token {difference.position}, a tie of two logits")
     if tau != offline_tau:
         return Finding(
-            "rehearsal", "decode", f"{found}but {offline_tau:.2f} in training", "bad", "drafting with a cache differs from training"
+            "rehearsal", "decode", f"{found}but {offline_tau:.2f} offline", "bad", "drafting with a cache differs from training"
         )
     return Finding("rehearsal", "decode", f"{found}identical to plain decoding")
 

@@ -64,8 +64,10 @@ def _of_a_run(config: RunConfig, scratch: Path) -> Iterator[list[Finding]]:
     frozen, method = target.build(config, folder, sources[config.dataset.train_data_path])
     yield target.draft(config, frozen, method)
     yield data.rows(sources)
+    yield (space := target.space(config, frozen, method))
+    if any(finding.verdict == "bad" for finding in space):
+        raise UserError("the target is not loaded where memory or disk is missing")
     yield data.on_policy(config, frozen, sources)
-    yield target.space(config, frozen, method)
     yield rehearse(config, folder, method.block_size, scratch)
 
 
