@@ -24,7 +24,7 @@ from torchspec.inference import load_pair, resolve_device, resolve_dtype
 from torchspec.records import Prompt
 from torchspec.train import train
 
-BLOCKS, STEPS = 3, 200  # learned by heart: an answer of 1 + BLOCKS x B tokens
+BLOCKS, STEPS = 2, 100  # learned by heart: an answer of 1 + BLOCKS x B tokens
 QUESTION = [{"role": "user", "content": "Tell me something about the sea."}]
 NEVER: set[int] = set()  # the answer is cut by its length alone
 
@@ -58,19 +58,16 @@ def _tau(tau: float, block_size: int) -> Finding:
 
 
 def _decode(tau: float, offline_tau: float, difference: Difference | None) -> Finding:
-    found = f"τ {tau:.2f}, "
-    if difference is not None and not difference.tie:
-        found += f"parted from plain decoding at token {difference.position} by {difference.gap:.3f}"
-        return Finding(
-            "rehearsal", "decode", found, "bad", "the target answers otherwise when it verifies a block: its cache or masks differ"
-        )
-    if difference is not None:
-        return Finding("rehearsal", "decode", f"{found}parted from plain decoding at token {difference.position}, a tie of two logits")
-    if tau != offline_tau:
-        return Finding(
-            "rehearsal", "decode", f"{found}but {offline_tau:.2f} offline", "bad", "drafting with a cache differs from training"
-        )
-    return Finding("rehearsal", "decode", f"{found}identical to plain decoding")
+    if difference is None and tau == offline_tau:
+        return Finding("rehearsal", "decode", f"τ {tau:.2f}, identical to plain decoding")
+    if difference is None:
+        found, fix = f"τ {tau:.2f}, but {offline_tau:.2f} offline", "drafting with a cache differs from training"
+    elif difference.tie:  # what follows is another text, which the draft has not learned
+        return Finding("rehearsal", "decode", f"identical to plain decoding up to token {difference.position}, a tie of two logits")
+    else:
+        found = f"parted from plain decoding at token {difference.position}, where the logits are {difference.gap:.3f} apart"
+        fix = "the target answers otherwise when it verifies a block: its cache or masks differ"
+    return Finding("rehearsal", "decode", found, "bad", fix)
 
 
 def _answer(config: RunConfig, folder: Path, tokens: int) -> tuple[list[int], Answer]:
