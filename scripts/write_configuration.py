@@ -22,13 +22,13 @@ def document() -> str:
     schema = RunConfig.model_json_schema()
     sections = {name: field for name, field in schema["properties"].items() if _models(field)}
     plain = {name: field for name, field in schema["properties"].items() if name not in sections}
-    parts = [HEAD, _table("", {"properties": plain, "required": schema["required"]})]
+    parts = [HEAD, _table(_rows("", {"properties": plain, "required": schema["required"]}, schema["$defs"]))]
     for name, field in sections.items():
         for model in _models(field):
             definition = schema["$defs"][model]
             chosen = definition["properties"].get("method", {}).get("const")
             title = f"## {name}" + (f" (method: {chosen})" if chosen else "")
-            parts.append(f"{title}\n\n{_table(name + '.', definition)}")
+            parts.append(f"{title}\n\n{_table(_rows(name + '.', definition, schema['$defs']))}")
     return "\n".join(parts)
 
 
@@ -38,13 +38,21 @@ def _models(field: dict) -> list[str]:
     return [reference["$ref"].rpartition("/")[2] for reference in references if "$ref" in reference]
 
 
-def _table(prefix: str, definition: dict) -> str:
-    required = definition.get("required", [])
-    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+def _table(rows: list[str]) -> str:
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _rows(prefix: str, definition: dict, models: dict) -> list[str]:
+    """One row per key; a section inside a section contributes its own."""
+    rows, required = [], definition.get("required", [])
     for name, field in definition["properties"].items():
+        inner = _models(field)
+        if inner:
+            rows += [row for model in inner for row in _rows(f"{prefix}{name}.", models[model], models)]
+            continue
         default = "required" if name in required else f"`{_yaml(field['default'])}`"
         rows.append(f"| `{prefix}{name}` | {_type(field)} | {default} | {field.get('description', '').replace('|', '/')} |")
-    return "\n".join(rows) + "\n"
+    return rows
 
 
 def _yaml(value: object) -> str:

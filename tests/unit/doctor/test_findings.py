@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from torchspec.capture.base import EXTRAS
 from torchspec.config import RunConfig
 from torchspec.doctor import machine
 from torchspec.doctor.data import LEAST_SHARE, _share
@@ -19,7 +20,10 @@ def test_the_lowest_versions_are_those_of_the_package_and_the_newest_those_of_th
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     lowest = {m[1]: m[2] for m in (re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line) for line in asked) if m}
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    pinned["vllm"] = re.search(r"^version=([\d.]+)", (ROOT / "tests/interop/vllm_env.sh").read_text(), re.MULTILINE)[1]
+    for engine in EXTRAS.values():
+        script = ROOT / "tests" / "interop" / f"{engine}_env.sh"
+        pinned[engine] = re.search(r"^version=([\d.]+)", script.read_text(), re.MULTILINE)[1]
+    assert set(EXTRAS.values()) <= set(machine.OPTIONAL)
     for name, (low, newest) in (machine.CORE | machine.OPTIONAL).items():
         assert low == lowest[name] and pinned[name].startswith(newest), name
 
