@@ -19,7 +19,7 @@ import numpy as np
 import ray
 import torch
 
-from torchspec.capture.codec import encode
+from torchspec.transfer.codec import encode
 from torchspec.capture.remote import RemoteCapture, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.data.plan import MicroBatch

@@ -20,13 +20,26 @@ from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.inference import resolve_device
 from torchspec.train import train
+from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
 
 
 def train_on_cluster(config: RunConfig) -> None:
-    """Starts or joins Ray, then runs `train` on every rank until it is done or has been restarted too often."""
+    """Starts or joins Ray, then runs the ranks, with a Mooncake master beside them where features travel that way and none is given."""
     connect(config)
+    try:
+        if config.inference.transfer != "mooncake" or config.inference.mooncake.master is not None:
+            return run_ranks(config)
+        host = "127.0.0.1" if config.cluster.address is None else ray.util.get_node_ip_address()
+        with run_master(config, host) as config:
+            run_ranks(config)
+    finally:
+        ray.shutdown()
+
+
+def run_ranks(config: RunConfig) -> None:
+    """Runs `train` on every rank until it is done or has been restarted too often."""
     on_gpu = resolve_device(config.model.device).type == "cuda"
     check_resources(config, on_gpu)
     reason = _reason_file(config)
@@ -48,8 +61,6 @@ def train_on_cluster(config: RunConfig) -> None:
         if reason.is_file():
             raise UserError(reason.read_text()) from error
         raise
-    finally:
-        ray.shutdown()
 
 
 def _rank(arguments: dict) -> None:

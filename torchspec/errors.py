@@ -11,3 +11,7 @@ class ContractError(UserError):
 
 class EngineMismatch(ContractError):
     """The engine as such yields other states than it should: no matter of one sample, so nothing is retried."""
+
+
+class TransferDown(UserError):
+    """Nothing can be sent or fetched: no retry of a single sample would help."""

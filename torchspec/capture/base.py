@@ -13,9 +13,10 @@ from torchspec.target import FrozenTarget
 
 BACKENDS = {
     "hf": "torchspec.capture.hf:HFCapture",
+    "sgl": "torchspec.capture.sglang.backend:SGLangCapture",
     "vllm": "torchspec.capture.vllm.backend:VLLMCapture",
 }
-EXTRAS = {"vllm": "vllm"}  # engine -> extra that installs it
+EXTRAS = {"sgl": "sglang", "vllm": "vllm"}  # engine -> extra that installs it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class CaptureSpec:
     num_devices: int = 1  # tensor parallel size
     max_length: int = 4096  # tokens of the longest prompt
     trust_remote_code: bool = False
+    server_url: str | None = None  # of a running engine; none starts one
 
 
 class Capture(Protocol):

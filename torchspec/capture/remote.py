@@ -17,12 +17,13 @@ import transformers
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from torchspec.build import capture_spec, open_engine
-from torchspec.capture.codec import Wire, decode, encode
 from torchspec.config import RunConfig
-from torchspec.errors import ContractError, EngineMismatch, UserError
+from torchspec.errors import ContractError, EngineMismatch, TransferDown, UserError
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
+from torchspec.transfer.base import open_transfer
+from torchspec.transfer.codec import Wire, decode, encode
 
 PATIENCE = 60.0  # seconds without any living worker after which the run stops
 
@@ -36,6 +37,7 @@ class CaptureWorker:
         self.config = RunConfig.model_validate_json(config)
         self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
         self.backend = open_engine(self.config, self.spec)
+        self.transfer = open_transfer(self.config, sends=True)
 
     def verify(self, prompts: list[Prompt]) -> None:
         model, folder = self.config.model, self.spec.folder
@@ -44,10 +46,10 @@ class CaptureWorker:
     def producer(self) -> str:
         return self.backend.producer
 
-    def capture(self, prompt: Prompt) -> Wire:
-        """The result lies in Ray's object store; on one node the trainer reads it there, without a copy."""
+    def capture(self, prompt: Prompt) -> object:
+        """What the trainer's end of the transfer gets the features with."""
         features = self.backend.capture(prompt)
-        return encode(features, fp8=self.config.inference.transfer_dtype == "fp8")
+        return self.transfer.put(encode(features, fp8=self.config.inference.transfer_dtype == "fp8"))
 
 
 class WorkerPool:
@@ -113,7 +115,7 @@ class WorkerPool:
 class RemoteCapture:
     """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan.
 
-    A thread receives and decodes in the order of the requests, so that the trainer finds its features ready.
+    One thread sends requests, another receives and decodes in their order: the trainer finds its features ready.
     """
 
     def __init__(self, pool: WorkerPool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
@@ -121,18 +123,19 @@ class RemoteCapture:
         self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
-        self.receiver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        self.transfer = open_transfer(config, sends=False)
+        self.sender, self.receiver = (ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) for name in ("requests", "features"))
         self.producer = pool.producer()
 
     def request(self, prompt: Prompt) -> Future:
-        return self.receiver.submit(self._resolve, prompt, *self.pool.send(prompt))
+        return self.receiver.submit(self._resolve, prompt, self.sender.submit(self.pool.send, prompt))
 
     def capture(self, prompt: Prompt) -> Features:
         return self.request(prompt).result()
 
-    def _resolve(self, prompt: Prompt, worker: int, reference: ray.ObjectRef) -> Features:
+    def _resolve(self, prompt: Prompt, sent: Future) -> Features:
         """Waits for the answer; asks again where a worker failed."""
-        reasons = []
+        (worker, reference), reasons = sent.result(), []
         while True:
             try:
                 return decode(self._receive(worker, reference), prompt, self.device)
@@ -140,7 +143,7 @@ class RemoteCapture:
                 reasons.append(f"the capture worker died: {_last_line(error)}")
                 self.pool.rest(worker)
             except RayTaskError as error:
-                if isinstance(error.cause, EngineMismatch):
+                if isinstance(error.cause, EngineMismatch | TransferDown):
                     raise error.cause from error
                 reasons.append(_last_line(error))
             except ContractError as error:
@@ -151,7 +154,7 @@ class RemoteCapture:
 
     def _receive(self, worker: int, reference: ray.ObjectRef) -> Wire:
         try:
-            return ray.get(reference)
+            return self.transfer.get(ray.get(reference))
         finally:
             self.pool.done(worker)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from torchspec.capture.base import Capture, CaptureSpec
-from torchspec.capture.codec import Wire, decode, encode
+from torchspec.transfer.codec import Wire, decode, encode
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget

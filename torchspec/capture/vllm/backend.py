@@ -1,14 +1,12 @@
 """Capture with vLLM (>= 0.19): one engine per worker, prompts run whole, states come back through shared memory."""
 
 import shutil
-import tempfile
-from pathlib import Path
 
 import vllm
-from safetensors.torch import load_file
 from torch import Tensor
 from vllm import LLM, SamplingParams
 
+from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
 from torchspec.capture.vllm.connector import FOLDER, NAME, SharedMemoryConnector
@@ -27,7 +25,7 @@ class VLLMCapture:
         self.target = FrozenTarget.load(spec.folder, spec.dtype, trust_remote_code=spec.trust_remote_code)
         self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
         self.truth = NextTokenCheck(self.target, self.producer)
-        self.folder = Path(tempfile.mkdtemp(prefix="torchspec-", dir="/dev/shm"))
+        self.folder = shared_memory.new_folder()
         states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
         longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
         self.engine = LLM(
@@ -67,9 +65,7 @@ class VLLMCapture:
         name = f"{prompt.index}.safetensors"
         one_token = SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}})
         (answer,) = self.engine.generate({"prompt_token_ids": prompt.ids.tolist()}, one_token, use_tqdm=False)
-        file = self.folder / name
-        states = load_file(file)["states"]
-        file.unlink()
+        states = shared_memory.take(self.folder, name, self.producer)
         self.truth.compare(states[-1, -1], answer.outputs[0].token_ids[0])
         return states
 
