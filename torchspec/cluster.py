@@ -57,19 +57,20 @@ def run_ranks(config: RunConfig) -> None:
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        if reason.is_file():
-            raise UserError(reason.read_text()) from error
-        raise
+    except TrainingFailedError:
+        if not reason.is_file():
+            raise
+    if reason.is_file():
+        raise UserError(reason.read_text())
 
 
 def _rank(arguments: dict) -> None:
-    """One trainer rank. A rank that died is started again; one that found the user's input wrong would only find it again."""
+    """One trainer rank. Ranks that failed are started again; where one of them told the user why, they have nothing left to do."""
     os.chdir(arguments["folder"])  # Ray Train runs its workers elsewhere, and paths in a config are relative to where it was started
     config = RunConfig.model_validate_json(arguments["config"])
     reason = _reason_file(config)
     if reason.is_file():
-        raise UserError(reason.read_text())
+        return
     try:
         train(config)
     except UserError as error:

@@ -107,7 +107,9 @@ class InferenceConfig(Section):
         if self.num_workers and self.cache_gib:
             raise ValueError(f"cache_gib={self.cache_gib:g} keeps features in the trainer's process; leave it out where num_workers is set")
         if self.server_url is not None and self.inference_engine_type != "sgl":
-            raise ValueError(f"server_url={self.server_url!r} needs inference_engine_type: sgl; leave it out for {self.inference_engine_type}")
+            raise ValueError(
+                f"server_url={self.server_url!r} is for inference_engine_type: sgl; leave it out for {self.inference_engine_type}"
+            )
         return self
 
 

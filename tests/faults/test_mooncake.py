@@ -15,7 +15,7 @@ OVER_MOONCAKE = ("inference.num_workers=2", "inference.transfer=mooncake", "infe
 
 @pytest.fixture(scope="module", autouse=True)
 def mooncake():
-    pytest.importorskip("mooncake.store", reason="Mooncake cannot be loaded: libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)
+    pytest.importorskip("mooncake.store", reason="libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("victim", ["mooncake_master", "ray::CaptureWorker"])

@@ -1,5 +1,6 @@
 """Capture backends by name. Each yields, for a prompt, the outputs of the target's captured layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +40,10 @@ class Capture(Protocol):
 
     def capture(self, prompt: Prompt) -> Features:
         """Features of one prompt; a pure function of the prompt, so that a resumed run sees the same numbers."""
+        ...
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """Features of one micro-batch's prompts; a pure function of all of them, since other rows round a row differently."""
         ...
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:

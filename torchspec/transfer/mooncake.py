@@ -1,9 +1,10 @@
-"""Mooncake store (tested 0.3.13): data stays in the worker's memory until the trainer pulls it over TCP or RDMA; only the key goes through Ray.
+"""Mooncake store (tested 0.3.13): data stays in the worker's memory until the trainer pulls it over TCP or RDMA.
 
-A master knows where each key lies. While it is away, both ends wait: it forgets all keys when it is started again, so what was
-under way is then captured once more.
+Only the key goes through Ray, and a master knows where each key lies. While the master is away, both ends wait; started again
+it has forgotten all keys, so what was under way is captured once more.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchspec.config import RunConfig
-from torchspec.errors import ContractError, TransferDown, UserError
+from torchspec.errors import FeaturesLost, TransferDown, UserError
 from torchspec.transfer.codec import Wire
 
-PATIENCE = 45.0  # seconds without a master, or without room, after which the run stops
+PATIENCE = 20.0  # seconds without a master, or without room, after which the run stops
 PAUSE = 0.2
 NO_METADATA_SERVER = "P2PHANDSHAKE"  # the ends exchange their addresses themselves
 
@@ -28,6 +29,7 @@ class Ticket:
 
 class MooncakeTransfer:
     def __init__(self, config: RunConfig, sends: bool):
+        os.environ.setdefault("GLOG_minloglevel", "2")  # errors only; the library reads it when it is loaded
         try:
             from mooncake.store import MooncakeDistributedStore
         except ImportError as error:
@@ -52,7 +54,7 @@ class MooncakeTransfer:
         buffer = self.store.get_buffer(ticket.key)
         if buffer is None:
             self._insist(lambda: min(self.store.is_exist(ticket.key), 0), "answer")
-            raise ContractError(
+            raise FeaturesLost(
                 "Mooncake did not deliver the features: their worker died, the master was restarted, or inference.mooncake.segment_gib="
                 f"{self.settings.segment_gib:g} is too small"
             )

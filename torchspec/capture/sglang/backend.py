@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import requests
@@ -37,22 +38,27 @@ class SGLangCapture:
         if not asked:
             raise UserError(f"layer ids {list(spec.layer_ids)}: SGLang captures the last layer only beside others; add one below it")
         self.engine = Engine(spec, asked) if spec.server_url is None else Server(spec, asked)
+        self.folder = self.engine.folder
 
     def capture(self, prompt: Prompt) -> Features:
-        states = self._run(prompt)  # [L, K+1, H_t]
-        return Features(prompt, states[:, self.columns].flatten(1), self.layer_ids, self.producer).check()
+        return self.capture_batch([prompt])[0]
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        contexts = [states[:, self.columns].flatten(1) for states in self._run(prompts)]
+        return [Features(p, context, self.layer_ids, self.producer).check() for p, context in zip(prompts, contexts, strict=True)]
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         """Runs the prompts; each capture compares the engine's next token with ours."""
-        for prompt in prompts:
-            self.capture(prompt)
+        self.capture_batch(prompts)
         self.truth.conclude()
 
-    def _run(self, prompt: Prompt) -> Tensor:
-        name = f"{MARK}{uuid.uuid4().hex}"
-        token = self.engine.next_token(prompt.ids.tolist(), name)
-        states = shared_memory.take(self.engine.folder, name, self.producer)
-        self.truth.compare(states[-1, -1], token)
+    def _run(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """N times [L, K+1, H_t]: the asked layers and the last one."""
+        names = [f"{MARK}{uuid.uuid4().hex}" for _ in prompts]
+        tokens = self.engine.next_tokens([prompt.ids.tolist() for prompt in prompts], names)
+        states = [shared_memory.take(self.folder, name, self.producer) for name in names]
+        for rows, token in zip(states, tokens, strict=True):
+            self.truth.compare(rows[-1, -1], token)
         return states
 
     def close(self) -> None:
@@ -90,8 +96,8 @@ class Engine:
             **(on_cpu if spec.device.type == "cpu" else {}),
         )
 
-    def next_token(self, ids: list[int], name: str) -> int:
-        return self.engine.generate(input_ids=ids, sampling_params=ONE_TOKEN, rid=name)["output_ids"][0]
+    def next_tokens(self, ids: list[list[int]], names: list[str]) -> list[int]:
+        return [answer["output_ids"][0] for answer in self.engine.generate(input_ids=ids, sampling_params=ONE_TOKEN, rid=names)]
 
     def close(self) -> None:
         self.engine.shutdown()
@@ -106,13 +112,14 @@ class Server:
         self.session = requests.Session()
         self.folder = self._check(spec, layer_ids)
 
-    def next_token(self, ids: list[int], name: str) -> int:
-        return self._ask("POST", "/generate", {"input_ids": ids, "sampling_params": ONE_TOKEN, "rid": name})["output_ids"][0]
+    def next_tokens(self, ids: list[list[int]], names: list[str]) -> list[int]:
+        answers = self._ask("POST", "/generate", {"input_ids": ids, "sampling_params": ONE_TOKEN, "rid": names})
+        return [answer["output_ids"][0] for answer in answers]
 
     def close(self) -> None:
         self.session.close()
 
-    def _ask(self, method: str, path: str, body: dict | None = None) -> dict:
+    def _ask(self, method: str, path: str, body: dict | None = None) -> dict | list:
         try:
             answer = self.session.request(method, self.url + path, json=body, timeout=SERVER_PATIENCE)
             answer.raise_for_status()
@@ -133,7 +140,7 @@ class Server:
                 f"{command(spec, layer_ids, folder)}"
             )
         if not folder.is_dir():
-            raise UserError(f"inference.server_url={self.url} writes its states to {folder}, which is not on this node; put the worker there")
+            raise UserError(f"inference.server_url={self.url} writes its states to {folder}, which is not here; run the worker on its node")
         return folder
 
 
