@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INTEROP := .interop
+ENGINES := vllm sglang mooncake zlab
+WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
 .PHONY: setup demo test lint interop faults stream clean
 
@@ -25,21 +27,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-faults: setup $(VENV)/.ray ## kill -9 at bad moments, of processes alone and on Ray, then compare with a run that was never killed
-	$(BIN)/python -m pytest tests/faults
+faults: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## kill -9 at bad moments, then compare with a run that was never killed
+	$(WITH_MOONCAKE) $(BIN)/python -m pytest tests/faults
 
 $(VENV)/.ray: $(VENV)/.ready
-	$(PIP) install -c constraints.txt -e '.[ray]'
+	$(PIP) install -c constraints.txt -e '.[ray,mooncake]'
 	touch $@
 
-stream: setup $(VENV)/.ray ## what the pull stream costs and carries: benchmarks/results/stream.json
-	$(BIN)/python benchmarks/stream.py
+stream: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## what the pull stream costs and carries: benchmarks/results/stream.json
+	$(WITH_MOONCAKE) $(BIN)/python benchmarks/stream.py
 
-interop: setup $(VENV)/.ray $(INTEROP)/vllm/.ready $(INTEROP)/zlab/.ready ## real engines load the draft and accept what we say they accept
-	$(BIN)/python -m pytest -s tests/interop
+interop: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## real engines load the draft and accept what we say they accept
+	$(WITH_MOONCAKE) $(BIN)/python -m pytest -s tests/interop
 
-$(INTEROP)/vllm/.ready: tests/interop/vllm_env.sh
-	bash tests/interop/vllm_env.sh $(INTEROP)/vllm
+$(INTEROP)/%/.ready: tests/interop/%_env.sh
+	bash $< $(INTEROP)/$*
 	touch $@
 
 $(INTEROP)/zlab/.ready: setup

@@ -19,12 +19,14 @@ import numpy as np
 import ray
 import torch
 
-from torchspec.capture.codec import encode
 from torchspec.capture.remote import RemoteCapture, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.data.plan import MicroBatch
 from torchspec.records import Features, Prompt
 from torchspec.stream import FeatureStream
+from torchspec.transfer.base import open_transfer
+from torchspec.transfer.codec import encode
+from torchspec.transfer.mooncake_master import run_master
 
 TOKENS, WIDTH, ROUNDS = 2048, 5 * 4096, 5  # Qwen3-8B's features with five layers: 84 MB per sample of 2,048 tokens
 LAYERS = (1, 9, 17, 25, 33)
@@ -33,16 +35,16 @@ LAYERS = (1, 9, 17, 25, 33)
 class FakeWorker:
     """Answers after `seconds` with features that were made once. Sleeping stands for a device that computes."""
 
-    def __init__(self, tokens: int, width: int, seconds: float, fp8: bool):
-        self.seconds, self.fp8 = seconds, fp8
+    def __init__(self, tokens: int, width: int, seconds: float, run: RunConfig):
+        self.seconds, self.fp8, self.transfer = seconds, run.inference.transfer_dtype == "fp8", open_transfer(run, sends=True)
         self.context = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 
     def producer(self) -> str:
         return "fake"
 
-    def capture(self, prompt: Prompt):
-        time.sleep(self.seconds)
-        return encode(Features(prompt, self.context, LAYERS, "fake"), self.fp8)
+    def capture(self, prompts: list[Prompt]) -> list:
+        time.sleep(self.seconds * len(prompts))
+        return [self.transfer.put(encode(Features(prompt, self.context, LAYERS, "fake"), self.fp8)) for prompt in prompts]
 
 
 class Prompts:
@@ -60,8 +62,7 @@ def config(**inference) -> RunConfig:
 
 
 def stream(run: RunConfig, workers: int, samples: int, seconds: float, tokens: int, width: int, depth: int = 4) -> FeatureStream:
-    fp8 = run.inference.transfer_dtype == "fp8"
-    actors = [ray.remote(FakeWorker).options(num_cpus=0.01).remote(tokens, width, seconds, fp8) for _ in range(workers)]
+    actors = [ray.remote(FakeWorker).options(num_cpus=0.01).remote(tokens, width, seconds, run) for _ in range(workers)]
     source = RemoteCapture(WorkerPool(actors), run, LAYERS, width, samples, torch.device("cpu"))
     plan = [MicroBatch(0, (i,)) for i in range(samples)]
     return FeatureStream(Prompts(tokens), source, plan, 0, depth)
@@ -92,6 +93,11 @@ def bytes_per_second(run: RunConfig) -> float:
         moved = sum(next(batches).context.nbytes for _ in range(10))
         rates.append(moved / (time.perf_counter() - started))
     return statistics.median(rates)
+
+
+def over_mooncake() -> float:
+    with run_master(config(transfer="mooncake"), "127.0.0.1") as run:
+        return bytes_per_second(run)
 
 
 def memcpy() -> float:
@@ -130,6 +136,7 @@ def main() -> None:
             "memcpy": plain,
             "ray": bytes_per_second(config()),
             "ray, fp8 (bytes of the features, not of the wire)": bytes_per_second(config(transfer_dtype="fp8")),
+            "mooncake over TCP": over_mooncake(),
         },
     }
     ray.shutdown()

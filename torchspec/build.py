@@ -98,8 +98,11 @@ def build(config: RunConfig, world: World) -> Run:
 
 
 def capture_spec(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], device: torch.device) -> CaptureSpec:
-    dtype, remote_code = resolve_dtype(config.model.dtype), config.model.trust_remote_code
-    return CaptureSpec(folder, layer_ids, dtype, device, config.inference.gpus_per_worker, config.dataset.max_length, remote_code)
+    inference = config.inference
+    return CaptureSpec(
+        folder, layer_ids, resolve_dtype(config.model.dtype), device, inference.gpus_per_worker, config.dataset.max_length,
+        config.model.trust_remote_code, inference.server_url,
+    )  # fmt: skip
 
 
 def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:

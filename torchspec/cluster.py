@@ -20,13 +20,26 @@ from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.inference import resolve_device
 from torchspec.train import train
+from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
 
 
 def train_on_cluster(config: RunConfig) -> None:
-    """Starts or joins Ray, then runs `train` on every rank until it is done or has been restarted too often."""
+    """Starts or joins Ray, then runs the ranks, with a Mooncake master beside them where features travel that way and none is given."""
     connect(config)
+    try:
+        if config.inference.transfer != "mooncake" or config.inference.mooncake.master is not None:
+            return run_ranks(config)
+        host = "127.0.0.1" if config.cluster.address is None else ray.util.get_node_ip_address()
+        with run_master(config, host) as config:
+            run_ranks(config)
+    finally:
+        ray.shutdown()
+
+
+def run_ranks(config: RunConfig) -> None:
+    """Runs `train` on every rank until it is done or has been restarted too often."""
     on_gpu = resolve_device(config.model.device).type == "cuda"
     check_resources(config, on_gpu)
     reason = _reason_file(config)
@@ -44,21 +57,20 @@ def train_on_cluster(config: RunConfig) -> None:
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        if reason.is_file():
-            raise UserError(reason.read_text()) from error
-        raise
-    finally:
-        ray.shutdown()
+    except TrainingFailedError:
+        if not reason.is_file():
+            raise
+    if reason.is_file():
+        raise UserError(reason.read_text())
 
 
 def _rank(arguments: dict) -> None:
-    """One trainer rank. A rank that died is started again; one that found the user's input wrong would only find it again."""
+    """One trainer rank. Ranks that failed are started again; where one of them told the user why, they have nothing left to do."""
     os.chdir(arguments["folder"])  # Ray Train runs its workers elsewhere, and paths in a config are relative to where it was started
     config = RunConfig.model_validate_json(arguments["config"])
     reason = _reason_file(config)
     if reason.is_file():
-        raise UserError(reason.read_text())
+        return
     try:
         train(config)
     except UserError as error:

@@ -94,11 +94,21 @@ class TrainingConfig(Section):
         return self
 
 
+class MooncakeConfig(Section):
+    master: str | None = Field(None, description="host:port of a running mooncake_master; none starts one for the run")
+    protocol: Literal["tcp", "rdma"] = "tcp"
+    rdma_device: str = Field("", description="comma-separated; empty lets Mooncake choose")
+    segment_gib: PositiveFloat = Field(4.0, strict=False, description="memory of each worker and of each rank for features under way")
+
+
 class InferenceConfig(Section):
     inference_engine_type: str = Field("hf", description="who runs the target")
     num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
     gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
+    server_url: str | None = Field(None, description="running SGLang server on the node of each worker; none starts an engine per worker")
     transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
+    transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
+    mooncake: MooncakeConfig = MooncakeConfig()
     replay_dir: str | None = Field(None, description="folder that keeps features on disk for later runs on the same text")
     replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
     max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
@@ -109,8 +119,14 @@ class InferenceConfig(Section):
     def _where(self):
         if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
             raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
+        if self.num_workers == 0 and self.transfer != "ray":
+            raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
         if self.num_workers and self.cache_gib:
             raise ValueError(f"cache_gib={self.cache_gib:g} keeps features in the trainer's process; leave it out where num_workers is set")
+        if self.server_url is not None and self.inference_engine_type != "sgl":
+            raise ValueError(
+                f"server_url={self.server_url!r} is for inference_engine_type: sgl; leave it out for {self.inference_engine_type}"
+            )
         return self
 
 

@@ -11,3 +11,11 @@ class ContractError(UserError):
 
 class EngineMismatch(ContractError):
     """The engine as such yields other states than it should: no matter of one sample, so nothing is retried."""
+
+
+class FeaturesLost(ContractError):
+    """Captured features are no longer where they were put: capturing them again gives the same ones."""
+
+
+class TransferDown(UserError):
+    """Nothing can be sent or fetched: no retry of a single sample would help."""

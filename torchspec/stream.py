@@ -18,24 +18,24 @@ from torchspec.records import Batch, Features, Prompt
 
 
 class Pending(Protocol):
-    """Features that were asked for."""
+    """Features of a micro-batch that were asked for."""
 
-    def result(self) -> Features: ...
+    def result(self) -> list[Features]: ...
 
 
 class Source(Protocol):
     """Where a rank's features come from: this process, or workers elsewhere."""
 
-    def request(self, prompt: Prompt) -> Pending: ...
+    def request(self, prompts: list[Prompt]) -> Pending: ...
 
 
 class Captured:
     """A request that was answered at once."""
 
-    def __init__(self, features: Features):
+    def __init__(self, features: list[Features]):
         self.features = features
 
-    def result(self) -> Features:
+    def result(self) -> list[Features]:
         return self.features
 
 
@@ -45,8 +45,8 @@ class InProcess:
     def __init__(self, capture: Capture):
         self.capture = capture
 
-    def request(self, prompt: Prompt) -> Captured:
-        return Captured(self.capture.capture(prompt))
+    def request(self, prompts: list[Prompt]) -> Captured:
+        return Captured(self.capture.capture_batch(prompts))
 
 
 class FeatureStream:
@@ -58,19 +58,23 @@ class FeatureStream:
         self.meter = Meter()
 
     def __iter__(self) -> Iterator[Batch]:
-        ahead: deque[list[Pending]] = deque()
-        for requested in range(self.position, len(self.plan)):
+        ahead: deque[Pending] = deque()
+        samples = 0  # of the micro-batches ahead
+        for micro_batch in self.plan[self.position :]:
             with self.meter.waiting():
-                ahead.append([self.source.request(self.dataset[index]) for index in self.plan[requested].indices])
-            if sum(map(len, ahead)) > self.prefetch_depth:
-                yield self._batch(ahead)
+                ahead.append(self.source.request([self.dataset[index] for index in micro_batch.indices]))
+            samples += len(micro_batch.indices)
+            if samples > self.prefetch_depth:
+                samples -= len(self.plan[self.position].indices)
+                yield self._batch(ahead, samples)
         while ahead:
-            yield self._batch(ahead)
+            samples -= len(self.plan[self.position].indices)
+            yield self._batch(ahead, samples)
 
-    def _batch(self, ahead: deque[list[Pending]]) -> Batch:
+    def _batch(self, ahead: deque[Pending], still_ahead: int) -> Batch:
         with self.meter.waiting():
-            samples = [pending.result() for pending in ahead.popleft()]
-        self.meter.received(samples, queued=sum(map(len, ahead)))
+            samples = ahead.popleft().result()
+        self.meter.received(samples, queued=still_ahead)
         epoch = self.plan[self.position].epoch
         self.position += 1
         return pack(samples, epoch)

@@ -41,10 +41,11 @@ def prompt(index: int, last_token: int = 7) -> Prompt:
 
 def test_workers_yield_what_a_capture_in_process_yields_bitwise(capture, target):
     oracle = HFCapture(CaptureSpec(target, LAYERS, torch.float32))
-    pending = [capture.request(prompt(i)) for i in range(8)]
+    pending = [capture.request([prompt(i)]) for i in range(8)]
+    capture.sender.submit(lambda: None).result()  # all are sent
     assert sorted(capture.pool.under_way) == [4, 4]  # the shortest queue gets the next one
     for i, request in enumerate(pending):
-        assert torch.equal(request.result().context, oracle.capture(prompt(i)).context)
+        assert torch.equal(request.result()[0].context, oracle.capture(prompt(i)).context)
     assert capture.pool.under_way == [0, 0]
 
 

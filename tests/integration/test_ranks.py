@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,17 +27,28 @@ def folder(tmp_path_factory, target_folder) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw") -> Path:
+def write_recipe(folder: Path, name: str, accumulation: int, optimizer: str = "adamw") -> Path:
     options = {"micro_batch_size": 1, "max_steps": STEPS, "save_interval": 3, "max_checkpoints": 3, "optimizer": optimizer}
     options["draft_accumulation_steps"] = accumulation
-    config = recipe(folder / f"{name}.yaml", folder / "target", folder / "train.jsonl", folder / "heldout.jsonl", **options)
+    return recipe(folder / f"{name}.yaml", folder / "target", folder / "train.jsonl", folder / "heldout.jsonl", **options)
+
+
+def train(folder: Path, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw") -> Path:
+    config = write_recipe(folder, name, accumulation, optimizer)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
     out = folder / name
-    command = [sys.executable, "-m", *launcher, "torchspec", "train", "-c", str(config), f"output_dir={out}"]
-    command += [f"training.num_ranks={ranks}", *overrides]
-    run = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stdout + run.stderr
+    arguments = ["torchspec", "train", "-c", str(config), f"output_dir={out}", f"training.num_ranks={ranks}", *overrides]
+    run = launch([*launcher, *arguments])
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output
     return out
+
+
+def launch(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def rows(out: Path, kind: str) -> list[dict]:
@@ -48,9 +60,38 @@ def alone(folder) -> Path:
     return train(folder, "alone", 1, 4)
 
 
-@pytest.mark.parametrize(("ranks", "accumulation", "strategy"), [(2, 2, "FULL_SHARD"), (4, 1, "FULL_SHARD"), (2, 2, "REPLICATE")])
-def test_ranks_times_accumulation_is_one_batch(folder, alone, ranks, accumulation, strategy):
-    out = train(folder, f"{ranks}x{accumulation}-{strategy}", ranks, accumulation, f"training.fsdp_strategy={strategy}")
+SPLITS = [
+    (2, 2, "fsdp_strategy=FULL_SHARD"),
+    (4, 1, "fsdp_strategy=FULL_SHARD"),
+    (2, 2, "fsdp_strategy=REPLICATE"),
+    (2, 2, "activation_checkpointing=true"),
+]
+
+
+@pytest.mark.parametrize(("ranks", "accumulation", "option"), SPLITS)
+def test_ranks_times_accumulation_is_one_batch(folder, alone, ranks, accumulation, option):
+    assert_same(train(folder, f"{ranks}x{accumulation}-{option}", ranks, accumulation, f"training.{option}"), alone)
+
+
+def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(folder, alone):
+    """HYBRID: two launchers on this machine stand for two nodes."""
+    config = write_recipe(folder, "hybrid", accumulation=1)
+    out = folder / "hybrid"
+    arguments = ["torchspec", "train", "-c", str(config), f"output_dir={out}", "training.num_ranks=4", "training.fsdp_strategy=HYBRID"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = f"--master-addr=127.0.0.1 --master-port={probe.getsockname()[1]}".split()
+    nodes = [
+        launch(["torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", f"--node-rank={node}", *meeting, "-m", *arguments])
+        for node in range(2)
+    ]
+    for node in nodes:
+        output, _ = node.communicate(timeout=240)
+        assert node.returncode == 0, output
+    assert_same(out, alone)
+
+
+def assert_same(out: Path, alone: Path) -> None:
     for ours, theirs in zip(rows(out, "train"), rows(alone, "train"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert ours["tokens"] == theirs["tokens"]

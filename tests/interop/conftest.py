@@ -16,24 +16,28 @@ from torchspec.inference import Pair, load_pair
 from torchspec.train import train
 
 ROOT = Path(__file__).parents[2]
-VLLM_PYTHON = ROOT / ".interop" / "vllm" / "bin" / "python"
+ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}
 MAX_NEW_TOKENS = 128
 PROMPTS = 24
 
 
-def in_vllm(script: str, request: dict, folder: Path) -> dict:
-    """Runs one of our scripts in vLLM's environment: a JSON request in, a JSON answer out."""
-    asked, answered = folder / f"{script}.request", folder / f"{script}.answer"
-    asked.write_text(json.dumps(request))
-    environment = {
+def environment(engine: str) -> dict[str, str]:
+    """Variables for a process in an engine's environment; engines build with the tools of their own."""
+    return {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(folder),
+        "PATH": f"{ENGINES[engine].parent}:/usr/local/bin:/usr/bin:/bin",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
-    subprocess.run([VLLM_PYTHON, ROOT / "tests" / "interop" / script, asked, answered], env=environment, check=True, timeout=600)
+
+
+def in_engine(engine: str, script: str, request: dict, folder: Path) -> dict:
+    """Runs one of our scripts in an engine's environment: a JSON request in, a JSON answer out."""
+    asked, answered = folder / f"{script}.request", folder / f"{script}.answer"
+    asked.write_text(json.dumps(request))
+    command = [ENGINES[engine], ROOT / "tests" / "interop" / script, asked, answered]
+    subprocess.run(command, env=environment(engine) | {"HOME": str(folder)}, check=True, timeout=600)
     return json.loads(answered.read_text())
 
 

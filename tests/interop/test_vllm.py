@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.interop.conftest import MAX_NEW_TOKENS, in_vllm
+from tests.interop.conftest import MAX_NEW_TOKENS, in_engine
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
 from torchspec.evaluate.decode import first_difference
 from torchspec.records import Prompt
@@ -14,7 +14,7 @@ def vllm_answers(draft, target, prompts, draft_tokens, folder) -> dict:
         "target": str(target.resolve()), "draft": draft and str(draft), "draft_tokens": draft_tokens, "max_new_tokens": MAX_NEW_TOKENS,
         "prompts": [prompt.tolist() for prompt in prompts],
     }  # fmt: skip
-    return in_vllm("vllm_decode.py", request, folder)
+    return in_engine("vllm", "vllm_decode.py", request, folder)
 
 
 @pytest.fixture(scope="session")

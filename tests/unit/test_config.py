@@ -104,6 +104,19 @@ def test_numbers_that_would_fail_or_spoil_the_run_later_are_refused_now(file, ke
     assert f"{key}=" in refused(file, f"{key}={value}")
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["inference.transfer=mooncake"], "transfer=mooncake concerns capture workers"),
+        (["inference.transfer_dtype=fp8"], "transfer_dtype concerns capture workers"),
+        (["inference.server_url=http://here"], "is for inference_engine_type: sgl"),
+        (["inference.num_workers=1", "inference.cache_gib=1"], "cache_gib=1 keeps features in the trainer's process"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(file, settings, sentence):
+    assert sentence in refused(file, *settings)
+
+
 @pytest.mark.parametrize("section", ["output_dir", "model", "dataset"])
 def test_a_missing_key_is_named_with_the_way_to_set_it(tmp_path, section):
     path = tmp_path / "run.yaml"

@@ -37,7 +37,8 @@ def test_the_whole_stream_is_the_plan_with_each_documents_own_features(tiny_orac
         parts = batch.ids.split(batch.lengths), batch.loss_mask.split(batch.lengths), batch.context.split(batch.lengths)
         for index, ids, mask, context in zip(batch.indices, *parts, strict=True):
             assert torch.equal(ids, DATASET[index].ids) and torch.equal(mask, DATASET[index].loss_mask)
-            assert torch.equal(context, tiny_oracle.capture(DATASET[index]).context)
+            alone = tiny_oracle.capture(DATASET[index]).context
+            torch.testing.assert_close(context, alone, rtol=1e-4, atol=1e-4)  # float32; documents of similar length share a forward
 
 
 @pytest.mark.parametrize("depth", [1, 3, 1000])

@@ -1,5 +1,6 @@
 """Capture backends by name. Each yields, for a prompt, the outputs of the target's captured layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,10 @@ from torchspec.target import FrozenTarget
 
 BACKENDS = {
     "hf": "torchspec.capture.hf:HFCapture",
+    "sgl": "torchspec.capture.sglang.backend:SGLangCapture",
     "vllm": "torchspec.capture.vllm.backend:VLLMCapture",
 }
-EXTRAS = {"vllm": "vllm"}  # engine -> extra that installs it
+EXTRAS = {"sgl": "sglang", "vllm": "vllm"}  # engine -> extra that installs it
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class CaptureSpec:
     num_devices: int = 1  # tensor parallel size
     max_length: int = 4096  # tokens of the longest prompt
     trust_remote_code: bool = False
+    server_url: str | None = None  # of a running engine; none starts one
 
 
 class Capture(Protocol):
@@ -37,6 +40,10 @@ class Capture(Protocol):
 
     def capture(self, prompt: Prompt) -> Features:
         """Features of one prompt; a pure function of the prompt, so that a resumed run sees the same numbers."""
+        ...
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """Features of one micro-batch's prompts; a pure function of all of them, since other rows round a row differently."""
         ...
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:

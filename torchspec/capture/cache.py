@@ -1,5 +1,7 @@
 """Features of earlier prompts kept in memory, so that later epochs cost no target forward."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from torchspec.capture.base import Capture
@@ -23,3 +25,9 @@ class CachedCapture:
             self.kept[prompt.index] = features.context
             self.bytes += features.context.nbytes
         return features
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """What is kept for later epochs, with other neighbours, is captured alone."""
+        if self.limit_bytes == 0:
+            return self.inner.capture_batch(prompts)
+        return [self.capture(prompt) for prompt in prompts]

@@ -1,10 +1,12 @@
 """The target in this process, with Transformers: capture for training, and the cached steps of decoding. The oracle for other backends."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
@@ -12,6 +14,9 @@ from torchspec.capture.check import capture_checks
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
+
+MOST_PADDING = 0.125
+CHECK_EVERY = 1000
 
 
 class _LastLayerReached(Exception):
@@ -34,6 +39,8 @@ class HFCapture:
         layers = self._layers(folder)
         if not layer_ids or max(layer_ids) >= len(layers):
             raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
+        self.captured = 0  # prompts
+        self.target: FrozenTarget | None = None  # that the engine is compared with
         self._states: dict[int, Tensor] = {}
         self._stop_at: int | None = None
         for layer_id in layer_ids:
@@ -49,22 +56,22 @@ class HFCapture:
 
     def _hook(self, layer_id: int):
         def keep(_module, _inputs, output):
-            self._states[layer_id] = output[0] if isinstance(output, tuple) else output  # [1, L, H_t]
+            self._states[layer_id] = output[0] if isinstance(output, tuple) else output  # [N, L, H_t]
             if layer_id == self._stop_at:
                 raise _LastLayerReached
 
         return keep
 
     def _context(self) -> Tensor:
-        """The states that the hooks kept, [L, K*H_t]."""
-        return torch.cat([self._states[layer_id][0] for layer_id in self.layer_ids], dim=-1)
+        """The states that the hooks kept, [N, L, K*H_t]."""
+        return torch.cat([self._states[layer_id] for layer_id in self.layer_ids], dim=-1)
 
     @torch.inference_mode()
     def features(self, ids: Tensor) -> Tensor:
-        """[L] -> [L, K*H_t], running no layer above the last captured one."""
+        """[N, L] -> [N, L, K*H_t], running no layer above the last captured one."""
         self._stop_at = self.layer_ids[-1]
         try:
-            self.model.get_decoder()(input_ids=ids.to(self.device)[None], use_cache=False)
+            self.model.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
         except _LastLayerReached:  # the expected way out: every captured layer has run
             return self._context()
         finally:
@@ -72,11 +79,27 @@ class HFCapture:
         raise UserError(f"layer {self.layer_ids[-1]} never ran in {type(self.model).__name__}; this architecture is not supported")
 
     def capture(self, prompt: Prompt) -> Features:
-        # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
-        return Features(prompt, self.features(prompt.ids).clone(), self.layer_ids, self.producer).check()
+        return self.capture_batch([prompt])[0]
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """Prompts of similar length share a forward: attention is causal, so padding at the end reaches no token before it."""
+        self._check_again(prompts)
+        contexts: dict[int, Tensor] = {}
+        for group in similar_lengths([len(prompt.ids) for prompt in prompts]):
+            ids = pad_sequence([prompts[i].ids for i in group], batch_first=True)
+            # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
+            contexts |= {i: rows[: len(prompts[i].ids)].clone() for i, rows in zip(group, self.features(ids), strict=True)}
+        return [Features(p, contexts[i], self.layer_ids, self.producer).check() for i, p in enumerate(prompts)]
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         capture_checks(self, target, prompts)
+        self.target = target
+
+    def _check_again(self, prompts: Sequence[Prompt]) -> None:
+        """What was true at the start must stay so: one prompt of every CHECK_EVERY."""
+        rounds, self.captured = self.captured // CHECK_EVERY, self.captured + len(prompts)
+        if self.target is not None and self.captured // CHECK_EVERY > rounds:
+            capture_checks(self, self.target, prompts[:1])
 
     def new_cache(self) -> DynamicCache:
         """Keeps all rows, of sliding layers too: what slid out could not come back when drafts are rejected. The masks slide."""
@@ -86,4 +109,15 @@ class HFCapture:
     def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
         """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
         output = self.model(input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
-        return output.logits[0], self._context()
+        return output.logits[0], self._context()[0]
+
+
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
+    """Positions in groups of ascending length, none of which is padded by more than MOST_PADDING of its tokens."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[i] <= lengths[groups[-1][0]] * (1 + MOST_PADDING):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -17,12 +17,13 @@ import transformers
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from torchspec.build import capture_spec, open_engine
-from torchspec.capture.codec import Wire, decode, encode
 from torchspec.config import RunConfig
-from torchspec.errors import ContractError, EngineMismatch, UserError
+from torchspec.errors import ContractError, EngineMismatch, FeaturesLost, TransferDown, UserError
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
+from torchspec.transfer.base import open_transfer
+from torchspec.transfer.codec import Wire, decode, encode
 
 PATIENCE = 60.0  # seconds without any living worker after which the run stops
 
@@ -36,6 +37,7 @@ class CaptureWorker:
         self.config = RunConfig.model_validate_json(config)
         self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
         self.backend = open_engine(self.config, self.spec)
+        self.transfer = open_transfer(self.config, sends=True)
 
     def verify(self, prompts: list[Prompt]) -> None:
         model, folder = self.config.model, self.spec.folder
@@ -44,10 +46,10 @@ class CaptureWorker:
     def producer(self) -> str:
         return self.backend.producer
 
-    def capture(self, prompt: Prompt) -> Wire:
-        """The result lies in Ray's object store; on one node the trainer reads it there, without a copy."""
-        features = self.backend.capture(prompt)
-        return encode(features, fp8=self.config.inference.transfer_dtype == "fp8")
+    def capture(self, prompts: list[Prompt]) -> list:
+        """What the trainer's end of the transfer gets each prompt's features with."""
+        fp8 = self.config.inference.transfer_dtype == "fp8"
+        return [self.transfer.put(encode(features, fp8)) for features in self.backend.capture_batch(prompts)]
 
 
 class WorkerPool:
@@ -59,12 +61,12 @@ class WorkerPool:
         self.resting: dict[int, ray.ObjectRef] = {}  # dead workers, and the question that they will answer once restarted
         self.given_up = False
 
-    def send(self, prompt: Prompt) -> tuple[int, ray.ObjectRef]:
+    def send(self, prompts: list[Prompt]) -> tuple[int, ray.ObjectRef]:
         with self.lock:
             living = self._living() or self._wait_for_one()
             chosen = min(living, key=self.under_way.__getitem__)
             self.under_way[chosen] += 1
-            return chosen, self.workers[chosen].capture.remote(prompt)
+            return chosen, self.workers[chosen].capture.remote(prompts)
 
     def done(self, worker: int) -> None:
         with self.lock:
@@ -113,7 +115,7 @@ class WorkerPool:
 class RemoteCapture:
     """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan.
 
-    A thread receives and decodes in the order of the requests, so that the trainer finds its features ready.
+    One thread sends requests, another receives and decodes in their order: the trainer finds its features ready.
     """
 
     def __init__(self, pool: WorkerPool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
@@ -121,37 +123,45 @@ class RemoteCapture:
         self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
-        self.receiver = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        self.transfer = open_transfer(config, sends=False)
+        self.sender, self.receiver = (ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) for name in ("requests", "features"))
         self.producer = pool.producer()
 
-    def request(self, prompt: Prompt) -> Future:
-        return self.receiver.submit(self._resolve, prompt, *self.pool.send(prompt))
+    def request(self, prompts: list[Prompt]) -> Future:
+        """The features of one micro-batch, from one worker."""
+        return self.receiver.submit(self._resolve, prompts, self.sender.submit(self.pool.send, prompts))
 
     def capture(self, prompt: Prompt) -> Features:
-        return self.request(prompt).result()
+        return self.request([prompt]).result()[0]
 
-    def _resolve(self, prompt: Prompt, worker: int, reference: ray.ObjectRef) -> Features:
-        """Waits for the answer; asks again where a worker failed."""
-        reasons = []
+    def _resolve(self, prompts: list[Prompt], sent: Future) -> list[Features]:
+        """Waits for the answer; asks again where a worker failed, and for each prompt alone where one of several is to blame."""
+        (worker, reference), reasons = sent.result(), []
         while True:
             try:
-                return decode(self._receive(worker, reference), prompt, self.device)
+                return [decode(wire, prompt, self.device) for wire, prompt in zip(self._receive(worker, reference), prompts, strict=True)]
             except RayActorError as error:
                 reasons.append(f"the capture worker died: {_last_line(error)}")
                 self.pool.rest(worker)
-            except RayTaskError as error:
-                if isinstance(error.cause, EngineMismatch):
-                    raise error.cause from error
-                reasons.append(_last_line(error))
-            except ContractError as error:
+            except FeaturesLost as error:
                 reasons.append(str(error))
+            except (RayTaskError, ContractError) as error:
+                reasons.append(self._blame(error))
+                if len(prompts) > 1:
+                    return [self._resolve([prompt], self.sender.submit(self.pool.send, [prompt]))[0] for prompt in prompts]
             if len(reasons) == self.max_tries:
-                return self.drop(prompt, reasons)
-            worker, reference = self.pool.send(prompt)
+                return [self.drop(prompt, reasons) for prompt in prompts]
+            worker, reference = self.pool.send(prompts)
 
-    def _receive(self, worker: int, reference: ray.ObjectRef) -> Wire:
+    def _blame(self, error: RayTaskError | ContractError) -> str:
+        """Why a prompt's capture failed; raises what no retry would mend."""
+        if isinstance(error, RayTaskError) and isinstance(error.cause, EngineMismatch | TransferDown):
+            raise error.cause from error
+        return _last_line(error)
+
+    def _receive(self, worker: int, reference: ray.ObjectRef) -> list[Wire]:
         try:
-            return ray.get(reference)
+            return [self.transfer.get(ticket) for ticket in ray.get(reference)]
         finally:
             self.pool.done(worker)
 

@@ -5,16 +5,17 @@ FOLDER/  manifest.json (target, layers, dtype, producer) · 3f/3fa9...e1.safeten
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from torchspec.capture.base import Capture, CaptureSpec
-from torchspec.capture.codec import Wire, decode, encode
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
+from torchspec.transfer.codec import Wire, decode, encode
 
 
 class ReplayCapture:
@@ -44,6 +45,10 @@ class ReplayCapture:
             self._write(file, wire)
             self.bytes += file.stat().st_size
         return decode(wire, prompt, self.device)  # what a second run will read, rounding included
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """What is kept for other runs, with other neighbours, is captured alone."""
+        return [self.capture(prompt) for prompt in prompts]
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         self.inner.verify(target, prompts)

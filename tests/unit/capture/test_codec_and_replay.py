@@ -7,11 +7,11 @@ import torch
 
 from tests.unit.tiny import HIDDEN, LAYERS, random_features, random_prompt
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.codec import decode, encode
 from torchspec.capture.hf import HFCapture
 from torchspec.capture.replay import ReplayCapture
 from torchspec.errors import ContractError
 from torchspec.records import Prompt
+from torchspec.transfer.codec import decode, encode
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,10 @@ from tests.unit.capture.conftest import REAL_LAYERS
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
-from torchspec.capture.hf import HFCapture
-from torchspec.errors import UserError
+from torchspec.capture.hf import MOST_PADDING, HFCapture, similar_lengths
+from torchspec.errors import EngineMismatch, UserError
 from torchspec.records import Prompt
+from torchspec.target import FrozenTarget
 
 
 def prompt(index: int, length: int = 20) -> Prompt:
@@ -56,7 +57,7 @@ def test_cached_steps_yield_the_logits_and_features_of_one_forward(tiny_oracle, 
             kept.append(new)
     whole = tiny_oracle.model(input_ids=ids[None]).logits[0]
     torch.testing.assert_close(torch.cat(logits), whole, rtol=1e-4, atol=1e-4)  # float32; attention adds in another order
-    torch.testing.assert_close(torch.cat(context), tiny_oracle.features(ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(context), tiny_oracle.features(ids[None])[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(torch.cat(logits).argmax(-1), whole.argmax(-1))
 
 
@@ -67,7 +68,7 @@ def test_a_cropped_cache_goes_on_as_if_the_rejected_tokens_had_never_been(tiny_o
     cache.crop(-5)
     logits, context = tiny_oracle.step(ids[14:], cache)
     torch.testing.assert_close(logits, tiny_oracle.model(input_ids=ids[None]).logits[0, 14:], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(context, tiny_oracle.features(ids)[14:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(context, tiny_oracle.features(ids[None])[0][14:], rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_last_logits_are_made_when_only_they_are_asked_for(tiny_oracle):
@@ -113,7 +114,7 @@ def test_a_target_whose_file_lacks_a_weight_is_refused(tiny_folder, tmp_path):
 def test_an_unknown_backend_is_refused_with_those_that_exist_and_a_missing_engine_with_its_extra(tiny_folder):
     spec = CaptureSpec(tiny_folder, LAYERS, torch.float32)
     assert type(open_capture("hf", spec)) is HFCapture
-    with pytest.raises(UserError, match="inference.inference_engine_type='abacus' is not available; choose one of hf, vllm"):
+    with pytest.raises(UserError, match="inference.inference_engine_type='abacus' is not available; choose one of hf, sgl, vllm"):
         open_capture("abacus", spec)
     with pytest.raises(UserError, match=r"inference_engine_type=vllm needs vllm: pip install 'torchspec\[vllm\]'"):
         open_capture("vllm", spec)
@@ -164,8 +165,40 @@ def test_a_sliding_window_target_is_captured_and_decoded_beyond_its_window(tmp_p
     assert json.loads((tmp_path / "config.json").read_text())["sliding_window"] == 8
     oracle, ids, cache = HFCapture(CaptureSpec(tmp_path, (0, 1), torch.float32)), random_prompt(0, 30), None
     states = hidden_states(oracle, ids)
-    assert torch.equal(oracle.features(ids), torch.cat((states[1], states[2]), dim=-1))
+    assert torch.equal(oracle.features(ids[None])[0], torch.cat((states[1], states[2]), dim=-1))
     cache, context = oracle.new_cache(), []
     for part in ids.split([12, 1, 4, 13]):
         context.append(oracle.step(part, cache)[1])
-    torch.testing.assert_close(torch.cat(context), oracle.features(ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(context), oracle.features(ids[None])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_groups_hold_every_prompt_once_and_little_padding():
+    lengths = torch.randint(2, 2000, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    groups = similar_lengths(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(300))
+    assert len(groups) < 80  # a prompt for itself would be 300
+    for group in groups:
+        assert max(lengths[i] for i in group) <= (1 + MOST_PADDING) * min(lengths[i] for i in group)
+
+
+def test_a_batch_yields_each_prompts_own_features_in_their_order(tiny_oracle):
+    """Oracle: each prompt alone. Float32, other shapes: another order of additions."""
+    prompts = [Prompt(i, random_prompt(i, n), torch.arange(n) > 1) for i, n in enumerate((40, 9, 43, 10, 41, 90))]
+    together = tiny_oracle.capture_batch(prompts)
+    assert [features.prompt.index for features in together] == list(range(6))
+    for prompt, features in zip(prompts, together, strict=True):
+        torch.testing.assert_close(features.context, tiny_oracle.capture(prompt).context, rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_that_goes_wrong_in_the_middle_of_a_run_is_noticed(tiny_folder, monkeypatch):
+    """Planted: the engine's final norm changes after the start. The check is repeated and fires."""
+    monkeypatch.setattr("torchspec.capture.hf.CHECK_EVERY", 10)
+    oracle = HFCapture(CaptureSpec(tiny_folder, LAYERS, torch.float32))
+    prompts = [prompt(i) for i in range(4)]
+    oracle.verify(FrozenTarget.load(tiny_folder, torch.float32), prompts)
+    for _ in range(4):
+        oracle.capture_batch(prompts)
+    oracle.model.get_decoder().norm.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    with pytest.raises(EngineMismatch, match="final norm"):
+        for _ in range(4):
+            oracle.capture_batch(prompts)

@@ -1,14 +1,13 @@
 """Capture with vLLM (>= 0.19): one engine per worker, prompts run whole, states come back through shared memory."""
 
 import shutil
-import tempfile
-from pathlib import Path
+from collections.abc import Sequence
 
 import vllm
-from safetensors.torch import load_file
 from torch import Tensor
 from vllm import LLM, SamplingParams
 
+from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
 from torchspec.capture.vllm.connector import FOLDER, NAME, SharedMemoryConnector
@@ -27,7 +26,7 @@ class VLLMCapture:
         self.target = FrozenTarget.load(spec.folder, spec.dtype, trust_remote_code=spec.trust_remote_code)
         self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
         self.truth = NextTokenCheck(self.target, self.producer)
-        self.folder = Path(tempfile.mkdtemp(prefix="torchspec-", dir="/dev/shm"))
+        self.folder = shared_memory.new_folder()
         states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
         longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
         self.engine = LLM(
@@ -54,23 +53,24 @@ class VLLMCapture:
         )
 
     def capture(self, prompt: Prompt) -> Features:
-        states = self._run(prompt)  # [L, K+1, H_t]
-        return Features(prompt, states[:, :-1].flatten(1), self.layer_ids, self.producer).check()
+        return self.capture_batch([prompt])[0]
+
+    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
+        states = self._run(prompts)  # N times [L, K+1, H_t]
+        return [Features(p, s[:, :-1].flatten(1), self.layer_ids, self.producer).check() for p, s in zip(prompts, states, strict=True)]
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         """Runs the prompts; each capture compares the engine's next token with ours."""
-        for prompt in prompts:
-            self.capture(prompt)
+        self.capture_batch(prompts)
         self.truth.conclude()
 
-    def _run(self, prompt: Prompt) -> Tensor:
-        name = f"{prompt.index}.safetensors"
-        one_token = SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}})
-        (answer,) = self.engine.generate({"prompt_token_ids": prompt.ids.tolist()}, one_token, use_tqdm=False)
-        file = self.folder / name
-        states = load_file(file)["states"]
-        file.unlink()
-        self.truth.compare(states[-1, -1], answer.outputs[0].token_ids[0])
+    def _run(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        names = [f"{prompt.index}.safetensors" for prompt in prompts]
+        sampling = [SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}}) for name in names]
+        answers = self.engine.generate([{"prompt_token_ids": p.ids.tolist()} for p in prompts], sampling, use_tqdm=False)
+        states = [shared_memory.take(self.folder, name, self.producer) for name in names]
+        for rows, answer in zip(states, answers, strict=True):
+            self.truth.compare(rows[-1, -1], answer.outputs[0].token_ids[0])
         return states
 
     def close(self) -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from vllm.config import get_layers_from_vllm_config
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, SupportsHMA
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
+
+from torchspec.capture import shared_memory
 
 FOLDER, NAME = "torchspec_folder", "torchspec_name"  # keys of the connector's and of a request's extra settings
 
@@ -81,9 +82,7 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
             return
         for rows in self._get_connector_metadata().prompts:
             states = self.cache[rows.blocks].transpose(1, 2).flatten(0, 1)[: rows.count]  # [L, K, H_t]
-            partial = self.folder / f".{rows.name}"
-            save_file({"states": states.cpu().contiguous()}, partial)
-            partial.rename(self.folder / rows.name)
+            shared_memory.put(self.folder, rows.name, states)
 
     def start_load_kv(self, forward_context, **kwargs) -> None:
         pass

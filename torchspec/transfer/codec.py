@@ -34,13 +34,14 @@ class Wire:
 
 
 def encode(features: Features, fp8: bool) -> Wire:
-    context, scales = features.context.cpu(), None
+    """Rounds where the features are, so that only the small bytes leave the device."""
+    context, scales = features.context, None
     original = _name(context.dtype)
     if fp8:
         layers = context.float().unflatten(1, (len(features.layer_ids), -1))  # [L, K, H_t]
         factors = layers.abs().amax(-1).clamp(min=1e-12) / FP8_MAX
-        context, scales = (layers / factors[..., None]).to(torch.float8_e4m3fn).flatten(1), factors.numpy()
-    data = context.contiguous().view(torch.uint8).numpy().reshape(-1)
+        context, scales = (layers / factors[..., None]).to(torch.float8_e4m3fn).flatten(1), factors.cpu().numpy()
+    data = context.cpu().contiguous().view(torch.uint8).numpy().reshape(-1)
     return Wire(data, tuple(context.shape), _name(context.dtype), original, scales, features.layer_ids, features.producer)
 
 

@@ -1,0 +1,49 @@
+"""Features over Mooncake while its master or a worker is killed: the run goes on to the very same weights, or stops with a sentence."""
+
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from tests.faults.conftest import DEADLINE, assert_same_outcome, kill_one, start, wait_for_step_10
+from torchspec.transfer.mooncake_master import free_port
+
+LONGEST_HANG = 60.0
+OVER_MOONCAKE = ("inference.num_workers=2", "inference.transfer=mooncake", "inference.mooncake.segment_gib=0.25")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mooncake():
+    pytest.importorskip("mooncake.store", reason="libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("victim", ["mooncake_master", "ray::CaptureWorker"])
+def test_a_killed_master_or_worker_costs_time_and_changes_no_number(config, undisturbed, victim):
+    out = config.parent / f"mooncake-{victim.removeprefix('ray::')}"
+    run = start(config, out, *OVER_MOONCAKE)
+    wait_for_step_10(run, out)
+    kill_one(run, victim)
+    output, _ = run.communicate(timeout=DEADLINE)
+    assert run.returncode == 0, output
+    assert_same_outcome(out, undisturbed)
+
+
+def test_a_master_that_stays_away_ends_the_run_with_a_sentence(config):
+    port, out = free_port("127.0.0.1"), config.parent / "mooncake-gone"
+    master = subprocess.Popen(
+        [shutil.which("mooncake_master"), f"--rpc_port={port}", f"--metrics_port={free_port('127.0.0.1')}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run = start(config, out, *OVER_MOONCAKE, f"inference.mooncake.master=127.0.0.1:{port}")
+    try:
+        wait_for_step_10(run, out)
+    finally:
+        master.kill()
+    killed = time.monotonic()
+    output, _ = run.communicate(timeout=DEADLINE)
+    waited = time.monotonic() - killed
+    print(f"\nthe run stopped {waited:.0f} s after its Mooncake master was killed")
+    assert run.returncode == 2 and "is the master at 127.0.0.1" in output
+    assert waited < LONGEST_HANG

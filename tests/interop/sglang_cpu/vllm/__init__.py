@@ -1,0 +1,1 @@
+"""Stands in for vLLM where SGLang takes a kernel from it on CPU."""
