@@ -48,7 +48,10 @@ def print_plan(config: RunConfig) -> None:
             f"{manifest.tokens * wire / 1e12:.3f} TB for all samples, at most {inference.replay_gib:g} GiB in {inference.replay_dir}"
         )
     if inference.num_workers:
-        rows["wire"] = f"{wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained"
+        rows["wire"] = (
+            f"{inference.transfer}, {wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained; "
+            f"{under_way(config, int(dataset.lengths.max()) * wire) / GIB:.3f} GiB under way at one end"
+        )
     console.print(config.model_dump_json(indent=2), markup=False)
     for name, text in rows.items():
         console.print(f"{name:>9}  {text}", markup=False)
@@ -57,6 +60,19 @@ def print_plan(config: RunConfig) -> None:
 def target_bytes(target: FrozenTarget) -> int:
     tied = target.head is target.embedding
     return target.embedding.nbytes + (0 if tied else target.head.nbytes)
+
+
+def under_way(config: RunConfig, largest: int) -> int:
+    """Most bytes that lie at one worker or one rank; refused where Mooncake's segment is smaller. largest: bytes of the longest sample."""
+    training, inference = config.training, config.inference
+    per_rank = (training.prefetch_depth + training.micro_batch_size) * largest
+    most = max(per_rank, per_rank * training.num_ranks // inference.num_workers)
+    if inference.transfer == "mooncake" and most > inference.mooncake.segment_gib * GIB:
+        raise UserError(
+            f"inference.mooncake.segment_gib={inference.mooncake.segment_gib:g} cannot hold {most / GIB:.2f} GiB that may be under way; "
+            "raise it, or lower training.prefetch_depth"
+        )
+    return most
 
 
 def topology(config: RunConfig) -> str:

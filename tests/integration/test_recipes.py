@@ -6,6 +6,7 @@ import pytest
 
 from tests.tiny import write_chats, write_tiny_target
 from torchspec.config import load_config
+from torchspec.errors import UserError
 from torchspec.log import console
 from torchspec.print_plan import print_plan
 
@@ -37,3 +38,10 @@ def test_the_recipe_loads_and_plans(recipe, here):
     bytes_per_token = 2 * 64 + 2 * 4 if inference.transfer_dtype == "fp8" else 2 * 64 * 2  # two layers of width 64, a scale each
     assert f"{inference.num_workers} {inference.inference_engine_type} capture workers" in text
     assert f"{bytes_per_token:,} bytes per token" in text
+
+
+def test_a_segment_that_cannot_hold_what_is_under_way_is_refused(here):
+    mooncake = ["inference.transfer=mooncake", "inference.mooncake.segment_gib=0.00001"]
+    config = load_config(str(ROOT / "configs" / "hf_smollm2_dflash.yaml"), [*here, *mooncake])
+    with pytest.raises(UserError, match="segment_gib=1e-05 cannot hold"):
+        print_plan(config)
