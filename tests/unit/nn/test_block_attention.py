@@ -57,7 +57,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
     layout, visible = LAYOUTS[name], rule(LAYOUTS[name])
-    mask = flex_block_mask(layout)
+    mask = flex_block_mask(layout, layout.block_size, layout.block_size)
     query, key = torch.arange(visible.shape[0])[:, None], torch.arange(visible.shape[1])[None]
     assert torch.equal(mask.mask_mod(None, None, query, key), visible)
     tile = mask.BLOCK_SIZE
@@ -86,7 +86,9 @@ def test_structured_attention_and_gradients_are_a_dense_float64_softmax(name, he
 def test_flex_equals_structured(name):
     inputs = tensors(LAYOUTS[name], 4, 2, 16)  # none needs a gradient: flex has no backward pass on a CPU
     expected = structured_attention(*inputs, LAYOUTS[name])
-    torch.testing.assert_close(flex(*inputs, flex_block_mask(LAYOUTS[name])), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        flex(*inputs, flex_block_mask(LAYOUTS[name], LAYOUTS[name].block_size, LAYOUTS[name].block_size)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_bfloat16_attention_rounds_its_inputs_and_weights_but_sums_them_in_float32():

@@ -28,7 +28,7 @@ class VLLMCapture:
         self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
         self.truth = NextTokenCheck(self.target, self.producer)
         self.folder = Path(tempfile.mkdtemp(prefix="torchspec-", dir="/dev/shm"))
-        states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
+        states = sorted({z + 1 for z in spec.layer_ids} | {self.target.num_layers})  # a method may want the last layer itself
         longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
         self.engine = LLM(
             str(spec.folder),
@@ -54,8 +54,8 @@ class VLLMCapture:
         )
 
     def capture(self, prompt: Prompt) -> Features:
-        states = self._run(prompt)  # [L, K+1, H_t]
-        return Features(prompt, states[:, :-1].flatten(1), self.layer_ids, self.producer).check()
+        states = self._run(prompt)  # [L, K or K+1, H_t]
+        return Features(prompt, states[:, : len(self.layer_ids)].flatten(1), self.layer_ids, self.producer).check()
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         """Runs the prompts; each capture compares the engine's next token with ours."""
