@@ -11,8 +11,8 @@ from torchspec.records import Prompt
 
 def vllm_answers(draft, method, target, prompts, draft_tokens, folder) -> dict:
     request = {
-        "target": str(target.resolve()), "draft": draft and str(draft), "method": method, "draft_tokens": draft_tokens, "max_new_tokens": MAX_NEW_TOKENS,
-        "prompts": [prompt.tolist() for prompt in prompts],
+        "target": str(target.resolve()), "draft": draft and str(draft), "method": method, "draft_tokens": draft_tokens,
+        "max_new_tokens": MAX_NEW_TOKENS, "prompts": [prompt.tolist() for prompt in prompts],
     }  # fmt: skip
     return in_vllm("vllm_decode.py", request, folder)
 
@@ -30,9 +30,8 @@ def test_vllm_speculative_text_is_its_plain_text_up_to_ties(served, method, pair
         difference = first_difference(pair.target, prompt, a, b)
         assert difference is None or difference.tie, difference
         ties += difference is not None
-    print(
-        f"\nvLLM 0.32, {method}: {len(prompts) - ties} of {len(prompts)} speculative answers equal the plain ones, {ties} part at a tie of two logits"
-    )
+    same = len(prompts) - ties
+    print(f"\nvLLM 0.32, {method}: {same} of {len(prompts)} speculative answers equal the plain ones, {ties} part at a tie of two logits")
 
 
 def test_vllm_accepts_what_we_say_it_will(served, method, pair, prompts, ours):
@@ -46,8 +45,7 @@ def test_vllm_accepts_what_we_say_it_will(served, method, pair, prompts, ours):
         decoded.add_answer(mine.accepted, len(mine.ids))
     tau = 1 + speculative["accepted"] / speculative["drafts"]
     rates = [count / speculative["drafts"] for count in speculative["per_position"]]
-    print(
-        f"\nvLLM 0.32, {method}: τ {tau:.3f} in {speculative['drafts']:.0f} steps; ours offline {offline.tau:.3f}, decoded {decoded.tau:.3f}"
-    )
+    mine = f"ours offline {offline.tau:.3f}, decoded {decoded.tau:.3f}"
+    print(f"\nvLLM 0.32, {method}: τ {tau:.3f} in {speculative['drafts']:.0f} steps; {mine}")
     print("accepted per slot, vLLM " + " ".join(f"{r:.3f}" for r in rates) + "; ours " + " ".join(f"{r:.3f}" for r in offline.slot_rates))
     assert abs(tau / offline.tau - 1) < 0.03  # same text, another engine's rounding; vLLM also counts drafts beyond the end of an answer

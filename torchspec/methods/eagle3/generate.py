@@ -37,14 +37,14 @@ class Eagle3Drafter:
 
     def extend(self, ids: Tensor, context: Tensor) -> None:
         """ids [n], context [n, (K+1)*H]: newly committed tokens and the features of the captured layers, the last layer's included."""
-        self.pending.append((ids, context))
+        self.pending.append((ids.to(context.device), context))
 
     def propose(self, last_token: int) -> Tensor:
         """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], greedy."""
         ids, context = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
         features = context[:, : -self.target.head.shape[1]]
         end, device = self.committed + len(features), features.device
-        after = torch.cat((ids[1:].to(device), torch.tensor([last_token], device=device)))
+        after = torch.cat((ids[1:], torch.tensor([last_token], device=device)))
         positions, starts = torch.arange(self.committed, end, device=device), torch.tensor([len(after) - 1], device=device)
         embedded, choices = torch.nn.functional.embedding(after, self.target.embedding), Choices(self.vocabulary, self.target.embedding)
         hidden = self.model(embedded, features, positions, starts, self.block_size - 1, choices.follow, self._attend)

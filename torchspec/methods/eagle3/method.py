@@ -40,7 +40,8 @@ PROPOSAL_CHAINS = 256  # per forward, when a whole document is proposed: bounds 
 class Eagle3:
     check_folder = staticmethod(check_folder)
 
-    def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary):
+    def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
+        """vocabulary: what is trained; none for a pruned draft from a folder, which brings its own."""
         self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
         self.block_size = config.ttt_length + 1
         self.layer_ids = (*config.eagle_config[AUX], config.num_target_layers - 1)  # the last one for the target's distribution
@@ -59,9 +60,9 @@ class Eagle3:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Eagle3":
-        """For a draft folder, ours or another's, which brings its vocabulary; training options play no part at inference."""
+        """For a draft folder, ours or another's; training options play no part at inference."""
         check_serves(config, target)
-        return cls(config, target, Eagle3Config(ttt_length=config.ttt_length), whole_vocabulary(target))
+        return cls(config, target, Eagle3Config(), whole_vocabulary(target) if config.draft_vocab_size is None else None)
 
     def skeleton(self) -> Eagle3Draft:
         return Eagle3Draft(self.config, self.target.head.dtype)
