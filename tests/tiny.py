@@ -39,12 +39,16 @@ def timeless_metrics(out: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
-def recipe(file: Path, target: Path, train: Path, held_out: Path, **training) -> Path:
+DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 64}
+EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
+
+
+def recipe(file: Path, target: Path, train: Path, held_out: Path, draft: dict = DFLASH, **training) -> Path:
     """A small float32 run as YAML (JSON is YAML)."""
     config = {
         "output_dir": str(file.parent / "run"),
         "model": {"target_model_path": str(target), "dtype": "float32"},
-        "draft": {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 64},
+        "draft": draft,
         "dataset": {"train_data_path": str(train), "eval_data_path": str(held_out)},
         "training": {"micro_batch_size": 2, "optimizer": "muon", "learning_rate": 3e-3, "min_lr": 1e-4, **training},
         "evaluation": {"interval": 4, "max_samples": 4},

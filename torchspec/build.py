@@ -49,7 +49,7 @@ class Run:
     def whole_draft(self) -> nn.Module:
         """The draft as it is served, unsharded and in model.dtype: every rank evaluates on its own."""
         draft = self.method.skeleton().to(self.world.device)
-        values = {name: whole(parameter.detach()) for name, parameter in self.model.named_parameters()}
+        values = {name: whole(value) for name, value in self.model.state_dict().items()}
         draft.load_state_dict(values)
         return cast_parameters(draft, resolve_dtype(self.config.model.dtype)).eval()
 
@@ -146,5 +146,4 @@ def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> tuple[l
 
 def build_method(config: RunConfig, target: FrozenTarget, dataset: PromptDataset) -> Method:
     tokenizer = AutoTokenizer.from_pretrained(target.folder, trust_remote_code=config.model.trust_remote_code)
-    counts = dataset.token_counts(len(target.embedding))
-    return method_class(config.draft.method).for_run(config.draft, target, tokenizer, counts)
+    return method_class(config.draft.method).for_run(config.draft, target, tokenizer, dataset)

@@ -117,7 +117,7 @@ def tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[s
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    return {f"model/{name}": parameter.detach() for parameter, name in names.items()} | moments
+    return {f"model/{name}": value for name, value in model.state_dict().items()} | moments
 
 
 def _replace(file: Path, text: str) -> None:

@@ -2,22 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     model_validator,
 )
 
 from torchspec.errors import UserError
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.registry import METHODS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -152,10 +155,19 @@ NOT_IN_THE_WEIGHTS = (
 )  # fmt: skip  # ranks x accumulation is compared as one number, when a checkpoint is loaded
 
 
+def _method_of(draft) -> str:
+    """The method that a `draft` section is for: as YAML gives it, or as its own class."""
+    default = DFlashConfig.model_fields["method"].default
+    return draft.get("method", default) if isinstance(draft, dict) else draft.method if isinstance(draft, BaseModel) else default
+
+
+DraftConfig = Annotated[Union[*(Annotated[entry.config, Tag(name)] for name, entry in METHODS.items())], Discriminator(_method_of)]
+
+
 class RunConfig(Section):
     output_dir: str = Field(description="folder of everything that the run writes")
     model: ModelConfig
-    draft: DFlashConfig = DFlashConfig()
+    draft: DraftConfig = DFlashConfig()
     dataset: DatasetConfig
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
@@ -212,7 +224,9 @@ def load_config(file: str, overrides: list[str]) -> RunConfig:
 
 
 def _sentence(problem: dict) -> str:
-    field = ".".join(str(part) for part in problem["loc"] if part != "dflash")
+    field = ".".join(str(part) for part in problem["loc"] if part not in METHODS)
+    if problem["type"] == "union_tag_invalid":
+        return f"{field}.method={problem['ctx']['tag']!r} is refused: choose one of {', '.join(METHODS)}"
     if problem["type"] == "extra_forbidden":
         return f"{field} is not a known key, remove it or correct its spelling"
     if problem["type"] == "missing":

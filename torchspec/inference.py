@@ -13,7 +13,8 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
-from torchspec.methods.base import ARCHITECTURES, Method, method_class
+from torchspec.methods.base import Method, method_class
+from torchspec.methods.registry import ARCHITECTURES
 from torchspec.target import FrozenTarget
 
 

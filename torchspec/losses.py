@@ -1,4 +1,4 @@
-"""Cross-entropy against the frozen head, without a logits tensor: peak memory is one chunk of rows, whatever their number."""
+"""Losses against the frozen head, without a logits tensor: peak memory is one chunk of rows, whatever their number."""
 
 import math
 from dataclasses import dataclass
@@ -49,6 +49,64 @@ def frozen_head_cross_entropy(
     Returns the differentiable sum [], and without gradient the losses [r] in nats and the predicted tokens [r].
     """
     return _FrozenHeadCrossEntropy.apply(hidden, head, bias, labels, weights)
+
+
+class _FrozenHeadDivergence(torch.autograd.Function):
+    """As above, with the target's whole distribution in place of a label."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, states, rows, weights, kind):
+        losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(rows)
+        gradient = torch.empty_like(hidden)
+        chunk = max(1, CHUNK_ELEMENTS // len(head))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            unique, inverse = rows[part].unique(return_inverse=True)  # several draft rows ask for the same target row
+            log_p = (states[unique] @ head.T).float().log_softmax(-1)[inverse]  # [r, V]
+            logits = (hidden[part] @ head.T).float()
+            predictions[part] = logits.argmax(dim=-1)
+            losses[part], slope = DIVERGENCES[kind](log_p, logits.log_softmax(-1))
+            gradient[part] = slope.mul_(weights[part, None]).to(hidden.dtype) @ head
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(losses, predictions)
+        return (losses * weights).sum(), losses, predictions
+
+    @staticmethod
+    def backward(ctx, grad_sum, _losses, _predictions):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_sum.to(gradient.dtype), None, None, None, None, None
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum p log(p/q) of each row, and its derivative by the logits of q."""
+    p = log_p.exp()
+    return (p * (log_p - log_q)).sum(-1), log_q.exp() - p
+
+
+def _lk(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """l KL + (1 - l) (1 - a), where a = sum min(p, q) is the probability of acceptance and l = exp(-3 a) counts as constant."""
+    kl, kl_slope = _kl(log_p, log_q)
+    q = log_q.exp()
+    overlap = torch.minimum(log_p.exp(), q).sum(-1)
+    rising = q * (log_q < log_p)  # where more q raises the overlap
+    overlap_slope = rising - q * rising.sum(-1, keepdim=True)
+    share = torch.exp(-3 * overlap)
+    return share * kl + (1 - share) * (1 - overlap), share[:, None] * kl_slope - (1 - share)[:, None] * overlap_slope
+
+
+DIVERGENCES = {"kl": _kl, "lk": _lk}
+
+
+def frozen_head_divergence(
+    hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, weights: Tensor, kind: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum of divergences of q = softmax(hidden @ head.T) from p = softmax(states[rows] @ head.T), in float32.
+
+    hidden [r, H] (leave rows of weight zero out), head [V, H] and states [T, H] (the target's, after its final norm) without
+    gradient, rows [r] int64, weights [r] float32, kind one of DIVERGENCES. With a pruned head both run over its V rows.
+    Returns the differentiable sum [], and without gradient the divergences [r] in nats and the rows of the head predicted [r].
+    """
+    return _FrozenHeadDivergence.apply(hidden, head, states, rows, weights, kind)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,12 @@ class FrozenTarget:
 
     def logits(self, last_state: Tensor) -> Tensor:
         """Final norm and head over the output of the last decoder layer, [L, H_t] -> [L, V]."""
+        return self.normed(last_state) @ self.head.T
+
+    def normed(self, last_state: Tensor) -> Tensor:
+        """What the target's head reads: the final norm of the last decoder layer's output, [L, H_t]."""
         normed = torch.nn.functional.rms_norm(last_state.float(), last_state.shape[-1:], eps=self.config.rms_norm_eps)
-        return (self.norm * normed.to(last_state.dtype)) @ self.head.T
+        return self.norm * normed.to(last_state.dtype)
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -1,4 +1,4 @@
-"""One draft for all engines: trained here for two to three minutes on the demo's text, exported, decoded by ourselves as the reference."""
+"""One draft per method for all engines: trained here for minutes on the demo's text, exported, decoded by ourselves as the reference."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ from torchspec.train import train
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}
+RECIPES = {"dflash": "torchspec/demo/smollm2_dflash.yaml", "eagle3": "configs/hf_smollm2_eagle3.yaml"}
 MAX_NEW_TOKENS = 128
 PROMPTS = 24
 
@@ -41,15 +42,20 @@ def in_engine(engine: str, script: str, request: dict, folder: Path) -> dict:
     return json.loads(answered.read_text())
 
 
+@pytest.fixture(scope="session", params=RECIPES)
+def method(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def draft(target_folder, tmp_path_factory) -> Path:
+def draft(method, target_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("interop")
     data = Path(str(files("torchspec.demo")))
     overrides = [
         f"output_dir={folder}", f"model.target_model_path={target_folder}", f"dataset.train_data_path={data / 'train.jsonl'}",
         f"dataset.eval_data_path={data / 'heldout.jsonl'}", "training.max_steps=200", "evaluation.interval=200",
     ]  # fmt: skip
-    config = load_config(str(data / "smollm2_dflash.yaml"), overrides)
+    config = load_config(str(ROOT / RECIPES[method]), overrides)
     train(config)
     return export_checkpoint(best(config.checkpoints), folder / "draft")
 

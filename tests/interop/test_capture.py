@@ -23,7 +23,8 @@ from torchspec.data.dataset import open_or_prepare
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
 
-LAYERS, SAMPLES = (1, 14, 27), 12
+LAYERS = {"dflash": (1, 14, 27), "eagle3": (1, 14, 26, 29)}  # the last one is what the backend checks itself against, too
+SAMPLES = 12
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +34,31 @@ def samples(target_folder, tmp_path_factory) -> list[Prompt]:
     return [dataset[i] for i in range(SAMPLES)]
 
 
-def captured(engine: str, target: Path, samples: list[Prompt], folder: Path, server_url: str | None = None) -> tuple[dict, list[Features]]:
+@pytest.fixture(scope="module", params=LAYERS)
+def layers(request) -> tuple[int, ...]:
+    return LAYERS[request.param]
+
+
+def captured(
+    engine: str, target: Path, layers: tuple[int, ...], samples: list[Prompt], folder: Path, server_url: str | None = None
+) -> tuple[dict, list[Features]]:
     request = {
-        "engine": engine, "target": str(target.resolve()), "layer_ids": LAYERS, "prompts": [s.ids.tolist() for s in samples],
+        "engine": engine, "target": str(target.resolve()), "layer_ids": layers, "prompts": [s.ids.tolist() for s in samples],
         "file": str(folder / "features.safetensors"), "server_url": server_url,
     }  # fmt: skip
     answer = in_engine(engine, "engine_capture.py", request, folder)
     contexts = load_file(request["file"])
-    return answer, [Features(s, contexts[str(i)], LAYERS, answer["producer"]) for i, s in enumerate(samples)]
+    return answer, [Features(s, contexts[str(i)], layers, answer["producer"]) for i, s in enumerate(samples)]
 
 
 @pytest.fixture(scope="module", params=["vllm", "sgl"])
-def engine(request, target_folder, samples, tmp_path_factory) -> tuple[dict, list[Features]]:
-    return captured(request.param, target_folder, samples, tmp_path_factory.mktemp(request.param))
+def engine(request, target_folder, layers, samples, tmp_path_factory) -> tuple[dict, list[Features]]:
+    return captured(request.param, target_folder, layers, samples, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
-def oracle(target_folder) -> HFCapture:
-    return HFCapture(CaptureSpec(target_folder, LAYERS, torch.bfloat16))
+def oracle(target_folder, layers) -> HFCapture:
+    return HFCapture(CaptureSpec(target_folder, layers, torch.bfloat16))
 
 
 def check(answer: dict, features: list[Features], oracle: HFCapture) -> None:
@@ -69,8 +77,8 @@ def test_a_batch_yields_the_features_of_each_prompt(engine):
     assert engine[0]["largest_batch_error"] < ROUNDING[torch.bfloat16]
 
 
-def test_a_shift_of_the_layers_is_named(engine, oracle):
-    shifted = dataclasses.replace(engine[1][0], layer_ids=tuple(z - 1 for z in LAYERS))
+def test_a_shift_of_the_layers_is_named(engine, oracle, layers):
+    shifted = dataclasses.replace(engine[1][0], layer_ids=tuple(z - 1 for z in layers))
     with pytest.raises(ContractError, match="output of layer 1, so the layer-id convention is off"):
         check_features(shifted, oracle)
 
@@ -103,14 +111,14 @@ def requests_to(port: int) -> int | None:
 
 
 def test_a_running_sglang_server_is_refused_with_the_command_that_it_should_have_been_started_with(
-    target_folder, samples, oracle, tmp_path, capfd
+    target_folder, layers, samples, oracle, tmp_path, capfd
 ):
     plain = f"python -m sglang.launch_server --model-path {target_folder.resolve()} --dtype bfloat16"
     with sglang_server(plain, 30117, tmp_path) as url, pytest.raises(subprocess.CalledProcessError):
-        captured("sgl", target_folder, samples, tmp_path, url)
+        captured("sgl", target_folder, layers, samples, tmp_path, url)
     sentence = capfd.readouterr().err
     assert "was started with enable_return_aux_hidden_states=False" in sentence
     command = sentence[sentence.index("python -m sglang.launch_server") :].splitlines()[0]
     with sglang_server(command, 30118, tmp_path) as url:
-        answer, features = captured("sgl", target_folder, samples, tmp_path, url)
+        answer, features = captured("sgl", target_folder, layers, samples, tmp_path, url)
     check(answer, features, oracle)  # when the server, which never sleeps, is gone

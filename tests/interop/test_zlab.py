@@ -3,6 +3,7 @@
 import sys
 import time
 
+import pytest
 import torch
 
 from tests.interop.conftest import ROOT
@@ -12,6 +13,7 @@ from torchspec.inference import load_pair
 ZLAB = ROOT / ".interop" / "zlab"
 
 
+@pytest.mark.parametrize("method", ["dflash"], indirect=True)
 def test_zlab_decoder_gives_our_tokens_and_our_acceptance(draft, target_folder, prompts, monkeypatch):
     sys.path.insert(0, str(ZLAB))
     from dflash import model as zlab

@@ -10,7 +10,7 @@ def main(request_file: str, answer_file: str) -> None:
     request = json.load(open(request_file))
     speculative = {}
     if request["draft"]:
-        config = {"method": "dflash", "model": request["draft"], "num_speculative_tokens": request["draft_tokens"]}
+        config = {"method": request["method"], "model": request["draft"], "num_speculative_tokens": request["draft_tokens"]}
         speculative = {"speculative_config": config}
     engine = LLM(
         model=request["target"], dtype="bfloat16", max_model_len=1024, max_num_seqs=4, enforce_eager=True, enable_prefix_caching=False,

@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.tiny import LAYERS, make_method, write_target
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, make_eagle3, make_method, write_target
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.dflash.method import DFlash
+from torchspec.methods.eagle3.method import Eagle3
 from torchspec.target import FrozenTarget
 
 
@@ -28,3 +29,13 @@ def tiny_oracle(tiny_folder) -> HFCapture:
 @pytest.fixture(scope="session")
 def tiny_method(tiny_target) -> DFlash:
     return make_method(tiny_target)
+
+
+@pytest.fixture(scope="session")
+def eagle3_oracle(tiny_folder) -> HFCapture:
+    return HFCapture(CaptureSpec(tiny_folder, EAGLE3_LAYERS, torch.float32))
+
+
+@pytest.fixture(scope="session")
+def tiny_eagle3(tiny_target) -> Eagle3:
+    return make_eagle3(tiny_target)

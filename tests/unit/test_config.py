@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from torchspec.config import RunConfig, load_config
 from torchspec.errors import UserError
+from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.eagle3.config import Eagle3Config
 
 MINIMAL = {"output_dir": "out", "model": {"target_model_path": "target"}, "dataset": {"train_data_path": "chats.jsonl"}}
 
@@ -35,6 +37,23 @@ def test_a_minimal_file_and_its_overrides_become_the_config(file):
     assert (config.training.learning_rate, config.draft.target_layer_ids, config.output_dir) == (1e-3, (1, 3), "there")
     assert config.dataset.thinking is False and config.dataset.train_data_path == "chats.jsonl"
     assert config == RunConfig.model_validate_json(config.model_dump_json())  # as run.json stores it
+
+
+def test_the_method_decides_which_keys_the_draft_section_has(file):
+    config = load_config(file, ["draft.method=eagle3", "draft.ttt_length=3", "draft.loss_step_decay=1"])
+    assert (type(config.draft), config.draft.ttt_length, config.draft.loss_step_decay) == (Eagle3Config, 3, 1.0)
+    assert config == RunConfig.model_validate_json(config.model_dump_json())
+    assert isinstance(load_config(file, ["draft.num_layers=2"]).draft, DFlashConfig)  # where none is named
+    for method, key in (("eagle3", "block_size"), ("dflash", "ttt_length")):
+        assert f"draft.{key} is not a known key" in refused(file, f"draft.method={method}", f"draft.{key}=4")
+    assert "draft.method='eagle9' is refused: choose one of dflash, eagle3" in refused(file, "draft.method=eagle9")
+
+
+@pytest.mark.parametrize(
+    "override", ["ttt_length=0", "loss=tv", "loss_step_decay=0", "loss_step_decay=1.5", "draft_vocab_size=0", "norm_output=yes please"]
+)
+def test_eagle3s_values_are_checked(file, override):
+    assert f"draft.{override.split('=')[0]}=" in refused(file, "draft.method=eagle3", f"draft.{override}")
 
 
 def test_a_later_override_wins_and_none_gives_a_default_back(file):

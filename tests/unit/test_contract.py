@@ -145,7 +145,7 @@ def drafter_hidden(method, model, features: Features, anchor: int, pieces: list[
     drafter, kept = method.drafter(model), []
     hook = model.norm.register_forward_hook(lambda _m, _i, out: kept.append(out))
     for start, end in zip([0, *pieces], [*pieces, anchor], strict=True):
-        drafter.extend(features.context[start:end])
+        drafter.extend(features.prompt.ids[start:end], features.context[start:end])
         drafter.propose(int(features.prompt.ids[end]))
     hook.remove()
     return kept[-1]
@@ -215,7 +215,7 @@ class TrueDrafter:
     def reset(self) -> None:
         self.seen = 0
 
-    def extend(self, context: torch.Tensor) -> None:
+    def extend(self, ids: torch.Tensor, context: torch.Tensor) -> None:
         self.seen += len(context)
 
     def propose(self, last_token: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchspec import losses
-from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
+from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, frozen_head_divergence
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
 
@@ -56,6 +56,57 @@ def test_no_rows_give_zero_and_a_zero_gradient():
     assert total == 0 and len(each) == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
+def divergence_inputs(scale: float = 1.0):
+    g = torch.Generator().manual_seed(1)
+    hidden, head = torch.randn(ROWS, WIDTH, generator=g).requires_grad_(), scale * torch.randn(VOCABULARY, WIDTH, generator=g)
+    return hidden, head, torch.randn(11, WIDTH, generator=g), torch.randint(11, (ROWS,), generator=g), torch.rand(ROWS, generator=g)
+
+
+def eager_divergence(hidden, head, states, rows, weights, kind):
+    reference = hidden.detach().double().requires_grad_()
+    logits = reference @ head.double().T
+    p, q = (states.double() @ head.double().T).softmax(-1)[rows], logits.softmax(-1)
+    each = (p * (p.log() - logits.log_softmax(-1))).sum(-1)
+    if kind == "lk":
+        acceptance = 1 - 0.5 * (p - q).abs().sum(-1)
+        share = torch.exp(-3 * acceptance.detach())
+        each = share * each + (1 - share) * (1 - acceptance)
+    (each * weights).sum().backward()
+    return each, logits.argmax(-1), reference.grad
+
+
+@pytest.mark.parametrize("kind", ["kl", "lk"])
+@pytest.mark.parametrize("chunk_rows", [1, 5, 1000])
+def test_divergence_gradient_and_predictions_equal_eager_float64(monkeypatch, chunk_rows, kind):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    inputs = divergence_inputs()
+    total, each, predictions = frozen_head_divergence(*inputs, kind)
+    expected, best, gradient = eager_divergence(*inputs, kind)
+    (3.0 * total).backward()
+    torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total.double(), (expected * inputs[4]).sum(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(predictions, best)
+    torch.testing.assert_close(inputs[0].grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["kl", "lk"])
+def test_a_draft_that_has_the_targets_state_has_no_divergence_and_no_gradient(kind):
+    hidden, head, states, rows, weights = divergence_inputs()
+    same = states[rows].clone().requires_grad_()
+    total, each, _ = frozen_head_divergence(same, head, states, rows, weights, kind)
+    total.backward()
+    assert each.abs().max() < 1e-5 and same.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["kl", "lk"])
+def test_distributions_far_apart_stay_finite(kind):
+    """Logits of size 500: one token has all of p and none of q."""
+    inputs = divergence_inputs(scale=100.0)
+    total, each, _ = frozen_head_divergence(*inputs, kind)
+    total.backward()
+    assert torch.isfinite(each).all() and torch.isfinite(inputs[0].grad).all() and each.max() > (100 if kind == "kl" else 0.5)
+
+
 class LargestTensor(TorchDispatchMode):
     """Elements of the largest tensor that any operation returned."""
 
@@ -76,6 +127,17 @@ def test_no_tensor_grows_with_rows_times_vocabulary(monkeypatch):
             total, *_ = frozen_head_cross_entropy(hidden, head, torch.zeros(rows, dtype=torch.int64), torch.ones(rows))
             total.backward()
         assert largest.elements <= 8 * 4096  # one chunk of logits, or the head itself
+
+
+@pytest.mark.parametrize("kind", ["kl", "lk"])
+def test_no_tensor_of_a_divergence_grows_with_rows_times_vocabulary(monkeypatch, kind):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 8 * 4096)
+    for rows in (64, 2048):
+        hidden, head, states = torch.randn(rows, 8, requires_grad=True), torch.randn(4096, 8), torch.randn(rows, 8)
+        with LargestTensor() as largest:
+            total, *_ = frozen_head_divergence(hidden, head, states, torch.arange(rows), torch.ones(rows), kind)
+            total.backward()
+        assert largest.elements <= 8 * 4096
 
 
 def test_a_vocabulary_of_seen_tokens_and_drawn_others_estimates_the_full_normaliser():

@@ -13,12 +13,17 @@ from torchspec.evaluate.decode import plain_decode
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
+from torchspec.methods.eagle3 import format as eagle3_format
+from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.eagle3.method import Eagle3, whole_vocabulary
+from torchspec.methods.eagle3.vocabulary import DraftVocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
 from torchspec.stream import pack
 from torchspec.target import FrozenTarget
 
 VOCABULARY, HIDDEN, LAYERS, MASK, B = 64, 32, (1, 3), 63, 4
+EAGLE3_LAYERS = (*LAYERS, 5)  # and the last one, for the target's distribution
 NEVER: set[int] = set()  # no stop token
 
 
@@ -44,6 +49,14 @@ def make_method(target: FrozenTarget, **options) -> DFlash:
     return DFlash(config, target, options, torch.ones(len(target.head)))
 
 
+def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:
+    """ids: a pruned draft vocabulary."""
+    size = None if ids is None else len(ids)
+    options = Eagle3Config(**{"ttt_length": B - 1, "num_anchors": 100, "target_layer_ids": LAYERS, "draft_vocab_size": size, **options})
+    vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
+    return Eagle3(eagle3_format.draft_config(options, target), target, options, vocabulary)
+
+
 def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """A draft whose every weight matters: std 0.02 and norms of one would leave its output near the embedding."""
     g = torch.Generator().manual_seed(seed)
@@ -55,11 +68,11 @@ def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def random_features(mask: str, index: int = 0, width: int = HIDDEN * len(LAYERS)) -> Features:
+def random_features(mask: str, index: int = 0, width: int = HIDDEN * len(LAYERS), layer_ids: tuple[int, ...] = LAYERS) -> Features:
     """A document with this loss mask ("0011..."), random tokens below MASK and random features."""
     g = torch.Generator().manual_seed(1000 + index)
     prompt = Prompt(index, torch.randint(MASK, (len(mask),), generator=g), torch.tensor([c == "1" for c in mask]))
-    return Features(prompt, torch.randn(len(mask), width, generator=g), LAYERS, "random")
+    return Features(prompt, torch.randn(len(mask), width, generator=g), layer_ids, "random")
 
 
 def all_valid(anchors: list[list[int]], lengths: tuple[int, ...], block_size: int = B) -> BlockLayout:
@@ -77,7 +90,7 @@ def answered(oracle: HFCapture, prompt: torch.Tensor, tokens: int, stop: set[int
     return Prompt(index, ids, torch.arange(len(ids)) >= len(prompt))
 
 
-def overfit(method: DFlash, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
+def overfit(method: DFlash | Eagle3, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
     """Trains on the samples alone; the metrics of the last step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     for _ in range(steps):

@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.12, torch.float16: 1.5e-2}
 
 
+def _run(oracle: "HFCapture", prompt: Prompt):
+    """One plain forward -> its output, and the last layer's state [1, L, H_t] before the final norm, which HF keeps to itself."""
+    kept, last_layer = [], oracle.model.get_decoder().layers[-1]
+    hook = last_layer.register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        output = oracle.model(input_ids=prompt.ids.to(oracle.device)[None], use_cache=False, output_hidden_states=True)
+    finally:
+        hook.remove()
+    return output, kept[0]
+
+
 @torch.inference_mode()
 def check_target(oracle: "HFCapture", target: FrozenTarget, prompt: Prompt) -> None:
     """Final norm + head, as this project reads them, over the last layer's output reproduce the engine's own next tokens."""
-    kept = []
-    hook = (
-        oracle.model.get_decoder()
-        .layers[-1]
-        .register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
-    )
-    try:
-        logits = oracle.model(input_ids=prompt.ids.to(oracle.device)[None], use_cache=False).logits
-    finally:
-        hook.remove()
-    check_next_tokens(target, kept[0][0], logits[0].argmax(-1), oracle.producer)
+    output, last_state = _run(oracle, prompt)
+    check_next_tokens(target, last_state[0], output.logits[0].argmax(-1), oracle.producer)
 
 
 def check_next_tokens(target: FrozenTarget, last_state: torch.Tensor, engine_tokens: torch.Tensor, producer: str) -> None:
@@ -74,8 +76,8 @@ class NextTokenCheck:
 @torch.inference_mode()
 def check_features(features: Features, oracle: "HFCapture") -> None:
     """A backend's features equal hidden_states[z+1] of one plain Transformers forward; a shifted layer id is named."""
-    output = oracle.model(input_ids=features.prompt.ids.to(oracle.device)[None], use_cache=False, output_hidden_states=True)
-    states = output.hidden_states  # N+1 times [1, L, H_t]; the last one is normed
+    output, last_state = _run(oracle, features.prompt)
+    states = (*output.hidden_states[:-1], last_state)  # N+1 times [1, L, H_t]; HF's own last one is normed
     for layer_id, got in zip(features.layer_ids, features.context.chunk(len(features.layer_ids), dim=-1), strict=True):
         if _error(got, states[layer_id + 1][0]) <= ROUNDING[got.dtype]:
             continue

@@ -51,11 +51,12 @@ class PromptDataset:
         """The row of the input from which sample i was made."""
         return str(self._rows[i]["where"])
 
-    def token_counts(self, vocab_size: int) -> LongTensor:
-        """[V] occurrences of every id, from which EAGLE-3 picks its draft vocabulary."""
-        counts = np.zeros(vocab_size, dtype=np.int64)
-        for chunk in self._rows.data.column("ids").chunks:
-            found = np.bincount(chunk.flatten().to_numpy(), minlength=vocab_size)
+    def token_counts(self, vocab_size: int, supervised: bool = False) -> LongTensor:
+        """[V] occurrences of every id in the text, or in its supervised part alone."""
+        counts, columns = np.zeros(vocab_size, dtype=np.int64), (self._rows.data.column(name).chunks for name in ("ids", "loss_mask"))
+        for ids, loss_mask in zip(*columns, strict=True):
+            kept = loss_mask.flatten().to_numpy(zero_copy_only=False) if supervised else slice(None)
+            found = np.bincount(ids.flatten().to_numpy()[kept], minlength=vocab_size)
             if len(found) > vocab_size:
                 raise ContractError(
                     f"{self.folder} holds token id {len(found) - 1} but the vocabulary has {vocab_size} tokens; "

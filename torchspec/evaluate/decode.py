@@ -60,19 +60,20 @@ def speculative_steps(target: HFCapture, drafter: Drafter, prompt: Tensor, max_n
     drafter.reset()
     logits, context = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
-    drafter.extend(context)
+    drafter.extend(prompt, context)
     answer.ids.append(int(logits[-1].argmax()))
     answer.from_draft.append(False)
     yield answer
     while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
         last = answer.ids[-1]
         drafts = drafter.propose(last)
-        logits, context = target.step(torch.cat((drafts.new_tensor([last]), drafts)), cache)
+        verified = torch.cat((drafts.new_tensor([last]), drafts))
+        logits, context = target.step(verified, cache)
         choices = logits.argmax(-1)  # [B] the target's own next token after each row
         accepted = int((drafts == choices[:-1]).cumprod(0).sum())
         if accepted < len(drafts):
             cache.crop(accepted - len(drafts))
-        drafter.extend(context[: accepted + 1])
+        drafter.extend(verified[: accepted + 1], context[: accepted + 1])
         committed = _until_stop(choices[: accepted + 1].tolist(), stop)[: max_new_tokens - len(answer.ids)]
         answer.accepted.append(accepted)
         answer.from_draft += [i < accepted for i in range(len(committed))]

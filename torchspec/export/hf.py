@@ -1,8 +1,8 @@
-"""The z-lab / Hugging Face folder of a draft, which vLLM, SGLang, llama.cpp's converter and the `dflash` package read.
+"""The Hugging Face folder of a draft, which vLLM, SGLang, llama.cpp's converter and the method's own package read.
 
-      draft/  config.json (Qwen3 keys, dflash_config) · model.safetensors (tensor names of docs/dflash.md) · torchspec.json (provenance)
+      draft/  config.json · model.safetensors (keys and tensor names of docs/METHOD.md) · torchspec.json (provenance)
 
-No embedding and no head: they are the target's. What was written is read back and compared before the export counts as done.
+No embedding and no whole head: they are the target's. What was written is read back and compared before the export counts as done.
 """
 
 import json
@@ -17,6 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from torchspec import __version__
 from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError, UserError
+from torchspec.methods.base import method_class
+from torchspec.methods.registry import ARCHITECTURES
 
 WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 
@@ -25,7 +27,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Writes the draft of one iter_NNNNNNN folder into `out`, in the dtype that it was trained to compute in."""
     run = read_json(checkpoint / "run.json")
     dtype = getattr(torch, run["model"]["dtype"])
-    weights = {name: value.to(dtype).contiguous() for name, value in read_weights(checkpoint).items()}
+    weights = {name: serving_tensor(value, dtype) for name, value in read_weights(checkpoint).items()}
     config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
@@ -47,6 +49,11 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     return out
 
 
+def serving_tensor(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Maps of token ids stay integers."""
+    return (value.to(dtype) if value.is_floating_point() else value).contiguous()
+
+
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
     """Both spellings of the rotary settings and of the block size: readers differ in which they look for."""
     values = config.to_dict()
@@ -60,7 +67,7 @@ def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
 
 
 def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
-    """Reads the folder as a server would and compares: key set, shapes, values, layer ids against the width of fc."""
+    """Reads the folder as a server would and compares: key set, shapes, values, and what the method's readers rely on."""
     written, config = load_file(folder / WEIGHTS), read_json(folder / "config.json")
     if set(written) != set(expected):
         raise ContractError(
@@ -71,16 +78,7 @@ def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
         raise ContractError(
             f"{folder}: tensors {different[:3]} differ from the checkpoint's; the disk or the writer is at fault, export again"
         )
-    layer_ids, width = config["dflash_config"]["target_layer_ids"], config.get("target_hidden_size", config["hidden_size"])
-    if sorted(set(layer_ids)) != layer_ids or layer_ids[-1] > config["num_target_layers"] - 2:
-        raise ContractError(
-            f"{folder}: target_layer_ids {layer_ids} must ascend and end below layer {config['num_target_layers'] - 1}; servers sort them, "
-            "so fc would read permuted columns"
-        )
-    if written["fc.weight"].shape[1] != len(layer_ids) * width:
-        raise ContractError(
-            f"{folder}: fc takes {written['fc.weight'].shape[1]} features but {len(layer_ids)} layers of width {width} are captured"
-        )
+    method_class(ARCHITECTURES[config["architectures"][0]]).check_folder(folder, config, written)
 
 
 def _remove_old_export(out: Path) -> None:

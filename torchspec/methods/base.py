@@ -1,17 +1,17 @@
-"""Draft methods by name. A method is a folder and one line here; trainer, metrics and evaluator never name one."""
+"""What the trainer, the evaluator and the exporter need of a draft method; which methods there are stands in registry.py."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from torchspec.data.dataset import PromptDataset
+from torchspec.methods.registry import METHODS
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
-
-METHODS = {"dflash": "torchspec.methods.dflash.method:DFlash"}
-ARCHITECTURES = {"DFlashDraftModel": "dflash"}  # of a draft's config.json -> method
 
 
 class Drafter(Protocol):
@@ -20,21 +20,27 @@ class Drafter(Protocol):
     block_size: int
 
     def reset(self) -> None: ...
-    def extend(self, context: Tensor) -> None: ...
-    def propose(self, last_token: int) -> Tensor: ...
+
+    def extend(self, ids: Tensor, context: Tensor) -> None:
+        """The next n committed tokens [n] and their features [n, K*H_t]."""
+        ...
+
+    def propose(self, last_token: int) -> Tensor:
+        """The last committed token, whose features do not exist yet -> the next B-1 tokens [B-1], greedy."""
+        ...
 
 
 class Method(Protocol):
-    """What the trainer and the evaluator need of a draft method."""
-
     config: PreTrainedConfig  # the draft's config.json
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
 
     @classmethod
-    def for_run(cls, options, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, counts: Tensor) -> "Method": ...
+    def for_run(cls, options, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Method": ...
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Method": ...
+    @staticmethod
+    def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None: ...
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def loss(self, model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]: ...
@@ -43,5 +49,5 @@ class Method(Protocol):
 
 
 def method_class(name: str) -> type:
-    module, _, attribute = METHODS[name].partition(":")
+    module, _, attribute = METHODS[name].implementation.partition(":")
     return getattr(import_module(module), attribute)

@@ -42,15 +42,17 @@ class BlockLayout:
 
 
 def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout) -> Tensor:
-    """q [R, heads, d], k/v_context [T, kv_heads, d], k/v_block [R, kv_heads, d] -> [R, heads, d].
+    """q [N*A*Q, heads, d], k/v_context [T, kv_heads, d], k/v_block [N*A*S, kv_heads, d] -> [N*A*Q, heads, d].
 
-    One document at a time: its blocks against its own context rows, and each block against itself, one softmax over both.
+    Each block asks with Q rows and has S rows of its own: both B where a block is denoised at once; one row that asks and S
+    earlier ones in step S of a chain. One document at a time: its blocks against its own context rows, and each block against
+    itself, one softmax over both. A block without own rows must see a context row.
     """
     heads, size = q.shape[1:]
-    kv_heads, count, slots = k_context.shape[1], layout.anchors.shape[1], layout.block_size
-    groups = heads // kv_heads
-    q = q.view(-1, count, slots, kv_heads, groups, size).permute(0, 3, 4, 1, 2, 5)  # [N, kv_heads, G, A, B, d]
-    k_block, v_block = (x.view(-1, count, slots, kv_heads, size).permute(0, 3, 1, 2, 4)[:, :, None] for x in (k_block, v_block))
+    kv_heads, (documents, count) = k_context.shape[1], layout.anchors.shape
+    groups, slots, own = heads // kv_heads, len(q) // layout.anchors.numel(), len(k_block) // layout.anchors.numel()
+    q = q.view(documents, count, slots, kv_heads, groups, size).permute(0, 3, 4, 1, 2, 5)  # [N, kv_heads, G, A, Q, d]
+    k_block, v_block = (x.view(documents, count, own, kv_heads, size).permute(0, 3, 1, 2, 4)[:, :, None] for x in (k_block, v_block))
     output = []
     contexts = zip(k_context.split(layout.lengths), v_context.split(layout.lengths), strict=True)
     for n, (k, v) in enumerate(contexts):  # k, v [L, kv_heads, d]
@@ -59,29 +61,31 @@ def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_bloc
         visible = torch.arange(longest, device=q.device) < layout.anchors[n][:, None]  # [A, L']
         in_context = (q[n].flatten(1, 3) @ k.transpose(1, 2)).view(kv_heads, groups, count, slots, longest)
         in_context = in_context.float().masked_fill(~visible[:, None], float("-inf"))
-        in_block = (q[n] @ k_block[n].transpose(-1, -2)).float()  # [kv_heads, G, A, B, B]
+        in_block = (q[n] @ k_block[n].transpose(-1, -2)).float()  # [kv_heads, G, A, Q, S]
         weights = (torch.cat((in_context, in_block), dim=-1) * size**-0.5).softmax(dim=-1).to(q.dtype)
-        from_context, from_block = weights.split((longest, slots), dim=-1)
+        from_context, from_block = weights.split((longest, own), dim=-1)
         mixed = (from_context.flatten(1, 3) @ v).view(kv_heads, groups, count, slots, size) + from_block @ v_block[n]
         output.append(mixed.permute(2, 3, 0, 1, 4).reshape(count * slots, heads, size))
     return torch.cat(output)
 
 
-def flex_block_mask(layout: BlockLayout) -> BlockMask:
-    """The same rule as a BlockMask over KV = [T context rows ; R draft rows]; an invalid block sees only itself."""
+def flex_block_mask(layout: BlockLayout, slots: int, own: int) -> BlockMask:
+    """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]; an invalid block sees only itself.
+
+    slots Q, own S: rows that ask and own rows of each block.
+    """
     device, total = layout.anchors.device, sum(layout.lengths)
-    count = layout.anchors.shape[1] * layout.block_size  # draft rows per document
+    count = layout.anchors.shape[1] * slots  # rows that ask per document
     document = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), torch.tensor(layout.lengths, device=device))
     end = (layout.starts[:, None] + layout.anchors * layout.valid).flatten()  # [N*A] first context row that the block must not see
-    rows = end.numel() * layout.block_size
 
     def visible(batch, head, query, key):
-        block = query // layout.block_size
+        block = query // slots
         row = key.clamp(max=total - 1)
         context = (key < total) & (document[row] == query // count) & (row < end[block])
-        return context | ((key >= total) & ((key - total) // layout.block_size == block))
+        return context | ((key >= total) & ((key - total) // max(own, 1) == block))
 
-    return create_block_mask(visible, None, None, rows, total + rows, device=device)
+    return create_block_mask(visible, None, None, end.numel() * slots, total + end.numel() * own, device=device)
 
 
 _compiled_flex = torch.compile(flex_attention, dynamic=False)

@@ -1,8 +1,8 @@
-"""Norm, rotary embedding and MLP, exactly as Qwen3 computes them (algorithms: DFlash draft layers are Qwen3 layers)."""
+"""Norm, rotary embedding and MLP, exactly as Qwen3 and Llama compute them: the layers of drafts are theirs."""
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3Config
+from transformers import PreTrainedConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 
@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
 class RotaryEmbedding(nn.Module):
     """cos and sin of absolute positions; any `rope_parameters` that Transformers knows."""
 
-    def __init__(self, config: Qwen3Config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.table = Qwen3RotaryEmbedding(config)
 

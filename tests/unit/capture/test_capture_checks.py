@@ -28,7 +28,7 @@ def test_other_rounding_is_no_difference(real_oracle, real_prompt, real_states):
     check_features(replace(honest, context=(honest.context.float() * noise).to(torch.bfloat16)), real_oracle)
 
 
-@pytest.mark.parametrize("z", range(28))  # hidden_states holds the output of layer 29 behind the final norm only
+@pytest.mark.parametrize("z", range(28))  # real_states hold the output of layer 29 behind the final norm only
 def test_a_layer_id_that_is_off_by_one_is_named_at_every_layer(real_oracle, real_prompt, real_states, z):
     """Captured z + 1, called z: what a backend does that counts "layers already run" where z-ids are meant."""
     with pytest.raises(ContractError, match=f"layer {z} .*they are the output of layer {z + 1}, so the layer-id convention is off"):
@@ -55,6 +55,13 @@ def test_rows_that_are_shifted_by_one_token_are_noticed(real_oracle, real_prompt
     planted = features_of(real_prompt, real_states, (1, 15), (1, 15))
     with pytest.raises(ContractError, match="no layer's output matches"):
         check_features(replace(planted, context=planted.context.roll(1, dims=0)), real_oracle)
+
+
+def test_the_last_layer_is_compared_before_the_final_norm(real_oracle, real_prompt, real_states, last):
+    """EAGLE-3 captures it; HF's own hidden_states hold it behind the norm, and so does a backend that takes it too late."""
+    check_features(Features(real_prompt, last[0], (29,), "honest"), real_oracle)
+    with pytest.raises(ContractError, match="features of layer 29 captured by planted differ"):
+        check_features(features_of(real_prompt, real_states, (29,), (29,)), real_oracle)
 
 
 def test_swapped_column_blocks_are_noticed_and_named(real_oracle, real_prompt, real_states):

@@ -63,6 +63,9 @@ def test_token_counts(folder):
     counts = dataset.token_counts(49152)
     assert counts.shape == (49152,) and counts.sum() == dataset.manifest.tokens
     assert {token: int(counts[token]) for token in counts.nonzero().flatten().tolist()} == expected
+    supervised = Counter(token for i in range(len(dataset)) for token in dataset[i].ids[dataset[i].loss_mask].tolist())
+    counts = dataset.token_counts(49152, supervised=True)
+    assert {token: int(counts[token]) for token in counts.nonzero().flatten().tolist()} == supervised and supervised != expected
     with pytest.raises(ContractError, match="but the vocabulary has 100 tokens"):
         dataset.token_counts(100)
 

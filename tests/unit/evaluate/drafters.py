@@ -13,10 +13,12 @@ class Scripted:
         self.prompt, self.answer, self.wrong, self.block_size = prompt, answer, wrong, block_size
 
     def reset(self) -> None:
+        self.ids: list[Tensor] = []
         self.rows: list[Tensor] = []
         self.steps = 0
 
-    def extend(self, context: Tensor) -> None:
+    def extend(self, ids: Tensor, context: Tensor) -> None:
+        self.ids.append(ids)
         self.rows.append(context)
 
     def propose(self, last_token: int) -> Tensor:

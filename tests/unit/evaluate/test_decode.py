@@ -64,13 +64,14 @@ def test_blocks_of_every_size_are_lossless(tiny_oracle, plain, block_size):
     assert speculative_decode(tiny_oracle, drafter, PROMPT, len(plain), NEVER).ids == plain
 
 
-def test_the_draft_is_given_the_features_of_every_committed_token_and_of_no_other(tiny_oracle, plain):
+def test_the_draft_is_given_every_committed_token_with_its_features_and_no_other(tiny_oracle, plain):
     """The rejected rows of a verification and the bonus token, which has no state yet, must not reach the draft."""
     drafter = Scripted(PROMPT, plain, DRAFTS["wrong in another slot each time"])
     answer = speculative_decode(tiny_oracle, drafter, PROMPT, 40, NEVER)
     context = torch.cat(drafter.rows)
     sequence = torch.cat((PROMPT, torch.tensor(plain)))[: len(context)]
     assert len(PROMPT) + 36 <= len(context) <= len(PROMPT) + len(answer.ids) + B
+    assert torch.equal(torch.cat(drafter.ids), sequence)
     torch.testing.assert_close(context, tiny_oracle.features(sequence[None])[0], rtol=1e-4, atol=1e-4)  # float32, other shapes
 
 

@@ -39,7 +39,7 @@ def served(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Te
     hook = model.norm.register_forward_hook(lambda _m, _i, out: kept.append(out))
     end = 0
     for piece in PIECES[anchor]:
-        drafter.extend(features.context[end : end + piece])
+        drafter.extend(features.prompt.ids[end : end + piece], features.context[end : end + piece])
         end += piece
         tokens = drafter.propose(int(features.prompt.ids[end]))
     hook.remove()
@@ -108,7 +108,7 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(tiny_me
     """Also when the document is proposed in several parts; the drafter extends by one token at a time."""
     drafter, expected = tiny_method.drafter(model), []
     for anchor in range(1, len(features.context)):
-        drafter.extend(features.context[anchor - 1 : anchor])
+        drafter.extend(features.prompt.ids[anchor - 1 : anchor], features.context[anchor - 1 : anchor])
         expected.append(drafter.propose(int(features.prompt.ids[anchor])))
     anchors = torch.arange(1, len(features.context))
     assert len(set(torch.stack(expected).flatten().tolist())) > 10  # a draft that always says the same would prove little
@@ -122,12 +122,12 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(tiny_me
 def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(tiny_method, model, features):
     drafter = tiny_method.drafter(model)
     for end, piece in ((6, 6), (7, 1), (11, 4)):
-        drafter.extend(features.context[end - piece : end])
+        drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
         drafter.propose(int(features.prompt.ids[end]))
         assert {len(rows) for layer in drafter.cache for rows in layer} == {end} and drafter.committed == end
     grown = list(drafter.cache)
     drafter.reset()
-    drafter.extend(features.context[:11])
+    drafter.extend(features.prompt.ids[:11], features.context[:11])
     drafter.propose(int(features.prompt.ids[11]))
     for old, new in zip(grown, drafter.cache, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-5)  # keys carry their positions, so these are right as well

@@ -1,6 +1,7 @@
 """What the small layouts of test_attention.py do not reach: several mask tiles, no context, other head counts, bfloat16."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
     layout, visible = LAYOUTS[name], rule(LAYOUTS[name])
-    mask = flex_block_mask(layout)
+    mask = flex_block_mask(layout, layout.block_size, layout.block_size)
     query, key = torch.arange(visible.shape[0])[:, None], torch.arange(visible.shape[1])[None]
     assert torch.equal(mask.mask_mod(None, None, query, key), visible)
     tile = mask.BLOCK_SIZE
@@ -86,7 +87,35 @@ def test_structured_attention_and_gradients_are_a_dense_float64_softmax(name, he
 def test_flex_equals_structured(name):
     inputs = tensors(LAYOUTS[name], 4, 2, 16)  # none needs a gradient: flex has no backward pass on a CPU
     expected = structured_attention(*inputs, LAYOUTS[name])
-    torch.testing.assert_close(flex(*inputs, flex_block_mask(LAYOUTS[name])), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        flex(*inputs, flex_block_mask(LAYOUTS[name], LAYOUTS[name].block_size, LAYOUTS[name].block_size)), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def chain_tensors(layout: BlockLayout, own: int) -> list[torch.Tensor]:
+    g, chains, total = torch.Generator().manual_seed(4), layout.anchors.numel(), sum(layout.lengths)
+    shapes = [(chains, 4, 16), (total, 2, 16), (total, 2, 16), (chains * own, 2, 16), (chains * own, 2, 16)]
+    return [torch.randn(shape, generator=g) for shape in shapes]
+
+
+def chain_rule(layout: BlockLayout, own: int) -> torch.Tensor:
+    """[N*A, T + N*A*S]: the rule for blocks with one row that asks and S own rows; element by element from the rule of whole blocks."""
+    whole, total = rule(replace(layout, block_size=1)), sum(layout.lengths)
+    return torch.cat((whole[:, :total], whole[:, total:].repeat_interleave(own, dim=1)), dim=1)
+
+
+@pytest.mark.parametrize("own", [0, 1, 3])
+@pytest.mark.parametrize("name", ["several tiles of the mask", "block size and lengths that divide nothing"])
+def test_a_step_of_a_chain_sees_the_context_before_its_anchor_and_its_own_steps(name, own):
+    layout = replace(LAYOUTS[name], anchors=LAYOUTS[name].anchors.clamp(min=1))
+    visible, mask = chain_rule(layout, own), flex_block_mask(layout, 1, own)
+    query, key = torch.arange(visible.shape[0])[:, None], torch.arange(visible.shape[1])[None]
+    assert torch.equal(mask.mask_mod(None, None, query, key), visible)
+    inputs, valid = chain_tensors(layout, own), layout.valid.flatten()
+    ours, exact = structured_attention(*inputs, layout), dense(*(x.double() for x in inputs), visible)
+    torch.testing.assert_close(ours[valid].double(), exact[valid], rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(ours).all()  # of surplus chains too: a NaN would reach the gradient
+    torch.testing.assert_close(flex(*inputs, mask)[valid], ours[valid], rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_attention_rounds_its_inputs_and_weights_but_sums_them_in_float32():

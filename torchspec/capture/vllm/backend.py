@@ -27,7 +27,7 @@ class VLLMCapture:
         self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
         self.truth = NextTokenCheck(self.target, self.producer)
         self.folder = shared_memory.new_folder()
-        states = [z + 1 for z in spec.layer_ids] + [self.target.num_layers]
+        states = sorted({z + 1 for z in spec.layer_ids} | {self.target.num_layers})  # a method may want the last layer itself
         longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
         self.engine = LLM(
             str(spec.folder),
@@ -56,8 +56,9 @@ class VLLMCapture:
         return self.capture_batch([prompt])[0]
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
-        states = self._run(prompts)  # N times [L, K+1, H_t]
-        return [Features(p, s[:, :-1].flatten(1), self.layer_ids, self.producer).check() for p, s in zip(prompts, states, strict=True)]
+        states = self._run(prompts)  # N times [L, K or K+1, H_t]
+        k = len(self.layer_ids)
+        return [Features(p, rows[:, :k].flatten(1), self.layer_ids, self.producer).check() for p, rows in zip(prompts, states, strict=True)]
 
     def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
         """Runs the prompts; each capture compares the engine's next token with ours."""

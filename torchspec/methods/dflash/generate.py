@@ -20,8 +20,8 @@ class DFlashDrafter:
         self.pending: list[Tensor] = []  # features that the next proposal appends to the cache
         self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.layers)
 
-    def extend(self, context: Tensor) -> None:
-        """context [n, K*H_t]: features of the next n committed tokens."""
+    def extend(self, ids: Tensor, context: Tensor) -> None:
+        """context [n, K*H_t]: features of the next n committed tokens, which enter through them alone."""
         self.pending.append(context)
 
     def propose(self, last_token: int) -> Tensor:

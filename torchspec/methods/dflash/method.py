@@ -11,14 +11,15 @@ Alignment of one block, B = 4, anchor 10:
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
+from torchspec.data.dataset import PromptDataset
 from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
+from torchspec.methods.blocks import block_labels, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import check_serves, draft_config
+from torchspec.methods.dflash.format import check_folder, check_serves, draft_config
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.model import DFlashDraft
@@ -34,7 +35,7 @@ PROPOSAL_BLOCKS, PROPOSAL_ROWS = (
 
 
 class DFlash:
-    Config = DFlashConfig
+    check_folder = staticmethod(check_folder)
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlashConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""
@@ -45,8 +46,9 @@ class DFlash:
         self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
 
     @classmethod
-    def for_run(cls, options: DFlashConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, counts: Tensor) -> "DFlash":
+    def for_run(cls, options: DFlashConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "DFlash":
         """A new draft for a target and its training data."""
+        counts = dataset.token_counts(len(target.embedding))
         mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id)
         config = draft_config(options, target.config, tuple(target.embedding.shape), mask_token_id)
         return cls(config, target, options, counts)
@@ -102,54 +104,6 @@ class DFlash:
 def attention(layout: BlockLayout):
     """FlexAttention where it has a backward pass, the structured path elsewhere."""
     if layout.anchors.is_cuda:
-        mask = flex_block_mask(layout)
+        mask = flex_block_mask(layout, layout.block_size, layout.block_size)
         return lambda layer, *qkv: flex(*qkv, mask)
     return lambda layer, *qkv: structured_attention(*qkv, layout)
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A generator that depends on nothing but the numbers."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
-
-
-def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -> BlockLayout:
-    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order.
-
-    The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws the same.
-    CUDA keeps the shape [N, num_anchors] whatever the batch holds, so that nothing is compiled twice.
-    """
-    drawn = []
-    for index, loss_mask in zip(batch.indices, batch.loss_mask.cpu().split(batch.lengths), strict=True):
-        candidates = (loss_mask[:-1] & loss_mask[1:]).nonzero().flatten()
-        order = torch.randperm(len(candidates), generator=seeded(seed, batch.epoch, index))
-        drawn.append(candidates[order[:num_anchors]].sort().values)
-    count = num_anchors if batch.ids.is_cuda else max(1, *map(len, drawn), 1)
-    anchors, valid = torch.zeros(len(drawn), count, dtype=torch.int64), torch.zeros(len(drawn), count, dtype=torch.bool)
-    for n, positions in enumerate(drawn):
-        anchors[n, : len(positions)], valid[n, : len(positions)] = positions, True
-    device = batch.ids.device
-    return BlockLayout(anchors.to(device), valid.to(device), batch.lengths, block_size)
-
-
-def block_labels(batch: Batch, layout: BlockLayout) -> tuple[Tensor, Tensor]:
-    """Labels and binary mask [N, A, B]: slot k >= 1 of a valid block predicts x_{anchor+k}, until the answer or document ends."""
-    slots = torch.arange(layout.block_size, device=batch.ids.device)
-    position = layout.anchors[:, :, None] + slots
-    lengths = torch.tensor(layout.lengths, device=batch.ids.device)[:, None, None]
-    row = layout.starts[:, None, None] + position.minimum(lengths - 1)
-    supervised = (position < lengths) & batch.loss_mask[row] & layout.valid[:, :, None]
-    return batch.ids[row], supervised.cumprod(-1).bool() & (slots > 0)
-
-
-def slot_metrics(mask: Tensor, valid: Tensor, losses: Tensor, correct: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums and counts per slot [B-1], and the acceptance length averaged over blocks (prefix of right slots, plus one)."""
-    loss, right = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask)
-    loss[mask], right[mask] = losses, correct
-    counts = mask.sum((0, 1))[1:]
-    prefix = right[:, :, 1:].cumprod(-1).sum(-1) + 1
-    return {
-        "slot_loss": (loss.sum((0, 1))[1:], counts),
-        "slot_accuracy": (right.sum((0, 1))[1:], counts),
-        "block_tau": ((prefix * valid).sum(), valid.sum()),
-    }

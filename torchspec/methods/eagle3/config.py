@@ -1,0 +1,25 @@
+"""The `draft` section of a run with `method: eagle3`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class Eagle3Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    method: Literal["eagle3"] = "eagle3"
+    ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
+    num_anchors: PositiveInt = Field(512, description="chains per document and epoch, sampled without replacement")
+    loss: Literal["kl", "lk"] = Field("kl", description="forward KL to the target; lk: KL that gives way to 1 - acceptance as it rises")
+    loss_step_decay: float = Field(0.8, gt=0, le=1, strict=False, description="step i weighs decay^i")
+    target_layer_ids: tuple[int, ...] | None = Field(
+        None, strict=False, description="captured layers as z-ids; default: 1, N/2-1, N-4, as servers assume"
+    )
+    draft_vocab_size: PositiveInt | None = Field(
+        None, description="the draft proposes only the most frequent supervised tokens; none: all of the target's"
+    )
+    norm_before_residual: bool = Field(False, description="the residual stream starts from the normed features")
+    norm_before_fc: bool = Field(False, description="one norm over all captured layers before fc")
+    fc_norm: bool = Field(False, description="a norm for each captured layer before fc (EAGLE-3.1)")
+    norm_output: bool = Field(False, description="the next step continues from the normed output (EAGLE-3.1)")

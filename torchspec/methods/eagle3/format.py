@@ -1,0 +1,109 @@
+"""The Llama-style config.json of an EAGLE-3 draft, as it follows from the options and the target.
+
+Two readers, two counts of layers: vLLM reads the ids at the top level as "layers that have run" (z + 1), SGLang those in
+`eagle_config` as "layer whose output is taken" (z). Both are written, and must agree.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedConfig
+
+from torchspec.errors import ContractError, UserError
+from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, head_dim, rope
+from torchspec.target import FrozenTarget
+
+AUX = "eagle_aux_hidden_state_layer_ids"
+NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS)
+
+
+def default_layer_ids(num_target_layers: int) -> tuple[int, ...]:
+    """What vLLM and SGLang capture for a draft that names no layers: the inputs of layers 2, N/2 and N-3."""
+    return 1, num_target_layers // 2 - 1, num_target_layers - 4
+
+
+def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
+    """The draft's config.json (keys of docs/eagle3.md)."""
+    model, (vocab_size, hidden_size) = target.config, target.embedding.shape
+    if model.hidden_size != hidden_size:
+        raise UserError(
+            f"draft.method=eagle3 needs a target whose layers are as wide as its embedding, but {target.folder} has {model.hidden_size} "
+            f"and {hidden_size}; use draft.method=dflash"
+        )
+    if options.draft_vocab_size is not None and options.draft_vocab_size >= vocab_size:
+        raise UserError(
+            f"draft.draft_vocab_size={options.draft_vocab_size} is not below the target's {vocab_size} tokens; lower it or leave it out"
+        )
+    layer_ids = options.target_layer_ids
+    layer_ids = check_layer_ids(default_layer_ids(model.num_hidden_layers) if layer_ids is None else layer_ids, model.num_hidden_layers)
+    return LlamaConfig(
+        architectures=["LlamaForCausalLMEagle3"],
+        vocab_size=vocab_size,
+        draft_vocab_size=options.draft_vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=head_dim(model),
+        hidden_act="silu",
+        max_position_embeddings=model.max_position_embeddings,
+        rms_norm_eps=model.rms_norm_eps,
+        rope_parameters=rope(model),
+        tie_word_embeddings=False,
+        bos_token_id=model.bos_token_id,
+        eos_token_id=model.eos_token_id,
+        dtype="bfloat16",
+        num_target_layers=model.num_hidden_layers,
+        ttt_length=options.ttt_length,
+        num_aux_hidden_states=len(layer_ids),
+        eagle_config={AUX: list(layer_ids), "use_aux_hidden_state": True, "norm_before_fc": options.norm_before_fc},
+        **{AUX: [z + 1 for z in layer_ids]},
+        **{name: vars(options)[name] for name in NORMS},
+    )
+
+
+def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
+    """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here."""
+    values = config.to_dict()
+    check_keys(values, KEYS)
+    check_computed(
+        {
+            "several draft layers": values["num_hidden_layers"] != 1,
+            "attention_bias": values["attention_bias"],
+            "mlp_bias": values["mlp_bias"],
+            "a hidden_act other than silu": values["hidden_act"] != "silu",
+            "no auxiliary features": not values["eagle_config"].get("use_aux_hidden_state", True),
+        }
+    )
+    check_made_for(config, target)
+    check_layer_ids(tuple(config.eagle_config[AUX]), target.num_layers)
+
+
+def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+    """What vLLM and SGLang rely on and do not check themselves."""
+    layer_ids = config["eagle_config"][AUX]
+    check_captured(folder, layer_ids, config["num_target_layers"], config["hidden_size"], tensors["fc.weight"])
+    if config[AUX] != [z + 1 for z in layer_ids] or config["num_aux_hidden_states"] != len(layer_ids):
+        raise ContractError(
+            f"{folder}: {AUX} is {config[AUX]} for vLLM and {layer_ids} for SGLang, with {config['num_aux_hidden_states']} layers counted; "
+            "the first must be the second plus one, or the two capture different layers"
+        )
+    if config["draft_vocab_size"] is not None:
+        check_vocabulary(tensors["d2t"], tensors["t2d"])
+        if tensors["lm_head.weight"].shape[0] != config["draft_vocab_size"] or len(tensors["d2t"]) != config["draft_vocab_size"]:
+            raise ContractError(f"{folder}: lm_head and d2t must have draft_vocab_size={config['draft_vocab_size']} rows; export it again")
+
+
+def check_vocabulary(d2t: Tensor, t2d: Tensor) -> Tensor:
+    """d2t [V_d] target id minus draft id, t2d [V] is the token among the draft's -> target ids [V_d], ascending."""
+    ids = d2t + torch.arange(len(d2t), device=d2t.device)
+    if not torch.equal(ids, t2d.nonzero().flatten()):
+        raise ContractError(
+            "the draft's two maps of its vocabulary disagree: d2t + arange must be the tokens that t2d marks, in ascending order; "
+            "export the draft again"
+        )
+    return ids

@@ -1,0 +1,150 @@
+"""EAGLE-3 as the trainer and the evaluator see it: chains, teacher-forced steps, divergence from the target, proposals, drafter.
+
+Alignment of one chain, 3 steps (B = 4), anchor 10. f_t: captured features of x_t, s_i: state after step i.
+
+      step i       0             1             2
+      slot k       1             2             3
+      input        x_10, f_9     x_11, s_0     x_12, s_1      training feeds the text, serving the draft's own choice
+      position     9             10            11
+      target       p(.|..x_10)   p(.|..x_11)   p(.|..x_12)    from the last layer's state of x_10, x_11, x_12
+      label        x_11          x_12          x_13           what accuracy is counted against; weight decay^i
+      sees         rows 0 .. 9, and the chain's own earlier steps; row t joins f_t and x_{t+1}
+
+Row 9 is step 0 itself. Rows of the context are "strictly before the anchor", as in DFlash, and a step is a block with one row
+that asks: both methods share one attention.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from torchspec.data.dataset import PromptDataset
+from torchspec.errors import ContractError
+from torchspec.losses import frozen_head_divergence
+from torchspec.methods.blocks import block_labels, sample_anchors, slot_metrics
+from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
+from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
+from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
+from torchspec.methods.eagle3.vocabulary import DraftVocabulary, frequent_tokens
+from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.records import Batch, Features
+from torchspec.target import FrozenTarget
+
+Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
+PROPOSAL_CHAINS = 256  # per forward, when a whole document is proposed: bounds memory
+
+
+class Eagle3:
+    check_folder = staticmethod(check_folder)
+
+    def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
+        """vocabulary: what is trained; none for a pruned draft from a folder, which brings its own."""
+        self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
+        self.block_size = config.ttt_length + 1
+        self.layer_ids = (*config.eagle_config[AUX], config.num_target_layers - 1)  # the last one for the target's distribution
+
+    @classmethod
+    def for_run(cls, options: Eagle3Config, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Eagle3":
+        """A new draft for a target and its training data."""
+        config, vocabulary = draft_config(options, target), whole_vocabulary(target)
+        if options.draft_vocab_size is not None:
+            counts = dataset.token_counts(len(target.head), supervised=True)
+            ids = frequent_tokens(counts, options.draft_vocab_size)
+            config.draft_vocab_coverage = float(counts[ids].sum() / counts.sum())
+            ids = ids.to(target.head.device)
+            vocabulary = DraftVocabulary(target.head[ids], ids)
+        return cls(config, target, options, vocabulary)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Eagle3":
+        """For a draft folder, ours or another's; training options play no part at inference."""
+        check_serves(config, target)
+        return cls(config, target, Eagle3Config(), whole_vocabulary(target) if config.draft_vocab_size is None else None)
+
+    def skeleton(self) -> Eagle3Draft:
+        return Eagle3Draft(self.config, self.target.head.dtype)
+
+    def build(self, generator: torch.Generator) -> Eagle3Draft:
+        """A fresh draft whose logits have variance 1 or less."""
+        model = self.skeleton()
+        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
+        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        if self.config.draft_vocab_size is not None:
+            model.keep(self.vocabulary)
+        return model
+
+    def served_vocabulary(self, model: Eagle3Draft) -> DraftVocabulary:
+        """The one that came with the draft, or all of the target's."""
+        return self.vocabulary if self.config.draft_vocab_size is None else model.kept()
+
+    def drafter(self, model: Eagle3Draft) -> Eagle3Drafter:
+        return Eagle3Drafter(model, self.target, self.served_vocabulary(model), self.block_size)
+
+    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
+        layout = chains(sample_anchors(batch, self.options.num_anchors, self.block_size, seed))
+        labels, mask = block_labels(batch, layout)  # [N, A, B]
+        hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(labels[:, :, step].flatten()))
+        steps = torch.arange(self.block_size - 1, device=mask.device)
+        rows = layout.starts[:, None, None] + layout.anchors[:, :, None] + steps  # whose last state gives a step's target
+        label, mask_steps = labels[mask], mask[:, :, 1:]
+        weights = (self.options.loss_step_decay**steps).expand(mask_steps.shape)[mask_steps]
+        by_chain = hidden.view(len(steps), *layout.anchors.shape, -1).permute(1, 2, 0, 3)  # [N, A, B-1, H]
+        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
+        loss_sum, losses, predictions = frozen_head_divergence(
+            by_chain[mask_steps], self.vocabulary.head, last_states, rows[mask_steps], weights, self.options.loss
+        )
+        metrics = slot_metrics(mask, layout.valid, losses, self.vocabulary.ids[predictions] == label)
+        if self.config.draft_vocab_size is not None:
+            metrics["vocabulary_coverage"] = (torch.isin(label, self.vocabulary.ids).sum(), mask.sum())
+        return loss_sum, weights.sum(), metrics
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(ids, self.target.embedding)
+
+    def hidden(self, model: Model, ids: Tensor, context: Tensor, layout: BlockLayout, follow: Follow) -> Tensor:
+        """The draft's normed outputs for all steps of all chains of a layout, [B-1, N*A, H]."""
+        features = context[:, : -self.target.head.shape[1]]
+        starts = (layout.starts[:, None] + layout.anchors - 1).flatten()
+        after = ids.roll(-1)  # a document's last row holds a token of the next one: no chain sees that row
+        return model(self.embed(after), features, layout.positions[0], starts, self.block_size - 1, follow, attention(layout))
+
+    def propose(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
+        """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
+        if len(anchors) and int(anchors.min()) < 1:
+            raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; EAGLE-3 drafts after a prompt only")
+        ids, vocabulary, proposals = features.prompt.ids, self.served_vocabulary(model), []
+        for part in anchors.split(PROPOSAL_CHAINS):
+            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
+            choices = Choices(vocabulary, self.target.embedding)
+            hidden = self.hidden(model, ids, features.context, layout, choices.follow)
+            proposals.append(torch.stack((*choices.tokens, vocabulary.greedy(hidden[-1])), dim=1))
+        return torch.cat(proposals)
+
+
+def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:
+    return DraftVocabulary(target.head, torch.arange(len(target.head), device=target.head.device))
+
+
+def chains(layout: BlockLayout) -> BlockLayout:
+    """Without those at a document's first token: no row precedes it. Invalid chains stand at 1, where one row is visible."""
+    return BlockLayout(layout.anchors.clamp(min=1), layout.valid & (layout.anchors > 0), layout.lengths, layout.block_size)
+
+
+def attention(layout: BlockLayout) -> Attend:
+    """FlexAttention where it has a backward pass, the structured path elsewhere. Rows of chains are ordered [N, A]."""
+    masks = {}
+
+    def attend(q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
+        (k, v), *own = past
+        k_own, v_own = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*own, strict=True)) if own else (k[:0], v[:0])
+        if not q.is_cuda:
+            return structured_attention(q, k, v, k_own, v_own, layout)
+        if len(own) not in masks:  # activation checkpointing comes here twice
+            masks[len(own)] = flex_block_mask(layout, 1, len(own))
+        return flex(q, k, v, k_own, v_own, masks[len(own)])
+
+    return attend

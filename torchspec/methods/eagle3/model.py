@@ -1,0 +1,133 @@
+"""The EAGLE-3 draft: one Llama layer over [embedding ; feature], run step by step (arXiv 2503.01840; docs/eagle3.md).
+
+      features of x_t [K*H] --fc--> g_t --hidden_norm--.
+                                                        [2H] -> attention -> MLP -> state --norm--> target's LM head: x_{t+2}
+      x_{t+1} --target's embedding--input_layernorm----'                        |
+                       next step, same chain: [x_{t+2} ; state] <---------------'
+
+The first step has a row for every context row t, as keys and values; the chains ask from the rows that they start at. Each
+later step has one row per chain. Single-device mathematics: which rows see which is `attend`'s business, which token a chain
+goes on with is `follow`'s. Parameter names are the serving format's tensor names. T context rows, R chains, H width, d head size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from torchspec.methods.eagle3.format import AUX, check_vocabulary
+from torchspec.methods.eagle3.vocabulary import DraftVocabulary
+from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
+
+Rope = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, tuple[KeyValue, ...]], Tensor]  # q [R, heads, d], k/v of the context rows and of each later step
+Follow = Callable[[int, Tensor], Tensor]  # step 1.., hidden [R, H] of the step before -> embedding [R, H] of the token to go on with
+
+
+class Eagle3Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(2 * config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, z: Tensor, rope: Rope, asking: Tensor | slice, past: tuple[KeyValue, ...], attend: Attend) -> tuple[Tensor, KeyValue]:
+        """z [rows, 2H] -> what the asking rows read, and the keys and values of all rows."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p, x in ((self.q_proj, z[asking]), (self.k_proj, z), (self.v_proj, z)))
+        q, key_value = rotate(q, tuple(x[asking] for x in rope)), (rotate(k, rope), v)
+        return self.o_proj(attend(q, (*past, key_value)).flatten(1)), key_value
+
+
+class Eagle3Layer(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.norm_before_residual = config.norm_before_residual
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Eagle3Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self, e: Tensor, state: Tensor, rope: Rope, asking: Tensor | slice, past: tuple[KeyValue, ...], attend: Attend
+    ) -> tuple[Tensor, KeyValue]:
+        """e, state [rows, H] -> new state of the asking rows, and the keys and values of all rows."""
+        normed = self.hidden_norm(state)
+        mixed, key_value = self.self_attn(torch.cat((self.input_layernorm(e), normed), dim=-1), rope, asking, past, attend)
+        y = (normed if self.norm_before_residual else state)[asking] + mixed
+        return y + self.mlp(self.post_attention_layernorm(y)), key_value
+
+
+class FrozenHead(nn.Module):
+    """The pruned rows of the target's head: saved and served with the draft, never trained."""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(rows, width, dtype=dtype))
+
+
+class Eagle3Draft(nn.Module):
+    def __init__(self, config: LlamaConfig, head_dtype: torch.dtype):
+        super().__init__()
+        self.config = config
+        count, width = len(config.eagle_config[AUX]), config.hidden_size
+        self.input_norm = RMSNorm(count * width, config.rms_norm_eps) if config.norm_before_fc else None
+        self.fc_norm = nn.ModuleList(RMSNorm(width, config.rms_norm_eps) for _ in range(count)) if config.fc_norm else None
+        self.fc = nn.Linear(count * width, width, bias=False)
+        self.midlayer = Eagle3Layer(config)
+        self.layers = (self.midlayer,)  # what the trainer shards, compiles and checkpoints; a tuple adds no second name
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config)
+        if config.draft_vocab_size is not None:
+            self.lm_head = FrozenHead(config.draft_vocab_size, width, head_dtype)
+            self.register_buffer("d2t", torch.empty(config.draft_vocab_size, dtype=torch.int64))
+            self.register_buffer("t2d", torch.empty(config.vocab_size, dtype=torch.bool))
+
+    def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
+        """Normal(0, 0.02) matrices, what the layer adds to the residual stream smaller by sqrt(2); norm_scale: start of the final norm."""
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                scale = 0.5**0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                nn.init.normal_(weight, std=self.config.initializer_range * scale, generator=generator)
+            else:
+                nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
+
+    @torch.no_grad()
+    def keep(self, vocabulary: DraftVocabulary) -> None:
+        """Stores a pruned vocabulary as servers read it."""
+        self.lm_head.weight.copy_(vocabulary.head)
+        self.d2t.copy_(vocabulary.ids - torch.arange(len(vocabulary.ids), device=vocabulary.ids.device))
+        self.t2d.zero_()[vocabulary.ids] = True
+
+    def kept(self) -> DraftVocabulary:
+        return DraftVocabulary(self.lm_head.weight, check_vocabulary(self.d2t, self.t2d))
+
+    def combine(self, features: Tensor) -> Tensor:
+        """[T, K*H] of the captured layers -> g [T, H]."""
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm is not None:
+            chunks = features.chunk(len(self.fc_norm), dim=-1)
+            features = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
+        return self.fc(features)
+
+    def forward(self, e: Tensor, features: Tensor, positions: Tensor, starts: Tensor, steps: int, follow: Follow, attend: Attend) -> Tensor:
+        """Context rows: e [T, H] embeds the token after each, features [T, K*H], positions [T]; starts [R]: where chains start.
+
+        Returns the normed output of every step [steps, R, H]. Training and serving differ only in `follow`, the text or the
+        draft's own choice, and in `attend`, all chains of all documents or a cache.
+        """
+        state, asking, past, outputs = self.combine(features), starts, (), []
+        for step in range(steps):
+            if step > 0:
+                e = follow(step, outputs[-1])
+            state, key_value = self.midlayer(e, state, self.rotary(positions, e.dtype), asking, past, attend)
+            outputs.append(self.norm(state))
+            state = outputs[-1] if self.config.norm_output else state
+            past, positions, asking = (*past, key_value), positions[asking] + 1, slice(None)
+        return torch.stack(outputs)
