@@ -81,6 +81,6 @@ def test_planted_labels_of_the_next_slot_are_found(tmp_path, monkeypatch):
 def test_a_planted_slip_of_the_drafts_cache_is_found(tmp_path, monkeypatch):
     """Serving that feeds the features of the token before."""
     right = generate.DFlashDrafter.extend
-    monkeypatch.setattr(generate.DFlashDrafter, "extend", lambda self, context: right(self, context.roll(1, dims=0)))
+    monkeypatch.setattr(generate.DFlashDrafter, "extend", lambda self, ids, context: right(self, ids, context.roll(1, dims=0)))
     found = rehearsal(tmp_path)
     assert found["one sample by heart"][0] == "ok" and found["decode"] == ("bad", "drafting with a cache differs from training")

@@ -91,11 +91,13 @@ def test_divergence_gradient_and_predictions_equal_eager_float64(monkeypatch, ch
 
 @pytest.mark.parametrize("kind", ["kl", "lk"])
 def test_a_draft_that_has_the_targets_state_has_no_divergence_and_no_gradient(kind):
+    """lk, a sum of min(p, q), has a kink where p = q: its gradient there follows the rounding, and only its value is known."""
     hidden, head, states, rows, weights = divergence_inputs()
     same = states[rows].clone().requires_grad_()
     total, each, _ = frozen_head_divergence(same, head, states, rows, weights, kind)
     total.backward()
-    assert each.abs().max() < 1e-5 and same.grad.abs().max() < 1e-5
+    assert each.abs().max() < 1e-5
+    assert kind == "lk" or same.grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["kl", "lk"])
