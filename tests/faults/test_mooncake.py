@@ -1,13 +1,12 @@
 """Features over Mooncake while its master or a worker is killed: the run goes on to the very same weights, or stops with a sentence."""
 
-import shutil
 import subprocess
 import time
 
 import pytest
 
 from tests.faults.conftest import DEADLINE, assert_same_outcome, kill_one, start, wait_for_step_10
-from torchspec.transfer.mooncake_master import free_port
+from torchspec.transfer.mooncake_master import free_port, master_program
 
 LONGEST_HANG = 60.0
 OVER_MOONCAKE = ("inference.num_workers=2", "inference.transfer=mooncake", "inference.mooncake.segment_gib=0.25")
@@ -32,7 +31,7 @@ def test_a_killed_master_or_worker_costs_time_and_changes_no_number(config, undi
 def test_a_master_that_stays_away_ends_the_run_with_a_sentence(config):
     port, out = free_port("127.0.0.1"), config.parent / "mooncake-gone"
     master = subprocess.Popen(
-        [shutil.which("mooncake_master"), f"--rpc_port={port}", f"--metrics_port={free_port('127.0.0.1')}"],
+        [master_program(), f"--rpc_port={port}", f"--metrics_port={free_port('127.0.0.1')}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

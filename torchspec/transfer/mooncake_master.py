@@ -1,12 +1,15 @@
 """A Mooncake master for one run, started again whenever it dies."""
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
@@ -17,9 +20,7 @@ START_SECONDS = 20.0
 @contextmanager
 def run_master(config: RunConfig, host: str) -> Iterator[RunConfig]:
     """Yields the config with the master's address. host: the address that it listens on; loopback unless the run spans nodes."""
-    program = shutil.which("mooncake_master")
-    if program is None:
-        raise UserError("inference.mooncake.master is not set and mooncake_master is not installed: pip install 'torchspec[mooncake]'")
+    program = master_program()
     port, stopping = free_port(host), threading.Event()
     command = [
         program, f"--rpc_address={host}", f"--rpc_port={port}", f"--metrics_host={host}", f"--metrics_port={free_port(host)}",
@@ -43,6 +44,15 @@ def run_master(config: RunConfig, host: str) -> Iterator[RunConfig]:
         stopping.set()
         process.terminate()
         keeper.join()
+
+
+def master_program() -> str:
+    """Of this Python environment, whether or not it is activated, or else of the system."""
+    folders = [str(Path(sys.executable).parent), *os.get_exec_path()]
+    program = shutil.which("mooncake_master", path=os.pathsep.join(folders))
+    if program is None:
+        raise UserError("inference.mooncake.master is not set and mooncake_master is not installed: pip install 'torchspec[mooncake]'")
+    return program
 
 
 def start(command: list[str], host: str, port: int) -> subprocess.Popen:
