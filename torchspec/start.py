@@ -18,6 +18,7 @@ EXPORTED = "model.safetensors"
 FREE = {
     "architectures", "block_size", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "max_window_layers",
     "initializer_range", "attention_dropout", "use_cache", "tie_word_embeddings", "transformers_version", "_name_or_path",
+    "draft_vocab_coverage",
 }  # fmt: skip
 
 
@@ -92,6 +93,9 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 def _fitting(run: Run, source: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is trained. A pruned vocabulary with its rows of the target's head is not: the run's own data choose it."""
+    frozen = {name for name, _ in run.model.named_buffers()}
+    weights = {name: value for name, value in weights.items() if name not in frozen}
     expected = {name: parameter.shape for name, parameter in run.model.named_parameters()}
     wrong = [name for name in expected.keys() | weights.keys() if name not in weights or weights[name].shape != expected.get(name)]
     if wrong:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
+from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec import checkpoint
 from torchspec.build import build
 from torchspec.config import load_config
@@ -71,6 +71,24 @@ def test_continual_training_takes_the_weights_alone(work, source):
     found = dict(run.model.named_parameters())
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == torch.float32 for name in expected)
+
+
+def test_a_pruned_draft_goes_on_with_the_vocabulary_of_its_new_data(work):
+    """EAGLE-3's weights are taken over bitwise; which of the target's rows it proposes is counted in the run's own data."""
+    for folder in ("first", "then"):
+        (work / folder).mkdir()
+    chats = [write_chats(work / "first" / "train.jsonl", 16), write_chats(work / "then" / "train.jsonl", 16)]
+    chats[1].write_text(chats[0].read_text().replace("something", "another sentence"))
+    first, then = (recipe(file.with_name("run.yaml"), work / "target", file, work / "heldout.jsonl", EAGLE3) for file in chats)
+    train(load_config(str(first), ["evaluation.interval=1000"]))
+    source = first.with_name("run") / "checkpoints" / "iter_0000008"
+    onward = [f"training.load_path={source}", "training.continual_training=true"]
+    run = build(load_config(str(then), onward), ALONE)
+    own = run.model.d2t.clone()
+    assert begin(run).step == 0
+    expected = checkpoint.read_weights(source)
+    assert all(torch.equal(value, expected[name]) for name, value in run.model.named_parameters())
+    assert torch.equal(run.model.d2t, own) and not torch.equal(own, expected["d2t"])
 
 
 def test_an_own_checkpoint_comes_before_load_path(work):
