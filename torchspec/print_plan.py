@@ -9,6 +9,7 @@ from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.log import console
+from torchspec.methods.base import Method
 from torchspec.target import FrozenTarget
 
 GIB = 2.0**30
@@ -23,8 +24,7 @@ def print_plan(config: RunConfig) -> None:
     dtype = resolve_dtype(config.model.dtype)
     target = FrozenTarget.load(folder, dtype, "cpu", config.model.trust_remote_code)
     method, manifest = build_method(config, target, dataset), dataset.manifest
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in method.skeleton().parameters())
+    parameters = count_parameters(method)
     steps, planned = len(plan) // training.draft_accumulation_steps, [dataset.lengths[list(batch.indices)].sum() for batch in plan]
     values = len(method.layer_ids) * target.config.hidden_size  # of one token's features
     wire = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
@@ -55,6 +55,11 @@ def print_plan(config: RunConfig) -> None:
     console.print(config.model_dump_json(indent=2), markup=False)
     for name, text in rows.items():
         console.print(f"{name:>9}  {text}", markup=False)
+
+
+def count_parameters(method: Method) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in method.skeleton().parameters())
 
 
 def target_bytes(target: FrozenTarget) -> int:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from torchspec.build import build_method
 from torchspec.config import RunConfig
 from torchspec.data.chat import ChatFormat
@@ -13,7 +11,7 @@ from torchspec.doctor.finding import Finding
 from torchspec.doctor.machine import enough_space
 from torchspec.inference import resolve_dtype
 from torchspec.methods.base import Method
-from torchspec.print_plan import CHECKPOINT_BYTES, TRAINED_BYTES, target_bytes
+from torchspec.print_plan import CHECKPOINT_BYTES, TRAINED_BYTES, count_parameters, target_bytes
 from torchspec.target import FrozenTarget
 
 HELLO = [{"role": "user", "content": "Hello."}]
@@ -47,7 +45,7 @@ def build(config: RunConfig, folder: Path, dataset: PromptDataset) -> tuple[Froz
 def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
     rope = dict(target.config.rope_parameters)
     head = "tied to the embedding" if target.head is target.embedding else "its own"
-    size = f"{parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
+    size = f"{count_parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
     return [
         Finding("target", "RoPE", f"{rope['rope_type']}, theta {rope['rope_theta']:g}"),
         Finding("target", "LM head", f"{head}, vocabulary {len(target.embedding)}"),
@@ -60,10 +58,5 @@ def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Findi
     """Whether one trainer rank fits into memory, and its checkpoints onto the disk."""
     here = config.inference.num_workers == 0  # the whole target stands in the trainer's process
     weights = sum(file.stat().st_size for file in target.folder.glob("*.safetensors")) if here else target_bytes(target)
-    memory, files = TRAINED_BYTES * parameters(method) + weights, CHECKPOINT_BYTES * parameters(method)
+    memory, files = TRAINED_BYTES * count_parameters(method) + weights, CHECKPOINT_BYTES * count_parameters(method)
     return enough_space(config, memory, files * (config.training.max_checkpoints + 2))
-
-
-def parameters(method: Method) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in method.skeleton().parameters())

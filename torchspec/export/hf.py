@@ -26,8 +26,7 @@ WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Writes the draft of one iter_NNNNNNN folder into `out`, in the dtype that it was trained to compute in."""
     run = read_json(checkpoint / "run.json")
-    dtype = getattr(torch, run["model"]["dtype"])
-    weights = {name: serving_tensor(value, dtype) for name, value in read_weights(checkpoint).items()}
+    weights = serving_tensors(checkpoint, run["model"]["dtype"])
     config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
@@ -49,9 +48,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     return out
 
 
-def serving_tensor(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Maps of token ids stay integers."""
-    return (value.to(dtype) if value.is_floating_point() else value).contiguous()
+def serving_tensors(checkpoint: Path, dtype_name: str) -> dict[str, Tensor]:
+    """A checkpoint's draft as it is served; maps of token ids stay integers."""
+    dtype, weights = getattr(torch, dtype_name), read_weights(checkpoint)
+    return {name: (value.to(dtype) if value.is_floating_point() else value).contiguous() for name, value in weights.items()}
 
 
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:

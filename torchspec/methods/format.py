@@ -55,6 +55,25 @@ def check_captured(folder: Path, layer_ids: list[int], num_target_layers: int, w
         raise ContractError(f"{folder}: fc takes {fc.shape[1]} features but {len(layer_ids)} layers of width {width} are captured")
 
 
+def taken_over(target: PreTrainedConfig) -> dict:
+    """Keys of a draft's config.json that are the target's, and those that every draft has."""
+    return {
+        "intermediate_size": target.intermediate_size,
+        "num_attention_heads": target.num_attention_heads,
+        "num_key_value_heads": target.num_key_value_heads,
+        "head_dim": head_dim(target),
+        "hidden_act": "silu",
+        "max_position_embeddings": target.max_position_embeddings,
+        "rms_norm_eps": target.rms_norm_eps,
+        "rope_parameters": rope(target),
+        "tie_word_embeddings": False,
+        "bos_token_id": target.bos_token_id,
+        "eos_token_id": target.eos_token_id,
+        "dtype": "bfloat16",
+        "num_target_layers": target.num_hidden_layers,
+    }
+
+
 def head_dim(target: PreTrainedConfig) -> int:
     explicit = target.to_dict().get("head_dim")
     return explicit or target.hidden_size // target.num_attention_heads

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, head_dim, rope
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over
 from torchspec.target import FrozenTarget
 
 
@@ -31,27 +31,15 @@ def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shap
         )
     same_width = {} if target.hidden_size == hidden_size else {"target_hidden_size": target.hidden_size}
     return Qwen3Config(
+        **taken_over(target),
         architectures=["DFlashDraftModel"],
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=target.intermediate_size,
         num_hidden_layers=options.num_layers,
-        num_attention_heads=target.num_attention_heads,
-        num_key_value_heads=target.num_key_value_heads,
-        head_dim=head_dim(target),
-        hidden_act="silu",
-        max_position_embeddings=target.max_position_embeddings,
-        rms_norm_eps=target.rms_norm_eps,
-        rope_parameters=rope(target),
         layer_types=["full_attention"] * options.num_layers,
         max_window_layers=options.num_layers,
-        tie_word_embeddings=False,
         use_sliding_window=False,
-        bos_token_id=target.bos_token_id,
-        eos_token_id=target.eos_token_id,
-        dtype="bfloat16",
         block_size=options.block_size,
-        num_target_layers=target.num_hidden_layers,
         dflash_config={"block_size": options.block_size, "mask_token_id": mask_token_id, "target_layer_ids": list(layer_ids)},
         **same_width,
     )

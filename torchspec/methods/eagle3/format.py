@@ -12,7 +12,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, head_dim, rope
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over
 from torchspec.target import FrozenTarget
 
 AUX = "eagle_aux_hidden_state_layer_ids"
@@ -40,24 +40,12 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
     layer_ids = options.target_layer_ids
     layer_ids = check_layer_ids(default_layer_ids(model.num_hidden_layers) if layer_ids is None else layer_ids, model.num_hidden_layers)
     return LlamaConfig(
+        **taken_over(model),
         architectures=["LlamaForCausalLMEagle3"],
         vocab_size=vocab_size,
         draft_vocab_size=options.draft_vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=model.intermediate_size,
         num_hidden_layers=1,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=head_dim(model),
-        hidden_act="silu",
-        max_position_embeddings=model.max_position_embeddings,
-        rms_norm_eps=model.rms_norm_eps,
-        rope_parameters=rope(model),
-        tie_word_embeddings=False,
-        bos_token_id=model.bos_token_id,
-        eos_token_id=model.eos_token_id,
-        dtype="bfloat16",
-        num_target_layers=model.num_hidden_layers,
         ttt_length=options.ttt_length,
         num_aux_hidden_states=len(layer_ids),
         eagle_config={AUX: list(layer_ids), "use_aux_hidden_state": True, "norm_before_fc": options.norm_before_fc},
