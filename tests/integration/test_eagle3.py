@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec import checkpoint
 from torchspec.data.dataset import PromptDataset
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.export.hf import export_checkpoint
+from torchspec.export.pt import export_tensors
 from torchspec.inference import load_pair
 
 TOLERANCE = 2e-5  # as in test_ranks.py
@@ -83,3 +85,11 @@ def test_the_export_has_the_trainers_tau_and_the_datas_vocabulary(folder, alone)
     ids = pair.method.served_vocabulary(pair.model).ids
     assert counts[ids].min() >= counts[~pair.model.t2d].max()  # nothing left out is more frequent than what is kept
     assert pair.method.config.draft_vocab_coverage == float(counts[ids].sum() / counts.sum()) > 0.5
+
+
+def test_one_file_holds_the_tensors_of_the_folder_and_maps_stay_integers(folder, alone):
+    newest = checkpoint.latest(alone / "checkpoints")
+    one = torch.load(export_tensors(newest, folder / "draft.pt"), weights_only=True)
+    exported = load_file(export_checkpoint(newest, folder / "as_folder") / "model.safetensors")
+    assert one.keys() == exported.keys() and one["d2t"].dtype == torch.int64 and one["t2d"].dtype == torch.bool
+    assert all(torch.equal(one[name], exported[name]) and one[name].dtype == exported[name].dtype for name in exported)
