@@ -52,6 +52,9 @@ def print_plan(config: RunConfig) -> None:
             f"{inference.transfer}, {wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained; "
             f"{under_way(config, int(dataset.lengths.max()) * wire) / GIB:.3f} GiB under way at one end"
         )
+    coverage = method.config.to_dict().get("draft_vocab_coverage")
+    if coverage is not None:
+        rows["draft"] += f"; proposes {method.config.draft_vocab_size:,} tokens, {coverage:.2%} of the supervised text"
     console.print(config.model_dump_json(indent=2), markup=False)
     for name, text in rows.items():
         console.print(f"{name:>9}  {text}", markup=False)

@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 
 from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec import checkpoint
+from torchspec.config import load_config
 from torchspec.data.dataset import PromptDataset
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.export.hf import export_checkpoint
 from torchspec.export.pt import export_tensors
 from torchspec.inference import load_pair
+from torchspec.log import console
+from torchspec.print_plan import print_plan
 
 TOLERANCE = 2e-5  # as in test_ranks.py
 
@@ -84,7 +87,11 @@ def test_the_export_has_the_trainers_tau_and_the_datas_vocabulary(folder, alone)
     assert tau == told[-1]
     ids = pair.method.served_vocabulary(pair.model).ids
     assert counts[ids].min() >= counts[~pair.model.t2d].max()  # nothing left out is more frequent than what is kept
-    assert pair.method.config.draft_vocab_coverage == float(counts[ids].sum() / counts.sum()) > 0.5
+    coverage = float(counts[ids].sum() / counts.sum())
+    assert pair.method.config.draft_vocab_coverage == coverage > 0.5
+    with console.capture() as printed:
+        print_plan(load_config(str(folder / "alone.yaml"), [f"output_dir={alone}"]))
+    assert f"proposes 64 tokens, {coverage:.2%} of the supervised text" in " ".join(printed.get().split())
 
 
 def test_one_file_holds_the_tensors_of_the_folder_and_maps_stay_integers(folder, alone):
