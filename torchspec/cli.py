@@ -1,6 +1,7 @@
 """Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,19 @@ app = typer.Typer(
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
 Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
+
+
+class Switch(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+def is_on(switch: Switch | None) -> bool | None:
+    return None if switch is None else switch is Switch.ON
+
+
 Thinking = Annotated[
-    bool | None,
-    typer.Option("--thinking/--no-thinking", help="Thinking mode of the chat template. Default: the template's own.", show_default=False),
+    Switch | None, typer.Option("--thinking", help="Thinking mode of the chat template. Default: the template's own.", show_default=False)
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)]
 Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
@@ -59,7 +70,7 @@ def prepare(
     check_arguments(out, target, sample_size)
     if target is None:
         return collect(inputs, out, sample_size, seed, max_rejected).report(console)
-    options = Options(thinking, last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
+    options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
     manifest = run(inputs, out, resolve_target(target), options, workers=workers)
     console.print(
         f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
@@ -95,13 +106,13 @@ def regenerate(
 
     folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
     if measure:
-        return regeneration.report_share(inputs, folder, *place, thinking, trust_remote_code)
+        return regeneration.report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
     sampling = regeneration.Sampling(max_new_tokens, temperature, seed)
-    regenerator = regeneration.Regenerator(folder, sampling, *place, thinking, trust_remote_code)
+    regenerator = regeneration.Regenerator.load(folder, sampling, *place, is_on(thinking), trust_remote_code)
     regeneration.report(regeneration.regenerate(inputs, out, regenerator, batch_size, limit), out)
-    regeneration.report_share([str(out)], folder, *place, thinking, trust_remote_code)
+    regeneration.report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)
 
 
 @app.command()
@@ -160,7 +171,7 @@ def evaluate(
     from torchspec.inference import load_pair
 
     pair = load_pair(draft, target, dtype, device, trust_remote_code)
-    evaluate_draft(pair, data, out, decode, max_new_tokens, limit, thinking)
+    evaluate_draft(pair, data, out, decode, max_new_tokens, limit, is_on(thinking))
 
 
 @app.command()
@@ -178,7 +189,7 @@ def generate(
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    stream_answer(load_pair(draft, target, dtype, device, trust_remote_code), prompt, max_new_tokens, thinking)
+    stream_answer(load_pair(draft, target, dtype, device, trust_remote_code), prompt, max_new_tokens, is_on(thinking))
 
 
 @app.command()

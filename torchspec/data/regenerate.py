@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
@@ -40,22 +40,24 @@ class Sampling:
 class Regenerator:
     """The target with its chat template, answering a batch of conversations at a time."""
 
-    def __init__(
-        self,
+    def __init__(self, chat: ChatFormat, model: PreTrainedModel, sampling: Sampling):
+        self.chat, self.tokenizer, self.model, self.sampling = chat, chat.tokenizer, model, sampling
+        eos = model.generation_config.eos_token_id
+        self.stop = set(eos) if isinstance(eos, list) else {eos}
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.stop)
+
+    @classmethod
+    def load(
+        cls,
         target: Path,
         sampling: Sampling,
         dtype: torch.dtype,
         device: torch.device,
         thinking: bool | None,
         trust_remote_code: bool,
-    ):
-        self.chat = ChatFormat.load(target, thinking, False, trust_remote_code)
-        self.tokenizer, self.sampling = self.chat.tokenizer, sampling
+    ) -> "Regenerator":
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, trust_remote_code=trust_remote_code)
-        self.model = model.to(device).eval()
-        eos = self.model.generation_config.eos_token_id
-        self.stop = set(eos) if isinstance(eos, list) else {eos}
-        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.stop)
+        return cls(ChatFormat.load(target, thinking, False, trust_remote_code), model.to(device).eval(), sampling)
 
     def answer(self, conversations: list[tuple[str, list[dict]]]) -> list[dict]:
         """Rows for all turns of (id, messages) conversations; turn r of all of them is one generation batch."""

@@ -67,7 +67,7 @@ def _last_words(folder: Path, results: dict, state: checkpoint.TrainState) -> No
         f"{decode['ties']} parted at a tie of two logits.\n"
         f"Look at {folder / 'report.html'}; the draft that servers load is {folder / 'draft'}.\n"
         "Next, Qwen3-8B on one GPU:\n"
-        "  torchspec regenerate prompts.jsonl -t Qwen/Qwen3-8B --no-thinking -o train.jsonl\n"
+        "  torchspec regenerate prompts.jsonl -t Qwen/Qwen3-8B --thinking off -o train.jsonl\n"
         "  torchspec train -c configs/hf_qwen3_8b_dflash.yaml dataset.train_data_path=train.jsonl",
         markup=False,
     )
