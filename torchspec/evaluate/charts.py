@@ -70,7 +70,8 @@ def chart(name: str, title: str, sentence: str, draw: Callable, *data, height: f
 
 
 def short(name: str) -> str:
-    """The end of a name tells drafts and data sets apart."""
+    """The end of a name tells drafts and data sets apart. matplotlib's legends leave out what begins with an underscore."""
+    name = " " + name if name.startswith("_") else name
     return name if len(name) <= NAME_CHARACTERS else "…" + name[1 - NAME_CHARACTERS :]
 
 

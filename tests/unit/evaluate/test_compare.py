@@ -205,12 +205,13 @@ def test_one_file_or_the_same_file_twice_is_no_comparison(tmp_path):
 
 
 def test_drafts_are_named_by_what_tells_their_files_apart(tmp_path):
-    for name in ("run1/eval", "run2/eval"):
+    for name in ("_run1/eval", "run2/eval"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(json.dumps(evaluation()))
     result = CliRunner().invoke(app, ["compare", *map(str, sorted(tmp_path.glob("*/eval/results.json"))), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "<h1>run1 · run2</h1>" in (tmp_path / "out" / "compare.html").read_text()
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "<h1>_run1 · run2</h1>" in page and len(re.findall("<text[^>]*> *_run1</text>", page)) == 3  # in every legend
 
 
 def test_a_refusal_ends_with_exit_code_2_and_its_sentence(tmp_path, monkeypatch, capsys):
