@@ -175,6 +175,18 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="results.json of two or more evaluations; differences are to the first.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html and compare_charts/.")],
+) -> None:
+    """Drafts side by side: a table, a page and pictures. Refuses evaluations that were not measured alike."""
+    from torchspec.evaluate.compare import compare as run
+    from torchspec.log import console
+
+    console.print(f"Look at {run(results, out, console)}", markup=False)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     draft: Draft,

@@ -60,7 +60,7 @@ def work(tmp_path_factory, target_folder) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["", "prepare", "regenerate", "train", "eval", "generate", "export", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["", "prepare", "regenerate", "train", "eval", "compare", "generate", "export", "demo", "doctor"])
 def test_help_answers_and_loads_no_torch(command):
     code = "import sys; sys.argv[1:] = [a for a in sys.argv[1:] if a]; from torchspec.cli import app\n"
     code += "try: app()\nfinally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -68,6 +68,9 @@ def evaluate_draft(
     _print_acceptance(offline)
     decoded = _decode_all(pair, _spread(prompts, decode), max_new_tokens)
     same, total = on_policy_share(pair.target, dataset, SHARE_SAMPLES)
+    whole = {**offline.to_json(), "tau_interval": None, "prompts": len(prompts)}
+    decoding = _decode_results(pair, decoded) if decoded else None
+    counts = decoding and {key: value for key, value in decoding.items() if key != "examples"}
     results = {
         "title": f"{pair.folder.name} + {pair.method.config.architectures[0]}",
         "target": str(pair.folder),
@@ -75,8 +78,11 @@ def evaluate_draft(
         "tau_definition": TAU,
         "on_policy_share": same / total,
         "protocol": _protocol(pair, dataset, prompts, max_new_tokens),
-        "offline": {**offline.to_json(), "prompts": len(prompts)},
-        "decode": _decode_results(pair, decoded) if decoded else None,
+        "offline": whole,
+        "decode": decoding,
+        "datasets": {Path(data).stem: {"domain": None, "offline": whole, "decode": counts, "by_context": []}},
+        "served": None,
+        "break_even": None,
         "versions": {
             "torchspec": __version__,
             "torch": torch.__version__,
@@ -153,7 +159,10 @@ def _decode_results(pair: Pair, decoded: list[Decoded]) -> dict:
     tokenizer = ChatFormat.load(pair.folder, None, False).tokenizer
     return {
         **acceptance.to_json(),
+        "tau_interval": None,
+        "prompts": len(decoded),
         "speedup": statistics.median(d.speedup for d in decoded),
+        "speedup_interval": None,
         "plain_tokens_per_second": 1 / plain_token,
         "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in decoded),
         "break_even_tau": step / plain_token,
@@ -183,6 +192,7 @@ def _protocol(pair: Pair, dataset: PromptDataset, prompts: list[Prompt], max_new
     """What another evaluation must share for its numbers to be comparable."""
     text = hashlib.sha256(b"".join(p.ids.numpy().tobytes() for p in prompts)).hexdigest()[:16]
     return {
+        "target": str(pair.folder),
         "prompts": f"{len(prompts)} of {', '.join(Path(name).name for name in dataset.manifest.inputs)}, sha256 {text}",
         "temperature": 0,
         "thinking": dataset.manifest.thinking,
@@ -190,6 +200,7 @@ def _protocol(pair: Pair, dataset: PromptDataset, prompts: list[Prompt], max_new
         "draft tokens per step": pair.method.block_size - 1,
         "most new tokens when decoding": max_new_tokens,
         "dtype": str(pair.target.model.dtype).removeprefix("torch."),
+        "tau": TAU,
     }
 
 
