@@ -169,16 +169,20 @@ def generate(
     draft: Draft,
     target: Target,
     max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
     thinking: Thinking = None,
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Stream the answer to one prompt: drafted tokens in green, the target's own in white; then τ and tok/s."""
+    from torchspec.evaluate.sampling import Sampler
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    stream_answer(load_pair(draft, target, dtype, device, trust_remote_code), prompt, max_new_tokens, thinking)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    stream_answer(pair, prompt, max_new_tokens, thinking, Sampler(temperature, seed, pair.target.device))
 
 
 @app.command()

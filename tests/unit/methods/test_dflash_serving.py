@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.unit.tiny import LAYERS, B, all_valid, answered, lively, random_prompt
+from torchspec.evaluate.sampling import GREEDY
 from torchspec.methods.dflash import method as dflash
 from torchspec.nn.attention import BlockLayout, structured_attention
 
@@ -41,7 +42,7 @@ def served(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Te
     for piece in PIECES[anchor]:
         drafter.extend(features.prompt.ids[end : end + piece], features.context[end : end + piece])
         end += piece
-        tokens = drafter.propose(int(features.prompt.ids[end]))
+        tokens, _ = drafter.propose(int(features.prompt.ids[end]), GREEDY)
     hook.remove()
     assert end == anchor
     return kept[-1], tokens
@@ -109,7 +110,7 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(tiny_me
     drafter, expected = tiny_method.drafter(model), []
     for anchor in range(1, len(features.context)):
         drafter.extend(features.prompt.ids[anchor - 1 : anchor], features.context[anchor - 1 : anchor])
-        expected.append(drafter.propose(int(features.prompt.ids[anchor])))
+        expected.append(drafter.propose(int(features.prompt.ids[anchor]), GREEDY)[0])
     anchors = torch.arange(1, len(features.context))
     assert len(set(torch.stack(expected).flatten().tolist())) > 10  # a draft that always says the same would prove little
     for blocks, rows in itertools.product((256, 7, 1), (256, 5)):
@@ -123,12 +124,12 @@ def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(tiny_metho
     drafter = tiny_method.drafter(model)
     for end, piece in ((6, 6), (7, 1), (11, 4)):
         drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
-        drafter.propose(int(features.prompt.ids[end]))
+        drafter.propose(int(features.prompt.ids[end]), GREEDY)
         assert {len(rows) for layer in drafter.cache for rows in layer} == {end} and drafter.committed == end
     grown = list(drafter.cache)
     drafter.reset()
     drafter.extend(features.prompt.ids[:11], features.context[:11])
-    drafter.propose(int(features.prompt.ids[11]))
+    drafter.propose(int(features.prompt.ids[11]), GREEDY)
     for old, new in zip(grown, drafter.cache, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-5)  # keys carry their positions, so these are right as well
 

@@ -9,6 +9,7 @@ from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, NEVER, B, all_valid, answered
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
 from torchspec.evaluate.decode import plain_decode, speculative_decode
+from torchspec.evaluate.sampling import GREEDY
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.eagle3.generate import Eagle3Drafter
 from torchspec.nn.attention import BlockLayout, structured_attention
@@ -51,7 +52,7 @@ def served(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Te
     for piece in PIECES[anchor]:
         drafter.extend(features.prompt.ids[end : end + piece], features.context[end : end + piece])
         end += piece
-        tokens = drafter.propose(int(features.prompt.ids[end]))
+        tokens, _ = drafter.propose(int(features.prompt.ids[end]), GREEDY)
     hook.remove()
     assert end == anchor
     return kept[-1], tokens
@@ -71,7 +72,7 @@ def test_trainer_chains_equal_the_cached_loop(method, model, features):
     for i, anchor in enumerate(ANCHORS):
         hidden, tokens = results[anchor]
         torch.testing.assert_close(ours[:, i], hidden, rtol=1e-4, atol=1e-4)  # float32; the sums run in another order
-        assert torch.equal(method.vocabulary.greedy(ours[:, i]), tokens)
+        assert torch.equal(method.vocabulary.choose(ours[:, i], GREEDY, 64)[0], tokens)
     with torch.no_grad():
         assert torch.equal(method.propose(model, features, torch.tensor(ANCHORS)), torch.stack([results[a][1] for a in ANCHORS]))
 
@@ -116,7 +117,7 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(method,
     drafter, expected = method.drafter(model), []
     for anchor in range(1, len(features.context)):
         drafter.extend(features.prompt.ids[anchor - 1 : anchor], features.context[anchor - 1 : anchor])
-        expected.append(drafter.propose(int(features.prompt.ids[anchor])))
+        expected.append(drafter.propose(int(features.prompt.ids[anchor]), GREEDY)[0])
     anchors = torch.arange(1, len(features.context))
     assert len(set(torch.stack(expected).flatten().tolist())) > 8  # a draft that always says the same would prove little
     assert set(torch.stack(expected).flatten().tolist()) <= set(method.vocabulary.ids.tolist())
@@ -131,12 +132,12 @@ def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(tiny_eagle
     drafter = tiny_eagle3.drafter(model)
     for end, piece in ((6, 6), (7, 1), (11, 4)):
         drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
-        drafter.propose(int(features.prompt.ids[end]))
+        drafter.propose(int(features.prompt.ids[end]), GREEDY)
         assert {len(rows) for rows in drafter.cache} == {end} and drafter.committed == end
     grown = drafter.cache
     drafter.reset()
     drafter.extend(features.prompt.ids[:11], features.context[:11])
-    drafter.propose(int(features.prompt.ids[11]))
+    drafter.propose(int(features.prompt.ids[11]), GREEDY)
     for old, new in zip(grown, drafter.cache, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-5)  # rows come from the target's features, never from a chain
 
@@ -177,7 +178,7 @@ def test_planted_chains_in_the_cache_part_the_drafter_from_the_proposals(tiny_ea
         for end in range(8, 24):
             start = 0 if end == 8 else end - 1
             drafter.extend(features.prompt.ids[start:end], features.context[start:end])
-            proposals.append(drafter.propose(int(features.prompt.ids[end])))
+            proposals.append(drafter.propose(int(features.prompt.ids[end]), GREEDY)[0])
         assert torch.equal(torch.stack(proposals), expected) == same
 
 
