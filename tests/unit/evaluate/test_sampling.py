@@ -19,7 +19,11 @@ def table(seed: int, *shape: int) -> Tensor:
     return 1.5 * torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed))
 
 
-P, Q_SLOT, Q_CHAIN = table(0, V), table(12, FIRST - 1), table(9, V)  # logits: after each token; of each slot after token 0; after each token
+P, Q_SLOT, Q_CHAIN = (
+    table(0, V),
+    table(12, FIRST - 1),
+    table(9, V),
+)  # logits: after each token; of each slot after token 0; after each token
 
 
 def independent_slots(sampler: Sampler) -> tuple[Tensor, Tensor]:
@@ -47,7 +51,11 @@ def first_tokens(sampler: Sampler, draft) -> list[int]:
 
 def distance_from_the_target(draft) -> float:
     """Total variation between the first tokens of TRIALS texts and the target's law."""
-    p, sampler, counts = probabilities(P, TEMPERATURE).double(), Sampler(TEMPERATURE, seed=3), torch.zeros((V,) * FIRST, dtype=torch.float64)
+    p, sampler, counts = (
+        probabilities(P, TEMPERATURE).double(),
+        Sampler(TEMPERATURE, seed=3),
+        torch.zeros((V,) * FIRST, dtype=torch.float64),
+    )
     law = p[0][:, None, None] * p[:, :, None] * p[None]
     for _ in range(TRIALS):
         counts[tuple(first_tokens(sampler, draft))] += 1

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from tests.unit.tiny import LAYERS, B, all_valid, answered, lively, random_prompt
-from torchspec.evaluate.sampling import GREEDY
+from torchspec.evaluate import sampling
+from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.methods.dflash import method as dflash
 from torchspec.nn.attention import BlockLayout, structured_attention
+from torchspec.records import Features, Prompt
 
 ANCHORS = [1, 2, 9, 17, 30]
 PIECES = {1: [1], 2: [1, 1], 9: [4, 1, 4], 17: [10, 3, 3, 1], 30: [12, 1, 1, 2, 4, 4, 3, 1, 2]}  # committed tokens per step
+TEMPERATURE = 0.8
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,41 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(tiny_me
         monkeypatch.setattr(dflash, "PROPOSAL_BLOCKS", blocks)
         monkeypatch.setattr(dflash, "PROPOSAL_ROWS", rows)
         assert torch.equal(tiny_method.propose(model, features, anchors), torch.stack(expected))
+
+
+@torch.no_grad()
+def drawn(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Tensor, Features]:
+    """What the drafter draws after an anchor [B-1], what it drew from [B-1, V], and the text that goes on with these tokens."""
+    ids, context, drafter = features.prompt.ids, features.context, method.drafter(model)
+    drafter.extend(ids[:anchor], context[:anchor])
+    tokens, q = drafter.propose(int(ids[anchor]), Sampler(TEMPERATURE, seed=anchor))
+    text = torch.cat((ids[: anchor + 1], tokens))
+    unseen = torch.randn(B, context.shape[1], generator=torch.Generator().manual_seed(0))
+    prompt = Prompt(0, text, torch.arange(len(text)) > anchor)
+    return tokens, q, replace(features, prompt=prompt, context=torch.cat((context[:anchor], unseen)))
+
+
+@torch.no_grad()
+def test_what_the_drafter_draws_from_is_what_the_evaluator_scores(tiny_method, model, features):
+    first_choices = 0
+    for anchor in ANCHORS:
+        tokens, q, text = drawn(tiny_method, model, features, anchor)
+        first_choices += int((tokens == q.argmax(-1)).sum())
+        torch.testing.assert_close(q.sum(-1), torch.ones(B - 1))
+        scored = tiny_method.text_log_probabilities(model, text, torch.tensor([anchor]), TEMPERATURE)
+        torch.testing.assert_close(scored[0], q.gather(1, tokens[:, None])[:, 0].log(), rtol=1e-4, atol=1e-4)
+    assert first_choices < len(ANCHORS) * (B - 1)
+
+
+@torch.no_grad()
+def test_a_whole_document_is_scored_in_parts_as_at_once(tiny_method, model, features, monkeypatch):
+    """And a place beyond the end of the text, which means nothing, harms no other."""
+    anchors = torch.arange(1, len(features.context))
+    whole = tiny_method.text_log_probabilities(model, features, anchors, TEMPERATURE)
+    assert whole.shape == (len(anchors), B - 1) and (whole < 0).all()
+    monkeypatch.setattr(dflash, "PROPOSAL_BLOCKS", 7)
+    monkeypatch.setattr(sampling, "HEAD_ROWS", 5)
+    torch.testing.assert_close(tiny_method.text_log_probabilities(model, features, anchors, TEMPERATURE), whole, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
