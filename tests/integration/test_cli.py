@@ -116,10 +116,10 @@ def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work):
     assert (work / "eval" / "report.html").stat().st_size > 0
 
 
-def test_generate_prints_an_answer_and_its_tau(work):
-    result = torchspec(
-        "generate", "Count to five.", "-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32"
-    )
+@pytest.mark.parametrize("sampling", [(), ("--temperature", "0.8", "--seed", "1")])
+def test_generate_prints_an_answer_and_its_tau(work, sampling):
+    arguments = ("-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32")
+    result = torchspec("generate", "Count to five.", *arguments, *sampling)
     assert result.returncode == 0, result.stderr
     assert "tok/s" in result.stdout and "τ" in result.stdout
 
