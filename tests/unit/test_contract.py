@@ -18,6 +18,7 @@ from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step, evaluate_offline
 from torchspec.evaluate.decode import first_difference, plain_decode, speculative_decode
+from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.inference import load_pair
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
@@ -146,7 +147,7 @@ def drafter_hidden(method, model, features: Features, anchor: int, pieces: list[
     hook = model.norm.register_forward_hook(lambda _m, _i, out: kept.append(out))
     for start, end in zip([0, *pieces], [*pieces, anchor], strict=True):
         drafter.extend(features.prompt.ids[start:end], features.context[start:end])
-        drafter.propose(int(features.prompt.ids[end]))
+        drafter.propose(int(features.prompt.ids[end]), GREEDY)
     hook.remove()
     return kept[-1]
 
@@ -218,10 +219,10 @@ class TrueDrafter:
     def extend(self, ids: torch.Tensor, context: torch.Tensor) -> None:
         self.seen += len(context)
 
-    def propose(self, last_token: int) -> torch.Tensor:
+    def propose(self, last_token: int, sampler: Sampler) -> tuple[torch.Tensor, None]:
         at = self.seen - self.prompt_length + 1
         tokens = (self.answer[at:] + [0] * B)[: B - 1]
-        return torch.tensor([(t + 1) % 100 if self.wrong and i == 2 else t for i, t in enumerate(tokens)])
+        return torch.tensor([(t + 1) % 100 if self.wrong and i == 2 else t for i, t in enumerate(tokens)]), None
 
 
 @pytest.mark.parametrize(("wrong", "tau"), [(False, B), (True, 3)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from torchspec import checkpoint
 from torchspec.config import load_config
 from torchspec.errors import ContractError
-from torchspec.evaluate.run import evaluate_draft
+from torchspec.evaluate.run import Settings, evaluate_draft
 from torchspec.export.hf import export_checkpoint
 from torchspec.fetch import fetch_smollm2
 from torchspec.inference import load_pair
@@ -39,7 +39,8 @@ def run_demo(out: Path) -> None:
         console.rule("4/4  held-out prompts: offline τ, and a real decode beside the plain one")
         pair = load_pair(draft, str(target), config.model.dtype, config.model.device, False)
         metadata = {"config": config.model_dump(mode="json"), "seed": config.training.seed}
-        results = evaluate_draft(pair, config.dataset.eval_data_path, folder, DECODED_PROMPTS, MAX_NEW_TOKENS, None, None, metadata)
+        settings = Settings(DECODED_PROMPTS, MAX_NEW_TOKENS)
+        results = evaluate_draft(pair, {"held-out": config.dataset.eval_data_path}, folder, settings, metadata)
     _check_export_is_what_was_trained(results, state)
     _last_words(folder, results, state)
 
@@ -63,7 +64,7 @@ def _last_words(folder: Path, results: dict, state: checkpoint.TrainState) -> No
         f"Decoding here: {decode['plain_tokens_per_second']:.1f} -> {decode['speculative_tokens_per_second']:.1f} tok/s, "
         f"{decode['speedup']:.2f}x ({verdict}); "
         f"this machine breaks even at τ {decode['break_even_tau']:.2f}. "
-        f"{decode['identical']} of {len(decode['examples'])} answers identical to plain greedy decoding, "
+        f"{decode['identical']} of {decode['prompts']} answers identical to plain greedy decoding, "
         f"{decode['ties']} parted at a tie of two logits.\n"
         f"Look at {folder / 'report.html'}; the draft that servers load is {folder / 'draft'}.\n"
         "Next, Qwen3-8B on one GPU:\n"

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 
 from torchspec.capture.base import Capture
+from torchspec.evaluate.interval import tau_interval
 from torchspec.methods.base import Method
 from torchspec.records import Features, Prompt
 
 
 @dataclass
 class Acceptance:
-    """Counts that add up over answers. B = most tokens committed per step; slots are 1..B-1."""
+    """Counts that add up over answers, or expected counts (expected.py). B = most tokens committed per step; slots are 1..B-1."""
 
     block_size: int
-    steps: int = 0  # target forwards, prefill excluded
+    steps: float = 0  # target forwards, prefill excluded
     tokens: int = 0  # tokens those forwards committed
 
     def __post_init__(self):
         self.histogram = [0] * (self.block_size + 1)  # [committed] -> steps
         self.accepted = [0] * self.block_size  # [k] -> steps whose draft token k was accepted; k = 0 is unused
         self.offered = [0] * self.block_size  # [k] -> steps whose answer still had a token for slot k
+        self.answers: list[tuple[int, float]] = []  # (tokens, steps) of each answer tallied here
 
     @property
     def tau(self) -> float:
@@ -39,7 +41,7 @@ class Acceptance:
 
     def add_answer(self, accepted: Iterable[int], length: int) -> "Acceptance":
         """Tallies one answer of `length` tokens from the number of accepted drafts of each step; the first token came from the prefill."""
-        remaining = length - 1
+        remaining, before = length - 1, self.steps
         for count in accepted:
             count = min(count, remaining)
             committed = min(count + 1, remaining)
@@ -49,6 +51,14 @@ class Acceptance:
                 self.offered[slot] += 1
                 self.accepted[slot] += slot <= count
             remaining -= committed
+        self.answers.append((length - 1, self.steps - before))
+        return self
+
+    def add(self, other: "Acceptance") -> "Acceptance":
+        """Tallies what `other` has tallied, of the same block size."""
+        self.steps, self.tokens, self.answers = self.steps + other.steps, self.tokens + other.tokens, self.answers + other.answers
+        for mine, more in ((self.histogram, other.histogram), (self.accepted, other.accepted), (self.offered, other.offered)):
+            mine[:] = [a + b for a, b in zip(mine, more, strict=True)]
         return self
 
     def counts(self) -> Tensor:
@@ -65,6 +75,7 @@ class Acceptance:
     def to_json(self) -> dict:
         return {
             "tau": self.tau,
+            "tau_interval": tau_interval(self.answers),
             "steps": self.steps,
             "tokens": self.tokens,
             "histogram": self.histogram[1:],

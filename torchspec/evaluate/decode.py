@@ -1,4 +1,4 @@
-"""Greedy decoding of the target, plain and speculative, one prompt at a time; and the proof that both write the same tokens."""
+"""Decoding of the target, plain and speculative, one prompt at a time; and the proof that both write the same tokens when greedy."""
 
 import time
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from torchspec.capture.hf import HFCapture
+from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.methods.base import Drafter
 
 
 @dataclass
 class Answer:
     ids: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)  # per step: draft tokens that equalled the target's choice, in order
+    accepted: list[int] = field(default_factory=list)  # per step: draft tokens that the verification accepted
     from_draft: list[bool] = field(default_factory=list)  # per token: proposed by the draft, or the target's own (first and bonus tokens)
     seconds: float = 0.0  # decoding after the prefill
 
@@ -29,52 +30,61 @@ def stop_ids(target: HFCapture) -> set[int]:
     return set(eos) if isinstance(eos, list) else {eos}
 
 
-def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Answer:
+def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: set[int], sampler: Sampler = GREEDY) -> Answer:
     """The reference: one target forward per token. prompt [L]."""
     cache, answer = target.new_cache(), Answer()
     logits, _ = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
-    answer.ids.append(int(logits[-1].argmax()))
+    answer.ids.append(_next(logits, sampler))
     while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
         logits, _ = target.step(torch.tensor(answer.ids[-1:]), cache)
-        answer.ids.append(int(logits[-1].argmax()))
+        answer.ids.append(_next(logits, sampler))
     answer.seconds = time.perf_counter() - started
     return answer
 
 
-def speculative_decode(target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Answer:
+def _next(logits: Tensor, sampler: Sampler) -> int:
+    """The token after the last of these rows, [r, V]."""
+    return int(sampler.choose(logits[-1:])[0])
+
+
+def speculative_decode(
+    target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int], sampler: Sampler = GREEDY
+) -> Answer:
     answer = Answer()
-    for answer in speculative_steps(target, drafter, prompt, max_new_tokens, stop):  # noqa: B007 - the last state is the result
+    for answer in speculative_steps(target, drafter, prompt, max_new_tokens, stop, sampler):  # noqa: B007 - the last state is the result
         pass
     return answer
 
 
 @torch.inference_mode()
-def speculative_steps(target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int]) -> Iterator[Answer]:
+def speculative_steps(
+    target: HFCapture, drafter: Drafter, prompt: Tensor, max_new_tokens: int, stop: set[int], sampler: Sampler = GREEDY
+) -> Iterator[Answer]:
     """Yields the growing answer after the prefill and after every verification.
 
-    Each step verifies [last token, B-1 drafts] in one target forward, commits the drafts up to the first that differs from
-    the target's choice, and the target's choice there (the bonus token). Rejected rows are cropped from the target's cache.
+    Each step verifies [last token, B-1 drafts] in one target forward, commits the drafts up to the first that is rejected
+    (greedy: that differs from the target's choice), and the target's own token there (the bonus token). Rejected rows are
+    cropped from the target's cache.
     """
     cache, answer = target.new_cache(), Answer()
     drafter.reset()
     logits, context = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
     drafter.extend(prompt, context)
-    answer.ids.append(int(logits[-1].argmax()))
+    answer.ids.append(_next(logits, sampler))
     answer.from_draft.append(False)
     yield answer
     while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
         last = answer.ids[-1]
-        drafts = drafter.propose(last)
+        drafts, q = drafter.propose(last, sampler)
         verified = torch.cat((drafts.new_tensor([last]), drafts))
         logits, context = target.step(verified, cache)
-        choices = logits.argmax(-1)  # [B] the target's own next token after each row
-        accepted = int((drafts == choices[:-1]).cumprod(0).sum())
+        accepted, bonus = sampler.verify(drafts, q, logits)
         if accepted < len(drafts):
             cache.crop(accepted - len(drafts))
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
-        committed = _until_stop(choices[: accepted + 1].tolist(), stop)[: max_new_tokens - len(answer.ids)]
+        committed = _until_stop([*drafts[:accepted].tolist(), bonus], stop)[: max_new_tokens - len(answer.ids)]
         answer.accepted.append(accepted)
         answer.from_draft += [i < accepted for i in range(len(committed))]
         answer.ids += committed

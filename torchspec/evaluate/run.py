@@ -1,9 +1,8 @@
-"""One evaluation of one draft: offline tau on held-out text, a decode compared with plain greedy decoding, results and report."""
+"""One evaluation of one draft: offline tau on what the target wrote, decoding beside plain decoding, break-even, results and report."""
 
 import hashlib
 import json
 import platform
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -13,76 +12,71 @@ import torch
 import transformers
 
 from torchspec import __version__
-from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.regenerate import SHARE_SAMPLES, on_policy_share
 from torchspec.errors import ContractError
-from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
-from torchspec.evaluate.decode import Answer, Difference, first_difference, plain_decode, speculative_decode, stop_ids, token_texts
+from torchspec.evaluate.acceptance import Acceptance
+from torchspec.evaluate.break_even import break_even
+from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, examples
+from torchspec.evaluate.kept import Kept
+from torchspec.evaluate.offline import by_context, measure_offline, total_of
+from torchspec.evaluate.print_results import print_results
+from torchspec.evaluate.questions import DATA_SETS
 from torchspec.evaluate.report import write_report
 from torchspec.inference import Pair
 from torchspec.log import console
 from torchspec.records import Prompt
 
-WARM_UP_TOKENS = 16
 TAU = "tokens committed per target forward, bonus token included, prefill not counted; plain decoding = 1.0"
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One prompt, decoded twice."""
-
-    prompt: Prompt
-    plain: Answer
-    speculative: Answer
-    difference: Difference | None
-
-    @property
-    def outcome(self) -> str:
-        return "identical" if self.difference is None else "tie" if self.difference.tie else "mismatch"
-
-    @property
-    def speedup(self) -> float:
-        """Of the rates, since two answers that part at a tie differ in length."""
-        return self.speculative.tokens_per_second / self.plain.tokens_per_second
+class Settings:
+    decode: int | None  # prompts of each data set that are also decoded; None: all
+    max_new_tokens: int
+    limit: int | None = None  # conversations of each data set
+    thinking: bool | None = None
+    temperature: float = 0.0
+    seed: int = 0
 
 
-def evaluate_draft(
-    pair: Pair,
-    data: str,
-    out: Path,
-    decode: int,
-    max_new_tokens: int,
-    limit: int | None,
-    thinking: bool | None,
-    metadata: dict | None = None,
-) -> dict:
-    """Writes results.json and report.html into `out`. A token that differs from plain greedy decoding, and is no tie, is an error."""
+def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict | None = None) -> dict:
+    """sources: name -> conversations that the target wrote. Writes results.json, report.html and charts into `out`.
+
+    A token that differs from plain greedy decoding, and is no tie, is an error. What an earlier run of the same protocol has
+    measured is taken over, prompt by prompt.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    dataset = open_or_prepare(data, out / "prepared", pair.folder, Options(thinking))
-    prompts = [dataset[i] for i in range(min(len(dataset), limit or len(dataset)))]
-    started = time.perf_counter()
-    offline = evaluate_offline(pair.method, pair.model, pair.target, prompts)
-    console.print(f"offline: τ {offline.tau:.3f} on {len(prompts)} conversations ({time.perf_counter() - started:.0f} s)")
-    _print_acceptance(offline)
-    decoded = _decode_all(pair, _spread(prompts, decode), max_new_tokens)
-    same, total = on_policy_share(pair.target, dataset, SHARE_SAMPLES)
-    whole = {**offline.to_json(), "tau_interval": None, "prompts": len(prompts)}
-    decoding = _decode_results(pair, decoded) if decoded else None
-    counts = decoding and {key: value for key, value in decoding.items() if key != "examples"}
+    options = Options(settings.thinking)
+    opened = {name: open_or_prepare(path, out / "prepared", pair.folder, options) for name, path in sources.items()}
+    prompts = {name: [data[i] for i in range(min(len(data), settings.limit or len(data)))] for name, data in opened.items()}
+    protocol = _protocol(pair, opened, prompts, settings)
+    kept = Kept(out / "measured.jsonl", {**protocol, "draft": weights_hash(pair.draft)})
+    offline, decoded = _offline(pair, prompts, settings, kept), _decoded(pair, prompts, settings, kept)
+    everything = [row for rows in offline.values() for row in rows]
+    all_decoded = [d for rows in decoded.values() for d in rows]
+    whole, decoding = _counts(pair, everything), decode_results(pair, all_decoded)
     results = {
         "title": f"{pair.folder.name} + {pair.method.config.architectures[0]}",
         "target": str(pair.folder),
         "draft": str(pair.draft),
         "tau_definition": TAU,
-        "on_policy_share": same / total,
-        "protocol": _protocol(pair, dataset, prompts, max_new_tokens),
+        "on_policy_share": None if settings.temperature else _on_policy_share(pair, opened),
+        "protocol": protocol,
         "offline": whole,
-        "decode": decoding,
-        "datasets": {Path(data).stem: {"domain": None, "offline": whole, "decode": counts, "by_context": []}},
+        "decode": decoding and {**decoding, "examples": examples(pair, all_decoded)},
+        "datasets": {
+            name: {
+                "domain": DATA_SETS[name].domain if name in DATA_SETS else None,
+                "offline": _counts(pair, offline[name]),
+                "decode": decode_results(pair, decoded[name]),
+                "by_context": by_context(offline[name]),
+            }
+            for name in prompts
+        },
         "served": None,
-        "break_even": None,
+        "break_even": break_even(pair, whole["slot_acceptance"]),
         "versions": {
             "torchspec": __version__,
             "torch": torch.__version__,
@@ -99,109 +93,96 @@ def evaluate_draft(
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.rename(out / "results.json")
     write_report(out)
-    wrong = [d for d in decoded if d.outcome == "mismatch"]
+    print_results(results, console)
+    _print_break_even(results["break_even"])
+    wrong = [d for d in all_decoded if d.outcome == "mismatch"]
     if wrong:
         raise ContractError(
-            f"{len(wrong)} of {len(decoded)} speculative answers differ from plain greedy decoding beyond rounding, "
+            f"{len(wrong)} of {len(all_decoded)} speculative answers differ from plain greedy decoding beyond rounding, "
             f"first in sample {wrong[0].prompt.index} at token {wrong[0].difference.position}; see {out / 'results.json'}"
         )
     return results
+
+
+def _offline(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, kept: Kept) -> dict[str, list[dict]]:
+    measured = {}
+    for name, asked in prompts.items():
+        started = time.perf_counter()
+        measured[name] = [
+            kept.get_or(f"offline {name} {p.index}", lambda p=p: measure_offline(pair, p, settings.temperature)) for p in asked
+        ]
+        total = total_of(pair.method.block_size, measured[name])
+        console.print(f"offline {name}: τ {total.tau:.3f} on {len(asked)} conversations ({time.perf_counter() - started:.0f} s)")
+        _print_acceptance(total)
+    return measured
+
+
+def _decoded(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, kept: Kept) -> dict[str, list[Decoded]]:
+    decoder, decoded = Decoder(pair, settings.max_new_tokens, settings.temperature, settings.seed), {}
+    for name, asked in prompts.items():
+        chosen = spread(asked, settings.decode)
+        rows = [kept.get_or(f"decode {name} {p.index}", lambda p=p: decoder.decode(p).to_json()) for p in chosen]
+        decoded[name] = [Decoded.from_json(p, row, settings.temperature > 0) for p, row in zip(chosen, rows, strict=True)]
+    return decoded
+
+
+def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
+    """Evenly over the file, which may be sorted by length or topic."""
+    count = len(prompts) if count is None else min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def _counts(pair: Pair, rows: list[dict]) -> dict:
+    return {**total_of(pair.method.block_size, rows).to_json(), "prompts": len(rows)}
+
+
+def _on_policy_share(pair: Pair, opened: dict[str, PromptDataset]) -> float:
+    shares = [on_policy_share(pair.target, dataset, SHARE_SAMPLES) for dataset in opened.values()]
+    return sum(same for same, _ in shares) / sum(total for _, total in shares)
 
 
 def _print_acceptance(acceptance: Acceptance) -> None:
     console.print("  accepted by slot   " + "  ".join(f"{k}: {rate:.0%}" for k, rate in enumerate(acceptance.slot_rates, start=1)))
     most = max(acceptance.histogram)
     for committed, steps in enumerate(acceptance.histogram[1:], start=1):
-        console.print(f"  {committed:>3} tokens in {steps:>6} steps  {'█' * round(40 * steps / most)}")
+        console.print(f"  {committed:>3} tokens in {steps:>8.0f} steps  {'█' * round(40 * steps / most)}")
 
 
-def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """Evenly over the file, which may be sorted by length or topic."""
-    count = min(count, len(prompts))
-    return [prompts[i * len(prompts) // count] for i in range(count)]
+def _print_break_even(rows: list[dict]) -> None:
+    for row in rows:
+        console.print(
+            f"  at concurrency {row['concurrency']:>2} {row['best_draft_tokens']} draft tokens pay best here: predicted "
+            f"{row['speedup_at_best']:.2f}x at τ {row['tau_at_best']:.2f}; break-even τ {row['tau_needed']:.2f}"
+        )
 
 
-def _decode_all(pair: Pair, prompts: list[Prompt], max_new_tokens: int) -> list[Decoded]:
-    for prompt in prompts[:1]:  # the first forwards of each shape are slow: once, untimed
-        start, _ = prompt.spans()[0]
-        plain_decode(pair.target, prompt.ids[:start], WARM_UP_TOKENS, set())
-        speculative_decode(pair.target, pair.method.drafter(pair.model), prompt.ids[:start], WARM_UP_TOKENS, set())
-    return [_decode(pair, prompt, max_new_tokens) for prompt in prompts]
-
-
-def _decode(pair: Pair, prompt: Prompt, max_new_tokens: int) -> Decoded:
-    """Plain and speculative, one right after the other, so that both see the same machine."""
-    start, _ = prompt.spans()[0]
-    ids, stop = prompt.ids[:start], stop_ids(pair.target)
-    plain = plain_decode(pair.target, ids, max_new_tokens, stop)
-    speculative = speculative_decode(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop)
-    decoded = Decoded(prompt, plain, speculative, first_difference(pair.target, ids, plain.ids, speculative.ids))
-    console.print(
-        f"decode {prompt.index}: τ {_acceptance(pair, [decoded]).tau:.2f}, "
-        f"{plain.tokens_per_second:.1f} -> {speculative.tokens_per_second:.1f} tok/s, {decoded.outcome}"
-    )
-    return decoded
-
-
-def _acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
-    total = Acceptance(pair.method.block_size)
-    for d in decoded:
-        total.add_answer(d.speculative.accepted, len(d.speculative.ids))
-    return total
-
-
-def _decode_results(pair: Pair, decoded: list[Decoded]) -> dict:
-    acceptance = _acceptance(pair, decoded)
-    plain_token = statistics.median(1 / d.plain.tokens_per_second for d in decoded)  # seconds
-    step = statistics.median(
-        d.speculative.seconds / len(d.speculative.accepted) for d in decoded if d.speculative.accepted
-    )  # draft and verify
-    tokenizer = ChatFormat.load(pair.folder, None, False).tokenizer
-    return {
-        **acceptance.to_json(),
-        "tau_interval": None,
-        "prompts": len(decoded),
-        "speedup": statistics.median(d.speedup for d in decoded),
-        "speedup_interval": None,
-        "plain_tokens_per_second": 1 / plain_token,
-        "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in decoded),
-        "break_even_tau": step / plain_token,
-        "identical": sum(d.outcome == "identical" for d in decoded),
-        "ties": sum(d.outcome == "tie" for d in decoded),
-        "mismatches": sum(d.outcome == "mismatch" for d in decoded),
-        "examples": [_example(pair, d, tokenizer) for d in decoded],
-    }
-
-
-def _example(pair: Pair, decoded: Decoded, tokenizer) -> dict:
-    answer, start = decoded.speculative, decoded.prompt.spans()[0][0]
-    return {
-        "prompt": tokenizer.decode(decoded.prompt.ids[:start], skip_special_tokens=True).strip(),
-        "pieces": [
-            [text, "draft" if drafted else "target"]
-            for text, drafted in zip(token_texts(tokenizer, answer.ids), answer.from_draft, strict=True)
-        ],
-        "tau": _acceptance(pair, [decoded]).tau,
-        "outcome": decoded.outcome,
-        "plain_tokens_per_second": decoded.plain.tokens_per_second,
-        "speculative_tokens_per_second": answer.tokens_per_second,
-    }
-
-
-def _protocol(pair: Pair, dataset: PromptDataset, prompts: list[Prompt], max_new_tokens: int) -> dict:
+def _protocol(pair: Pair, opened: dict[str, PromptDataset], prompts: dict[str, list[Prompt]], settings: Settings) -> dict:
     """What another evaluation must share for its numbers to be comparable."""
-    text = hashlib.sha256(b"".join(p.ids.numpy().tobytes() for p in prompts)).hexdigest()[:16]
+    first = next(iter(opened.values())).manifest
     return {
-        "target": str(pair.folder),
-        "prompts": f"{len(prompts)} of {', '.join(Path(name).name for name in dataset.manifest.inputs)}, sha256 {text}",
-        "temperature": 0,
-        "thinking": dataset.manifest.thinking,
-        "template_hash": dataset.manifest.template_hash,
-        "draft tokens per step": pair.method.block_size - 1,
-        "most new tokens when decoding": max_new_tokens,
-        "dtype": str(pair.target.model.dtype).removeprefix("torch."),
+        **{f"prompts: {name}": f"{len(asked)} conversations, sha256 {_text_hash(asked)}" for name, asked in prompts.items()},
+        "target": f"{pair.folder.name}, config sha256 {_hash((pair.folder / 'config.json').read_bytes())}",
         "tau": TAU,
+        "temperature": settings.temperature,
+        "thinking": first.thinking,
+        "template_hash": first.template_hash,
+        "draft tokens per step": pair.method.block_size - 1,
+        "decoded prompts of each data set": "all" if settings.decode is None else settings.decode,
+        "most new tokens when decoding": settings.max_new_tokens,
+        "dtype": str(pair.target.model.dtype).removeprefix("torch."),
     }
+
+
+def _text_hash(prompts: list[Prompt]) -> str:
+    return _hash(b"".join(p.ids.numpy().tobytes() for p in prompts))
+
+
+def weights_hash(draft: Path) -> str:
+    return _hash((draft / "model.safetensors").read_bytes())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _hardware(device: torch.device) -> dict:

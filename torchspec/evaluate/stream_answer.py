@@ -6,16 +6,17 @@ from rich.text import Text
 from torchspec.data.chat import ChatFormat
 from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.decode import speculative_steps, stop_ids, token_texts
+from torchspec.evaluate.sampling import Sampler
 from torchspec.inference import Pair
 from torchspec.log import console
 
 
-def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool | None) -> None:
+def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool | None, sampler: Sampler) -> None:
     chat = ChatFormat.load(pair.folder, thinking, False)
     text = chat.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     ids, stop = torch.tensor(chat.tokenizer(text, add_special_tokens=False).input_ids), stop_ids(pair.target)
     printed = 0
-    for answer in speculative_steps(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop):
+    for answer in speculative_steps(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop, sampler):
         visible = [token for token in answer.ids if token not in stop]
         texts = token_texts(chat.tokenizer, visible)
         for piece, drafted in zip(texts[printed:], answer.from_draft[printed : len(texts)], strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from torchspec.data.dataset import PromptDataset
+from torchspec.evaluate.sampling import Sampler
 from torchspec.methods.registry import METHODS
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
@@ -25,8 +26,10 @@ class Drafter(Protocol):
         """The next n committed tokens [n] and their features [n, K*H_t]."""
         ...
 
-    def propose(self, last_token: int) -> Tensor:
-        """The last committed token, whose features do not exist yet -> the next B-1 tokens [B-1], greedy."""
+    def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
+        """The last committed token, whose features do not exist yet -> the next B-1 tokens [B-1], and what they were drawn from:
+        probabilities [B-1, V] over the target's tokens; none where greedy.
+        """
         ...
 
 
@@ -45,6 +48,7 @@ class Method(Protocol):
     def skeleton(self) -> nn.Module: ...
     def loss(self, model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]: ...
     def propose(self, model, features: Features, anchors: Tensor) -> Tensor: ...
+    def text_log_probabilities(self, model, features: Features, anchors: Tensor, temperature: float) -> Tensor: ...
     def drafter(self, model: nn.Module) -> Drafter: ...
 
 

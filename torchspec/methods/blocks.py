@@ -47,6 +47,12 @@ def block_labels(batch: Batch, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     return batch.ids[row], supervised.cumprod(-1).bool() & (slots > 0)
 
 
+def following_tokens(ids: Tensor, anchors: Tensor, block_size: int) -> Tensor:
+    """x_{a+1} .. x_{a+B-1} of each anchor a of one text, [n, B-1]; places beyond its end hold its last token."""
+    position = anchors[:, None] + torch.arange(1, block_size, device=ids.device)
+    return ids[position.clamp(max=len(ids) - 1)]
+
+
 def slot_metrics(mask: Tensor, valid: Tensor, losses: Tensor, correct: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts per slot [B-1], and the acceptance length averaged over blocks (prefix of right slots, plus one)."""
     loss, right = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask)

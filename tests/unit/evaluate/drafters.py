@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.tiny import VOCABULARY, B
+from torchspec.evaluate.sampling import Sampler
 
 
 class Scripted:
@@ -21,11 +22,11 @@ class Scripted:
         self.ids.append(ids)
         self.rows.append(context)
 
-    def propose(self, last_token: int) -> Tensor:
+    def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, None]:
         """Answer token i is the last one when features of the prompt and of i answer tokens are there."""
         at = sum(map(len, self.rows)) - len(self.prompt)
         assert self.answer[at] == last_token, "the loop hands over another number of rows than it committed tokens"
         tokens = (self.answer[at + 1 :] + [0] * self.block_size)[: self.block_size - 1]
         proposal = [(t + 1) % VOCABULARY if self.wrong(self.steps, k) else t for k, t in enumerate(tokens, start=1)]
         self.steps += 1
-        return torch.tensor(proposal)
+        return torch.tensor(proposal), None

@@ -14,6 +14,7 @@ from torchspec import checkpoint
 from torchspec.config import RunConfig
 from torchspec.distributed import World
 from torchspec.errors import ContractError, UserError
+from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.export.hf import check_export, export_checkpoint
 from torchspec.inference import load_pair
 from torchspec.methods.eagle3.config import Eagle3Config
@@ -111,7 +112,13 @@ def test_choices_are_target_ids(tiny_target):
     hidden = torch.randn(300, HIDDEN, generator=torch.Generator().manual_seed(0))
     logits = torch.full((300, 64), -torch.inf)
     logits[:, IDS] = hidden @ tiny_target.head[IDS].T
-    assert torch.equal(vocabulary.greedy(hidden), logits.argmax(-1))
+    assert torch.equal(vocabulary.choose(hidden, GREEDY, 64)[0], logits.argmax(-1))
+    tokens, q = vocabulary.choose(hidden, Sampler(0.7, seed=0), 64)
+    assert set(tokens.tolist()) <= set(IDS.tolist())
+    torch.testing.assert_close(q, (logits / 0.7).softmax(-1))
+    everything = hidden.repeat_interleave(64, dim=0)
+    log_q = vocabulary.log_probability(everything, torch.arange(64).repeat(300), 0.7).view(300, 64)
+    torch.testing.assert_close(log_q, (logits / 0.7).log_softmax(-1))  # -inf for tokens that the draft does not have
 
 
 def wrong_offset(w, c):

@@ -9,13 +9,15 @@ from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, NEVER, B, all_valid, answered
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
 from torchspec.evaluate.decode import plain_decode, speculative_decode
+from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.eagle3.generate import Eagle3Drafter
 from torchspec.nn.attention import BlockLayout, structured_attention
-from torchspec.records import Prompt
+from torchspec.records import Features, Prompt
 
 ANCHORS = [1, 2, 9, 17, 30]
 PIECES = {1: [1], 2: [1, 1], 9: [4, 1, 4], 17: [10, 3, 3, 1], 30: [12, 1, 1, 2, 4, 4, 3, 1, 2]}  # committed tokens per step
+TEMPERATURE = 0.8
 PRUNED = torch.arange(0, 64, 3)
 VARIANTS = {
     "plain": {},
@@ -51,7 +53,7 @@ def served(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Te
     for piece in PIECES[anchor]:
         drafter.extend(features.prompt.ids[end : end + piece], features.context[end : end + piece])
         end += piece
-        tokens = drafter.propose(int(features.prompt.ids[end]))
+        tokens, _ = drafter.propose(int(features.prompt.ids[end]), GREEDY)
     hook.remove()
     assert end == anchor
     return kept[-1], tokens
@@ -71,7 +73,7 @@ def test_trainer_chains_equal_the_cached_loop(method, model, features):
     for i, anchor in enumerate(ANCHORS):
         hidden, tokens = results[anchor]
         torch.testing.assert_close(ours[:, i], hidden, rtol=1e-4, atol=1e-4)  # float32; the sums run in another order
-        assert torch.equal(method.vocabulary.greedy(ours[:, i]), tokens)
+        assert torch.equal(method.vocabulary.choose(ours[:, i], GREEDY, 64)[0], tokens)
     with torch.no_grad():
         assert torch.equal(method.propose(model, features, torch.tensor(ANCHORS)), torch.stack([results[a][1] for a in ANCHORS]))
 
@@ -116,7 +118,7 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(method,
     drafter, expected = method.drafter(model), []
     for anchor in range(1, len(features.context)):
         drafter.extend(features.prompt.ids[anchor - 1 : anchor], features.context[anchor - 1 : anchor])
-        expected.append(drafter.propose(int(features.prompt.ids[anchor])))
+        expected.append(drafter.propose(int(features.prompt.ids[anchor]), GREEDY)[0])
     anchors = torch.arange(1, len(features.context))
     assert len(set(torch.stack(expected).flatten().tolist())) > 8  # a draft that always says the same would prove little
     assert set(torch.stack(expected).flatten().tolist()) <= set(method.vocabulary.ids.tolist())
@@ -126,17 +128,53 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(method,
 
 
 @torch.no_grad()
+def drawn(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Tensor, Features]:
+    """What the drafter draws after an anchor [B-1], what it drew from [B-1, V], and the text that goes on with these tokens."""
+    ids, context, drafter = features.prompt.ids, features.context, method.drafter(model)
+    drafter.extend(ids[:anchor], context[:anchor])
+    tokens, q = drafter.propose(int(ids[anchor]), Sampler(TEMPERATURE, seed=anchor))
+    text = torch.cat((ids[: anchor + 1], tokens))
+    unseen = torch.randn(B, context.shape[1], generator=torch.Generator().manual_seed(0))
+    prompt = Prompt(0, text, torch.arange(len(text)) > anchor)
+    return tokens, q, replace(features, prompt=prompt, context=torch.cat((context[:anchor], unseen)))
+
+
+@torch.no_grad()
+def test_what_the_drafter_draws_from_is_what_the_evaluator_scores(method, model, features):
+    """Each step is fed the token that was drawn, not the first choice; a pruned draft draws from the tokens that it has."""
+    first_choices = 0
+    for anchor in ANCHORS:
+        tokens, q, text = drawn(method, model, features, anchor)
+        first_choices += int((tokens == q.argmax(-1)).sum())
+        torch.testing.assert_close(q.sum(-1), torch.ones(B - 1))
+        assert set(q.nonzero()[:, 1].tolist()) <= set(method.vocabulary.ids.tolist()) and q.shape == (B - 1, 64)
+        scored = method.text_log_probabilities(model, text, torch.tensor([anchor]), TEMPERATURE)
+        torch.testing.assert_close(scored[0], q.gather(1, tokens[:, None])[:, 0].log(), rtol=1e-4, atol=1e-4)
+    assert first_choices < len(ANCHORS) * (B - 1)
+
+
+@torch.no_grad()
+def test_a_whole_document_is_scored_in_parts_as_at_once(method, model, features, monkeypatch):
+    anchors = torch.arange(1, len(features.context))
+    whole = method.text_log_probabilities(model, features, anchors, TEMPERATURE)
+    after = features.prompt.ids[(anchors[:, None] + torch.arange(1, B)).clamp(max=len(features.context) - 1)]
+    assert torch.equal(whole > -torch.inf, torch.isin(after, method.vocabulary.ids))
+    monkeypatch.setattr(eagle3, "PROPOSAL_CHAINS", 7)
+    torch.testing.assert_close(method.text_log_probabilities(model, features, anchors, TEMPERATURE), whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(tiny_eagle3, features):
     model = lively(tiny_eagle3.skeleton())
     drafter = tiny_eagle3.drafter(model)
     for end, piece in ((6, 6), (7, 1), (11, 4)):
         drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
-        drafter.propose(int(features.prompt.ids[end]))
+        drafter.propose(int(features.prompt.ids[end]), GREEDY)
         assert {len(rows) for rows in drafter.cache} == {end} and drafter.committed == end
     grown = drafter.cache
     drafter.reset()
     drafter.extend(features.prompt.ids[:11], features.context[:11])
-    drafter.propose(int(features.prompt.ids[11]))
+    drafter.propose(int(features.prompt.ids[11]), GREEDY)
     for old, new in zip(grown, drafter.cache, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-5)  # rows come from the target's features, never from a chain
 
@@ -177,7 +215,7 @@ def test_planted_chains_in_the_cache_part_the_drafter_from_the_proposals(tiny_ea
         for end in range(8, 24):
             start = 0 if end == 8 else end - 1
             drafter.extend(features.prompt.ids[start:end], features.context[start:end])
-            proposals.append(drafter.propose(int(features.prompt.ids[end])))
+            proposals.append(drafter.propose(int(features.prompt.ids[end]), GREEDY)[0])
         assert torch.equal(torch.stack(proposals), expected) == same
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from torchspec.evaluate.sampling import Sampler
 from torchspec.methods.dflash.model import DFlashDraft
 from torchspec.target import FrozenTarget
 
@@ -24,8 +25,10 @@ class DFlashDrafter:
         """context [n, K*H_t]: features of the next n committed tokens, which enter through them alone."""
         self.pending.append(context)
 
-    def propose(self, last_token: int) -> Tensor:
-        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], greedy."""
+    def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
+        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], each from its own slot's law, and
+        these laws [B-1, V]; none where greedy.
+        """
         features = torch.cat(self.pending)
         device, end = features.device, self.committed + len(features)
         rows = torch.full((self.block_size,), self.mask_token_id, device=device)
@@ -34,7 +37,7 @@ class DFlashDrafter:
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
         hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attend)
         self.committed, self.pending = end, []
-        return (hidden[1:] @ self.target.head.T).argmax(-1)
+        return sampler.choose(hidden[1:] @ self.target.head.T)
 
     def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
         """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""

@@ -9,15 +9,16 @@ Alignment of one block, B = 4, anchor 10:
       sees         features of x_0 .. x_9, and all slots of its own block
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from torchspec.data.dataset import PromptDataset
+from torchspec.evaluate.sampling import head_log_probability
 from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
-from torchspec.methods.blocks import block_labels, sample_anchors, seeded, slot_metrics
+from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_folder, check_serves, draft_config
 from torchspec.methods.dflash.generate import DFlashDrafter
@@ -93,12 +94,23 @@ class DFlash:
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
-        ids, proposals = features.prompt.ids, []
+        slots = (rows for hidden in self._slots(model, features, anchors) for rows in hidden.split(PROPOSAL_ROWS))
+        return torch.cat([(rows @ self.target.head.T).argmax(-1) for rows in slots]).view(len(anchors), -1)
+
+    def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
+        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""
+        tokens = following_tokens(features.prompt.ids, anchors, self.block_size).split(PROPOSAL_BLOCKS)
+        parts = zip(self._slots(model, features, anchors), tokens, strict=True)
+        log_q = [head_log_probability(hidden, self.target.head, ids.flatten(), temperature) for hidden, ids in parts]
+        return torch.cat(log_q).view(len(anchors), -1)
+
+    def _slots(self, model: Model, features: Features, anchors: Tensor) -> Iterator[Tensor]:
+        """Normed states of the slots 1..B-1 after each anchor of a document, [n' * (B-1), H] for n' anchors at a time."""
+        ids = features.prompt.ids
         for part in anchors.split(PROPOSAL_BLOCKS):
             layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
             hidden = model(*self.inputs(ids, features.context, layout)).view(len(part), self.block_size, -1)
-            proposals += [(rows @ self.target.head.T).argmax(-1) for rows in hidden[:, 1:].flatten(0, 1).split(PROPOSAL_ROWS)]
-        return torch.cat(proposals).view(len(anchors), -1)
+            yield hidden[:, 1:].flatten(0, 1)
 
 
 def attention(layout: BlockLayout):

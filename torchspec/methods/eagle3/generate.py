@@ -3,20 +3,27 @@
 import torch
 from torch import Tensor
 
+from torchspec.evaluate.sampling import Sampler
 from torchspec.methods.eagle3.model import Eagle3Draft, KeyValue
 from torchspec.methods.eagle3.vocabulary import DraftVocabulary
 from torchspec.target import FrozenTarget
 
 
 class Choices:
-    """Lets chains go on with the draft's own first choice, and remembers it."""
+    """Lets chains go on with the draft's own choice, and remembers it."""
 
-    def __init__(self, vocabulary: DraftVocabulary, embedding: Tensor):
-        self.vocabulary, self.embedding = vocabulary, embedding
+    def __init__(self, vocabulary: DraftVocabulary, embedding: Tensor, sampler: Sampler):
+        self.vocabulary, self.embedding, self.sampler = vocabulary, embedding, sampler
         self.tokens: list[Tensor] = []  # [R] of each step
+        self.q: list[Tensor | None] = []  # [R, V] of each step: what its tokens were drawn from; none where greedy
+
+    def choose(self, hidden: Tensor) -> None:
+        tokens, q = self.vocabulary.choose(hidden, self.sampler, len(self.embedding))
+        self.tokens.append(tokens)
+        self.q.append(q)
 
     def follow(self, step: int, hidden: Tensor) -> Tensor:
-        self.tokens.append(self.vocabulary.greedy(hidden))
+        self.choose(hidden)
         return torch.nn.functional.embedding(self.tokens[-1], self.embedding)
 
 
@@ -39,17 +46,21 @@ class Eagle3Drafter:
         """ids [n], context [n, (K+1)*H]: newly committed tokens and the features of the captured layers, the last layer's included."""
         self.pending.append((ids.to(context.device), context))
 
-    def propose(self, last_token: int) -> Tensor:
-        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], greedy."""
+    def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
+        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], each drawn after the one before it,
+        and what they were drawn from [B-1, V]; none where greedy.
+        """
         ids, context = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
         features = context[:, : -self.target.head.shape[1]]
         end, device = self.committed + len(features), features.device
         after = torch.cat((ids[1:], torch.tensor([last_token], device=device)))
         positions, starts = torch.arange(self.committed, end, device=device), torch.tensor([len(after) - 1], device=device)
-        embedded, choices = torch.nn.functional.embedding(after, self.target.embedding), Choices(self.vocabulary, self.target.embedding)
+        embedded = torch.nn.functional.embedding(after, self.target.embedding)
+        choices = Choices(self.vocabulary, self.target.embedding, sampler)
         hidden = self.model(embedded, features, positions, starts, self.block_size - 1, choices.follow, self._attend)
+        choices.choose(hidden[-1])
         self.committed, self.pending = end, []
-        return torch.cat((*choices.tokens, self.vocabulary.greedy(hidden[-1])))
+        return torch.cat(choices.tokens), None if choices.q[0] is None else torch.cat(choices.q)
 
     def _attend(self, q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
         """The chain sees every committed row and its own steps: no mask at all. q [1, heads, d], k/v [rows, kv_heads, d]."""

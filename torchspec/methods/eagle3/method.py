@@ -14,7 +14,7 @@ Row 9 is step 0 itself. Rows of the context are "strictly before the anchor", as
 that asks: both methods share one attention.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
+from torchspec.evaluate.sampling import GREEDY
 from torchspec.losses import frozen_head_divergence
-from torchspec.methods.blocks import block_labels, sample_anchors, slot_metrics
+from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
@@ -34,7 +35,7 @@ from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
 
 Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
-PROPOSAL_CHAINS = 256  # per forward, when a whole document is proposed: bounds memory
+PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
 
 
 class Eagle3:
@@ -114,15 +115,32 @@ class Eagle3:
 
     def propose(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
+        vocabulary, proposals = self.served_vocabulary(model), []
+        for layout in self._layouts(features, anchors):
+            choices = Choices(vocabulary, self.target.embedding, GREEDY)
+            hidden = self.hidden(model, features.prompt.ids, features.context, layout, choices.follow)
+            choices.choose(hidden[-1])
+            proposals.append(torch.stack(choices.tokens, dim=1))
+        return torch.cat(proposals)
+
+    def text_log_probabilities(self, model: Eagle3Draft, features: Features, anchors: Tensor, temperature: float) -> Tensor:
+        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature, each step fed with the text's token:
+        [n] -> float32 [n, B-1].
+        """
+        ids, vocabulary, parts = features.prompt.ids, self.served_vocabulary(model), []
+        for layout in self._layouts(features, anchors):
+            tokens = following_tokens(ids, layout.anchors[0], self.block_size).T  # [B-1, n']
+            hidden = self.hidden(model, ids, features.context, layout, lambda step, _, fed=tokens: self.embed(fed[step - 1]))
+            log_q = vocabulary.log_probability(hidden.flatten(0, 1), tokens.flatten(), temperature)
+            parts.append(log_q.view(tokens.shape).T)
+        return torch.cat(parts)
+
+    def _layouts(self, features: Features, anchors: Tensor) -> Iterator[BlockLayout]:
+        """The chains after each anchor of a document, some at a time."""
         if len(anchors) and int(anchors.min()) < 1:
             raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; EAGLE-3 drafts after a prompt only")
-        ids, vocabulary, proposals = features.prompt.ids, self.served_vocabulary(model), []
         for part in anchors.split(PROPOSAL_CHAINS):
-            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
-            choices = Choices(vocabulary, self.target.embedding)
-            hidden = self.hidden(model, ids, features.context, layout, choices.follow)
-            proposals.append(torch.stack((*choices.tokens, vocabulary.greedy(hidden[-1])), dim=1))
-        return torch.cat(proposals)
+            yield BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(features.prompt.ids),), self.block_size)
 
 
 def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:

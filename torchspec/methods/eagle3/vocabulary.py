@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ARGMAX_ROWS = 256  # per product with the head: bounds memory when a whole document is proposed
+from torchspec.evaluate.sampling import Sampler, head_log_probability
 
 
 def frequent_tokens(counts: Tensor, size: int) -> Tensor:
@@ -18,6 +18,15 @@ class DraftVocabulary:
     head: Tensor  # [V_d, H] frozen rows of the target's head
     ids: Tensor  # [V_d] target id of each row
 
-    def greedy(self, hidden: Tensor) -> Tensor:
-        """[r, H] -> the draft's first choice, as target ids [r]."""
-        return self.ids[torch.cat([(rows @ self.head.T).argmax(-1) for rows in hidden.split(ARGMAX_ROWS)])]
+    def choose(self, hidden: Tensor, sampler: Sampler, size: int) -> tuple[Tensor, Tensor | None]:
+        """[r, H] -> target ids [r], and the probabilities [r, V] that they were drawn from; none where greedy. size: V."""
+        tokens, q = sampler.choose(hidden @ self.head.T)
+        if q is not None:
+            q = q.new_zeros(len(q), size).index_copy_(1, self.ids, q)
+        return self.ids[tokens], q
+
+    def log_probability(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """[r, H], target ids [r] -> log q [r]; -inf for a token that the draft does not have."""
+        row = torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)  # ids ascend
+        log_q = head_log_probability(hidden, self.head, row, temperature)
+        return log_q.where(self.ids[row] == tokens, -torch.inf)

@@ -1,0 +1,129 @@
+"""Real decoding, plain and speculative, prompt by prompt: speed-up, acceptance, and the proof that both write the same tokens."""
+
+import statistics
+from dataclasses import asdict, dataclass
+
+from torchspec.data.chat import ChatFormat
+from torchspec.evaluate.acceptance import Acceptance
+from torchspec.evaluate.decode import Answer, Difference, first_difference, plain_decode, speculative_decode, stop_ids, token_texts
+from torchspec.evaluate.interval import median_interval
+from torchspec.evaluate.sampling import Sampler
+from torchspec.inference import Pair
+from torchspec.log import console
+from torchspec.records import Prompt
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One prompt, decoded twice."""
+
+    prompt: Prompt
+    plain: Answer
+    speculative: Answer
+    difference: Difference | None
+    sampled: bool
+
+    @property
+    def outcome(self) -> str:
+        if self.sampled:  # two draws from one distribution need not agree
+            return "sampled"
+        return "identical" if self.difference is None else "tie" if self.difference.tie else "mismatch"
+
+    @property
+    def speedup(self) -> float:
+        """Of the rates, since two answers that part at a tie differ in length."""
+        return self.speculative.tokens_per_second / self.plain.tokens_per_second
+
+    def to_json(self) -> dict:
+        return {
+            "plain": asdict(self.plain),
+            "speculative": asdict(self.speculative),
+            "difference": self.difference and asdict(self.difference),
+        }
+
+    @classmethod
+    def from_json(cls, prompt: Prompt, row: dict, sampled: bool) -> "Decoded":
+        difference = row["difference"] and Difference(**row["difference"])
+        return cls(prompt, Answer(**row["plain"]), Answer(**row["speculative"]), difference, sampled)
+
+
+class Decoder:
+    """Decodes prompts; the first forwards of each shape are slow, so one prompt is run before anything is timed."""
+
+    def __init__(self, pair: Pair, max_new_tokens: int, temperature: float, seed: int):
+        self.pair, self.max_new_tokens, self.temperature, self.seed = pair, max_new_tokens, temperature, seed
+        self.warm = False
+
+    def decode(self, prompt: Prompt) -> Decoded:
+        """Plain and speculative, one right after the other, so that both see the same machine."""
+        ids = prompt.ids[: prompt.spans()[0][0]]
+        if not self.warm:
+            self._run(ids, WARM_UP_TOKENS, set())
+            self.warm = True
+        plain, speculative = self._run(ids, self.max_new_tokens, stop_ids(self.pair.target))
+        sampled = self.temperature > 0
+        difference = None if sampled else first_difference(self.pair.target, ids, plain.ids, speculative.ids)
+        decoded = Decoded(prompt, plain, speculative, difference, sampled)
+        console.print(
+            f"decode {prompt.index}: τ {acceptance(self.pair, [decoded]).tau:.2f}, "
+            f"{plain.tokens_per_second:.1f} -> {speculative.tokens_per_second:.1f} tok/s, {decoded.outcome}"
+        )
+        return decoded
+
+    def _run(self, ids, max_new_tokens: int, stop: set[int]) -> tuple[Answer, Answer]:
+        pair = self.pair
+        samplers = [Sampler(self.temperature, self.seed, pair.target.device) for _ in range(2)]
+        plain = plain_decode(pair.target, ids, max_new_tokens, stop, samplers[0])
+        return plain, speculative_decode(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop, samplers[1])
+
+
+def acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
+    total = Acceptance(pair.method.block_size)
+    for d in decoded:
+        total.add_answer(d.speculative.accepted, len(d.speculative.ids))
+    return total
+
+
+def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
+    """Counts and rates; None where nothing was decoded."""
+    if not decoded:
+        return None
+    plain_token = statistics.median(1 / d.plain.tokens_per_second for d in decoded)  # seconds
+    step = statistics.median(
+        d.speculative.seconds / len(d.speculative.accepted) for d in decoded if d.speculative.accepted
+    )  # draft and verify
+    speedups = [d.speedup for d in decoded]
+    return {
+        **acceptance(pair, decoded).to_json(),
+        "prompts": len(decoded),
+        "speedup": statistics.median(speedups),
+        "speedup_interval": median_interval(speedups),
+        "plain_tokens_per_second": 1 / plain_token,
+        "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in decoded),
+        "break_even_tau": step / plain_token,
+        "identical": sum(d.outcome == "identical" for d in decoded),
+        "ties": sum(d.outcome == "tie" for d in decoded),
+        "mismatches": sum(d.outcome == "mismatch" for d in decoded),
+    }
+
+
+def examples(pair: Pair, decoded: list[Decoded]) -> list[dict]:
+    tokenizer = ChatFormat.load(pair.folder, None, False).tokenizer
+    return [_example(pair, d, tokenizer) for d in decoded]
+
+
+def _example(pair: Pair, decoded: Decoded, tokenizer) -> dict:
+    answer, start = decoded.speculative, decoded.prompt.spans()[0][0]
+    return {
+        "prompt": tokenizer.decode(decoded.prompt.ids[:start], skip_special_tokens=True).strip(),
+        "pieces": [
+            [text, "draft" if drafted else "target"]
+            for text, drafted in zip(token_texts(tokenizer, answer.ids), answer.from_draft, strict=True)
+        ],
+        "tau": acceptance(pair, [decoded]).tau,
+        "outcome": decoded.outcome,
+        "plain_tokens_per_second": decoded.plain.tokens_per_second,
+        "speculative_tokens_per_second": answer.tokens_per_second,
+    }
