@@ -15,6 +15,7 @@ from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
 from torchspec.methods.base import Method, method_class
 from torchspec.methods.registry import ARCHITECTURES
+from torchspec.nn.packed import pack_linears
 from torchspec.target import FrozenTarget
 
 
@@ -64,7 +65,7 @@ def load_pair(draft: Path, target: str, dtype_name: str, device_name: str, trust
     method = method_class(name).from_config(config, frozen)
     model = method.skeleton()
     _load_weights(model, draft / "model.safetensors")
-    model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
+    model = pack_linears(cast_parameters(model.to(device), dtype).eval().requires_grad_(False))
     spec = CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code)
     return Pair(draft, folder, HFCapture(spec), method, model)
 

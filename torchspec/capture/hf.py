@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import capture_checks
 from torchspec.errors import UserError
+from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
 
@@ -34,7 +35,7 @@ class HFCapture:
         self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
         if loading["missing_keys"]:  # Transformers fills them with random numbers
             raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
-        self.model.to(spec.device).eval().requires_grad_(False)
+        pack_linears(self.model.to(spec.device).eval().requires_grad_(False))
         self.device = self.model.device
         layers = self._layers(folder)
         if not layer_ids or max(layer_ids) >= len(layers):

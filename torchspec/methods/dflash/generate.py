@@ -37,7 +37,7 @@ class DFlashDrafter:
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
         hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attend)
         self.committed, self.pending = end, []
-        return sampler.choose(hidden[1:] @ self.target.head.T)
+        return sampler.choose(self.target.project(hidden[1:]))
 
     def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
         """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""

@@ -95,7 +95,7 @@ class DFlash:
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
         slots = (rows for hidden in self._slots(model, features, anchors) for rows in hidden.split(PROPOSAL_ROWS))
-        return torch.cat([(rows @ self.target.head.T).argmax(-1) for rows in slots]).view(len(anchors), -1)
+        return torch.cat([self.target.project(rows).argmax(-1) for rows in slots]).view(len(anchors), -1)
 
     def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""
