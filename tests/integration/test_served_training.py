@@ -29,17 +29,19 @@ def run(tmp_path_factory, target_folder):
     train_file, held_out = write_chats(folder / "train.jsonl", 8), write_chats(folder / "heldout.jsonl", 3, first=100)
     recipe(folder / "run.yaml", target, train_file, held_out, num_epochs=2, save_interval=4)
     dataset = open_or_prepare(str(held_out), folder / "opened", target)
-    known = {}
+    known, committed = {}, 0
     for i in range(len(dataset)):
         ids = dataset[i].ids.tolist()
         start, end = dataset[i].spans()[0]
         known[",".join(map(str, ids[:start]))] = {"ids": ids[start:end], "accepted": [1] * 5}
+        committed += end - start - 1
     (folder / "answers.json").write_text(json.dumps(known))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], module="tests.unit.serve.engine"))
         arguments = f"--answers {shlex.quote(str(folder / 'answers.json'))}"
         overrides = ["evaluation.served=vllm", f"evaluation.served_python={sys.executable}", f"evaluation.served_args='{arguments}'"]
         train(load_config(str(folder / "run.yaml"), overrides))
+    (folder / "run" / "committed.json").write_text(str(committed))
     return folder / "run"
 
 
@@ -47,9 +49,10 @@ def test_every_checkpoint_is_served_and_the_planted_counts_are_an_alarm(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     served = [row for row in rows if row["kind"] == "served"]
     assert [row["step"] for row in served] == [4, STEPS]
+    tau = int((run / "committed.json").read_text()) / 15
     for row in served:
-        assert (row["tau"], row["steps"], row["slot_acceptance"]) == (2.0, 15, [1.0, 0.0, 0.0])
-        assert row["gap"] == 2 / row["own_tau"] - 1 and "the served draft is not the trained one" in row["alarm"]
+        assert (row["tau"], row["steps"], row["slot_acceptance"]) == (tau, 15, [1.0, 0.0, 0.0])
+        assert row["gap"] == tau / row["own_tau"] - 1 and "the served draft is not the trained one" in row["alarm"]
     (chart,) = [chart for chart in training_charts(rows) if chart.name == "training_tau"]
     assert "counted by vllm" in chart.svg
 

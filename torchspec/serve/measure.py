@@ -74,12 +74,16 @@ def own_tau(method: Method, model: Callable, capture: Capture, asked: Asked, ans
 
 
 def acceptance(drafted: list[Measured]) -> dict:
-    """By the engine's own counters: 1 + accepted drafts per target forward."""
+    """Tokens committed per target forward, of which the engine's own counters tell how many there were.
+
+    1 + accepted drafts per forward would be more: engines also count drafts that they accept beyond the end of an answer.
+    """
     steps = sum(measured.steps.steps for measured in drafted)
     accepted = [sum(counts) for counts in zip(*(measured.steps.accepted for measured in drafted), strict=True)]
     if steps == 0:
         raise UserError("the server with the draft counted no speculative step; start it with the draft and with its metrics on")
-    return {"tau": 1 + sum(accepted) / steps, "slot_acceptance": [count / steps for count in accepted], "steps": steps}
+    committed = sum(len(ids) - 1 for ids in answers_of(drafted))  # an answer's first token comes from the prefill
+    return {"tau": committed / steps, "slot_acceptance": [count / steps for count in accepted], "steps": steps}
 
 
 def alarm(engine: str, served: float, own: float) -> str | None:

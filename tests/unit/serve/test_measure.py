@@ -67,21 +67,20 @@ def test_counts_are_the_engines_and_agree_with_our_own_walk(serve, pair, asked):
     steps = [count for answer in known.values() for count in answer["accepted"]]
     for row in served["by_concurrency"]:
         assert row["steps"] == len(steps)
-        assert row["tau"] == 1 + sum(steps) / len(steps)
+        assert row["tau"] == PROMPTS * (TOKENS - 1) / len(steps)
         assert row["slot_acceptance"] == [sum(count >= k for count in steps) / len(steps) for k in range(1, B)]
         assert row["speedup"] == row["draft"]["tokens_per_second"] / row["plain"]["tokens_per_second"]
-    # ours cuts what lies beyond the end of an answer, the engine counts it: at most B - 2 drafts per answer
-    assert served["own_tau"] <= served["by_concurrency"][0]["tau"]
+    assert served["own_tau"] == served["by_concurrency"][0]["tau"] and served["gap"] == 0 and served["alarm"] is None
     assert (served["engine"], served["version"]) == ("vllm", "0.0-test")
     assert (served["of"], served["identical"], served["ties"], served["mismatches"]) == (PROMPTS, PROMPTS, 0, 0)
 
 
 def test_a_draft_that_the_server_does_not_accept_as_we_do_is_an_alarm(serve, pair, asked):
-    """Planted: the engine accepts one draft in every step. (The other sign needs a draft that accepts: this one is random.)"""
-    known = {prompt: {**answer, "accepted": [1] * 6} for prompt, answer in answers(pair, asked).items()}
+    """Planted: the engine takes five steps for eleven tokens. (The other sign needs a draft that accepts: this one is random.)"""
+    known = {prompt: {**answer, "accepted": [1] * 5} for prompt, answer in answers(pair, asked).items()}
     served = serve(known, concurrencies=(1,))
-    assert served["by_concurrency"][0]["tau"] == 2.0
-    assert served["gap"] == 2 / served["own_tau"] - 1
+    assert served["by_concurrency"][0]["tau"] == 11 / 5
+    assert served["gap"] == 11 / 5 / served["own_tau"] - 1
     assert "not the trained one" in served["alarm"]
 
 
@@ -91,6 +90,7 @@ def test_an_answer_that_changes_with_the_draft_is_a_mismatch(serve, pair, asked,
     served = serve(known, concurrencies=(1,))
     assert served["mismatches"] == 0
     kept = [json.loads(line) for line in (tmp_path / "served.jsonl").read_text().splitlines()]
+    assert "with the draft" in kept[-1]["key"]
     kept[-1]["value"]["group"]["replies"][0]["ids"][3] ^= 1
     (tmp_path / "served.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     assert serve(known, concurrencies=(1,))["mismatches"] == 1
