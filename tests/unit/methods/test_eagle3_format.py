@@ -18,8 +18,8 @@ from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.export.hf import check_export, export_checkpoint
 from torchspec.inference import load_pair
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, check_vocabulary, default_layer_ids, draft_config
-from torchspec.methods.eagle3.vocabulary import DraftVocabulary, frequent_tokens
+from torchspec.methods.eagle3.format import AUX, default_layer_ids, draft_config
+from torchspec.methods.vocabulary import DraftVocabulary, check_vocabulary, frequent_tokens
 from torchspec.optim import build_optimizers
 
 # the list of the serving format, written out for K = 2, H = 32, 4 heads and 2 kv heads of 8, I = 64
