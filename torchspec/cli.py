@@ -17,7 +17,13 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
-Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
+Draft = Annotated[Path, typer.Option("--draft", "-d", help="Draft folder: exported, or of another project.")]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--draft-tokens", metavar="K", help="Proposed per step. Default: as many as the draft was trained for.", min=1, show_default=False
+    ),
+]
 
 
 class Mode(StrEnum):
@@ -162,6 +168,7 @@ def evaluate(
     draft: Draft,
     target: Target,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
+    draft_tokens: DraftTokens = None,
     data: Annotated[
         str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
     ] = None,
@@ -200,7 +207,7 @@ def evaluate(
 
     asked = {name: questions(name, data_dir, limit) for name in datasets.split(",")} if datasets else {}
     settings = Settings(None if mode is Mode.DECODE else decode, max_new_tokens, limit, is_on(thinking), temperature, seed)
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)
 
@@ -222,6 +229,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     draft: Draft,
     target: Target,
+    draft_tokens: DraftTokens = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
@@ -235,7 +243,7 @@ def generate(
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))
 
 
