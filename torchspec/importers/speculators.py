@@ -35,8 +35,7 @@ def _dflash(values: dict, layers: dict) -> dict:
         "target_layer_ids": [a - 1 for a in layer_ids],
         "sample_from_anchor": values.get("sample_from_anchor", False),
     }
-    served = min(block_size, _proposed(values, block_size) + 1)
-    return {"architectures": ["DFlashDraftModel"], "block_size": served, "dflash_config": nested}
+    return {"architectures": ["DFlashDraftModel"], "block_size": block_size, "dflash_config": nested}
 
 
 def _eagle3(values: dict, layers: dict) -> dict:
@@ -45,16 +44,16 @@ def _eagle3(values: dict, layers: dict) -> dict:
     return {
         "architectures": ["Eagle3Qwen3ForCausalLM" if layers.get("model_type") == "qwen3" else "LlamaForCausalLMEagle3"],
         "norm_before_residual": values.get("norm_before_residual", True),
-        "ttt_length": _proposed(values, None),
+        "ttt_length": _proposed(values),
         AUX: values.get(AUX),
         **flags,
     }
 
 
-def _proposed(values: dict, default: int | None) -> int | None:
+def _proposed(values: dict) -> int | None:
     """Draft tokens of the first proposal method, which is the one that vLLM serves with."""
     methods = (values.get("speculators_config") or {}).get("proposal_methods") or [{}]
-    return methods[0].get("speculative_tokens") or default
+    return methods[0].get("speculative_tokens")
 
 
 KINDS = {"dflash": _dflash, "eagle3": _eagle3}

@@ -207,7 +207,7 @@ def has_another_value(w, c):
     ("plant", "words"),
     [
         (lacks_a_tensor, r"missing tensors \['layers.1.self_attn.k_norm.weight'\]"),
-        (has_one_more, r"unexpected \['lm_head.weight'\]"),
+        (has_one_more, r"unexpected \['fc.bias'\]"),
         (has_unsorted_layers, r"target_layer_ids \[3, 1\] must ascend"),
         (has_a_layer_twice, r"target_layer_ids \[3, 3\] must ascend"),
         (captures_the_last_layer, r"target_layer_ids \[1, 5\] must ascend and end below layer 5"),
