@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
-Draft = Annotated[Path, typer.Option("--draft", "-d", help="Draft folder: exported, or of another project.")]
+Draft = Annotated[Path, typer.Option("--draft", "-d", help="Draft, exported or of another project: folder or hub id.")]
 DraftTokens = Annotated[
     int | None,
     typer.Option(

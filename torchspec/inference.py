@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.errors import UserError
-from torchspec.fetch import resolve_target
+from torchspec.fetch import resolve_draft, resolve_target
 from torchspec.importers.folder import read_config
 from torchspec.importers.read import read_draft
 from torchspec.methods.base import Method, method_class
@@ -53,6 +53,7 @@ def load_pair(
     draft_tokens: proposed per step; none: as many as the draft was trained for.
     """
     dtype, device = resolve_dtype(dtype_name), resolve_device(device_name)
+    draft = resolve_draft(str(draft))
     values = read_config(draft)
     folder = resolve_target(target)
     read = read_draft(draft, values, FrozenTarget.load(folder, dtype, device, trust_remote_code), draft_tokens)

@@ -17,10 +17,7 @@ MASK_EMBEDDING = "mask_embedding.pt"
 
 
 def read_config(folder: Path) -> dict:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"draft {str(folder)!r}: {folder.resolve()} holds no config.json; give a folder made by torchspec export")
-    values = _json(file)
+    values = _json(folder / "config.json")
     if not isinstance(values, dict):
         raise UserError(f"draft {folder}: config.json holds no settings but {type(values).__name__}; fetch it again")
     return values
