@@ -17,7 +17,13 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
-Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
+Draft = Annotated[Path, typer.Option("--draft", "-d", help="Draft, exported or of another project: folder or hub id.")]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--draft-tokens", metavar="K", help="Proposed per step. Default: as many as the draft was trained for.", min=1, show_default=False
+    ),
+]
 
 
 class Mode(StrEnum):
@@ -164,6 +170,7 @@ def evaluate(
     draft: Draft,
     target: Target,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
+    draft_tokens: DraftTokens = None,
     data: Annotated[
         str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
     ] = None,
@@ -223,7 +230,7 @@ def evaluate(
 
         serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
     settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies)
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)
 
@@ -245,6 +252,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     draft: Draft,
     target: Target,
+    draft_tokens: DraftTokens = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
@@ -258,7 +266,7 @@ def generate(
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))
 
 

@@ -25,6 +25,7 @@ from torchspec.evaluate.offline import by_context, measure_offline, total_of
 from torchspec.evaluate.print_results import print_results, print_served
 from torchspec.evaluate.questions import DATA_SETS
 from torchspec.evaluate.report import write_report
+from torchspec.importers.folder import weight_files
 from torchspec.inference import Pair
 from torchspec.log import console
 from torchspec.records import Prompt
@@ -199,7 +200,7 @@ def _text_hash(prompts: list[Prompt]) -> str:
 
 
 def weights_hash(draft: Path) -> str:
-    return _hash((draft / "model.safetensors").read_bytes())
+    return _hash(b"".join(file.read_bytes() for file in weight_files(draft)))
 
 
 def _hash(data: bytes) -> str:
