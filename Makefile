@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INTEROP := .interop
-ENGINES := vllm sglang mooncake zlab
+ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
 .PHONY: setup demo test lint interop faults stream clean
@@ -47,6 +47,12 @@ $(INTEROP)/%/.ready: tests/interop/%_env.sh
 $(INTEROP)/zlab/.ready: setup
 	mkdir -p $(INTEROP)/zlab
 	$(PIP) install --no-deps --target $(INTEROP)/zlab dflash==0.1.0
+	touch $@
+
+$(INTEROP)/speculators/.ready: setup
+	mkdir -p $(INTEROP)/speculators
+	$(PIP) install --no-deps --target $(INTEROP)/speculators speculators==0.9.0 hs-connectors==0.9.0 loguru==0.7.3 openai==3.57.0 \
+		jiter==0.19.0 distro==1.9.0 sniffio==1.3.1
 	touch $@
 
 clean:

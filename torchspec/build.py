@@ -21,6 +21,7 @@ from torchspec.inference import cast_parameters, resolve_dtype
 from torchspec.log import console
 from torchspec.methods.base import Method, method_class
 from torchspec.optim import build_optimizers
+from torchspec.serve.options import training_serving
 from torchspec.stream import FeatureStream, InProcess, Source
 from torchspec.target import FrozenTarget
 
@@ -69,6 +70,8 @@ class Run:
 
 
 def build(config: RunConfig, world: World) -> Run:
+    if config.evaluation.served:
+        training_serving(config.evaluation)
     device, dtype = world.device, resolve_dtype(config.model.dtype)
     folder = resolve_target(config.model.target_model_path)
     dataset, held_out = open_datasets(config, folder)

@@ -17,12 +17,20 @@ app = typer.Typer(
 )
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Folder of the target model, or its hub id.")]
-Draft = Annotated[Path, typer.Option("--draft", "-d", help="Exported draft folder.")]
+Draft = Annotated[Path, typer.Option("--draft", "-d", help="Draft, exported or of another project: folder or hub id.")]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--draft-tokens", metavar="K", help="Proposed per step. Default: as many as the draft was trained for.", min=1, show_default=False
+    ),
+]
 
 
 class Mode(StrEnum):
     OFFLINE = "offline"
     DECODE = "decode"
+    VLLM = "vllm"
+    SGLANG = "sglang"
 
 
 class Switch(StrEnum):
@@ -162,6 +170,7 @@ def evaluate(
     draft: Draft,
     target: Target,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
+    draft_tokens: DraftTokens = None,
     data: Annotated[
         str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
     ] = None,
@@ -176,7 +185,13 @@ def evaluate(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with NAME.jsonl of these data sets. Default: the hub.", show_default=False)
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="offline: τ by one parallel pass; decode: every prompt is decoded as well.")] = Mode.OFFLINE,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="offline: τ by one parallel pass; decode: every prompt is decoded here as well; vllm, sglang: every prompt is sent to "
+            "that server, without and with the draft."
+        ),
+    ] = Mode.OFFLINE,
     decode: Annotated[
         int, typer.Option(help="In offline mode, prompts of each data set that are also decoded, plain and speculative.", min=0)
     ] = 8,
@@ -184,13 +199,22 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first samples of each data set.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
+    concurrency: Annotated[str, typer.Option(help="Prompts sent to a server at a time, one measurement each.")] = "1,8,32",
+    url: Annotated[
+        str | None, typer.Option(help="Running server with the draft. Default: servers are started here.", show_default=False)
+    ] = None,
+    plain_url: Annotated[str | None, typer.Option(help="Running server without the draft; goes with --url.", show_default=False)] = None,
+    engine_python: Annotated[
+        str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
+    ] = None,
+    server_args: Annotated[str, typer.Option(help="Further arguments of the started servers, in quotes.", show_default=False)] = "",
     thinking: Thinking = None,
     cache: Annotated[Path, typer.Option(help="Where the target's answers are kept.")] = Path("~/.cache/torchspec"),
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Acceptance length on what the target writes, and real decoding compared token by token with the plain one. Safe to kill."""
+    """Acceptance length on what the target writes; decoding compared token by token with the plain one; real servers. Safe to kill."""
     if (data is None) == (datasets is None):
         raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
     from torchspec.evaluate.answers import answered
@@ -199,8 +223,14 @@ def evaluate(
     from torchspec.inference import load_pair
 
     asked = {name: questions(name, data_dir, limit) for name in datasets.split(",")} if datasets else {}
-    settings = Settings(None if mode is Mode.DECODE else decode, max_new_tokens, limit, is_on(thinking), temperature, seed)
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    decoded = {Mode.OFFLINE: decode, Mode.DECODE: None}.get(mode, 0)
+    serving, concurrencies = None, ()
+    if mode in (Mode.VLLM, Mode.SGLANG):
+        from torchspec.serve.options import serving_options
+
+        serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
+    settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)
 
@@ -222,6 +252,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     draft: Draft,
     target: Target,
+    draft_tokens: DraftTokens = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
@@ -235,7 +266,7 @@ def generate(
     from torchspec.evaluate.stream_answer import stream_answer
     from torchspec.inference import load_pair
 
-    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))
 
 

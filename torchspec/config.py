@@ -136,6 +136,11 @@ class InferenceConfig(Section):
 class EvaluationConfig(Section):
     interval: PositiveInt = Field(100, description="steps between evaluations on the held-out text")
     max_samples: PositiveInt = Field(64, description="held-out samples per evaluation during training")
+    served: Literal["vllm", "sglang"] | None = Field(None, description="engine that every checkpoint is also served in, for the same tau")
+    served_samples: PositiveInt = Field(16, description="held-out prompts sent to that server")
+    served_max_new_tokens: PositiveInt = Field(128, description="most tokens of one of its answers")
+    served_python: str | None = Field(None, description="Python of the environment that holds the engine; none: the run's own")
+    served_args: str = Field("", description="further arguments of the server, such as its share of the device's memory")
 
 
 class ClusterConfig(Section):
@@ -183,6 +188,8 @@ class RunConfig(Section):
     def _sources(self):
         if self.dataset.train_data_path in self.dataset.mix:
             raise ValueError(f"dataset.mix names dataset.train_data_path={self.dataset.train_data_path!r} again; name every source once")
+        if self.evaluation.served and self.dataset.eval_data_path is None:
+            raise ValueError(f"evaluation.served={self.evaluation.served} needs held-out prompts; set dataset.eval_data_path")
         return self
 
     @property

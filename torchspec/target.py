@@ -1,9 +1,7 @@
 """The frozen parts of the target that the draft shares: embedding, LM head, final norm. Read without loading the model."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from torchspec.errors import UserError
-from torchspec.nn.packed import product
 
 EMBEDDING, HEAD, NORM = "embed_tokens.weight", "lm_head.weight", "norm.weight"
 
@@ -38,11 +35,6 @@ class FrozenTarget:
     @property
     def num_layers(self) -> int:
         return self.config.num_hidden_layers
-
-    @cached_property
-    def project(self) -> Callable[[Tensor], Tensor]:
-        """Logits of normed states, [r, E] -> [r, V], for inference: laid out once, where a layout helps."""
-        return product(self.head)
 
     def logits(self, last_state: Tensor) -> Tensor:
         """Final norm and head over the output of the last decoder layer, [L, H_t] -> [L, V]."""

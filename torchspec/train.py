@@ -1,6 +1,8 @@
 """Training, top to bottom: build -> loop -> save. Nothing here names a draft method, a capture backend or a launcher."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -41,9 +43,8 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
             state.seconds = resumed_seconds + time.perf_counter() - started
             log.advance(state.step)
             last = state.step == run.total_steps
-            evaluated = time.perf_counter()
-            improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
-            window.started += time.perf_counter() - evaluated
+            with window.paused():
+                improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
             epoch_done = training.save_per_epoch and state.step in run.epoch_ends
             saving = last or improved or epoch_done or state.step % training.save_interval == 0
             if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
@@ -51,6 +52,8 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
                 window = Window()
             if saving:
                 saver.save(state, run.model, run.optimizers)
+                with window.paused():
+                    serve_checkpoint(run, state.step, log)
             saver.finish_if_written()
         saver.finish()
     return state
@@ -65,6 +68,13 @@ class Window:
         self.step_weight: torch.Tensor | float = 0.0
         self.grad_norm: torch.Tensor | float = 0.0
         self.rate = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here is no time of training."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def add(self, loss_sum: torch.Tensor, weight_sum: torch.Tensor, metrics: dict, tokens: int) -> None:
         self.step_weight = self.step_weight + weight_sum
@@ -117,3 +127,15 @@ def evaluate(run: Run, state: checkpoint.TrainState, log: RunLog) -> bool:
     if improved:
         state.best_tau, state.best_step = acceptance.tau, state.step
     return improved
+
+
+def serve_checkpoint(run: Run, step: int, log: RunLog) -> None:
+    """Tau of the draft in a real server, beside our own walk over what the server wrote. Every rank calls it, the main one serves."""
+    if run.config.evaluation.served is None:
+        return
+    draft = run.whole_draft()
+    if run.world.is_main:
+        from torchspec.serve.training import serve_draft  # its client is an extra
+
+        log.served(step, serve_draft(run, draft))
+    run.world.barrier()

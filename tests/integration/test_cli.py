@@ -116,6 +116,16 @@ def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work):
     assert (work / "eval" / "report.html").stat().st_size > 0
 
 
+def test_fewer_draft_tokens_are_proposed_and_reported(work):
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "16")
+    asked = ("--data", work / "heldout.jsonl", "-o", work / "fewer", "--decode", "2", "--limit", "2", "--draft-tokens", "2")
+    assert (result := torchspec("eval", *arguments, *asked)).returncode == 0, result.stdout + result.stderr
+    results = json.loads((work / "fewer" / "results.json").read_text())
+    assert results["protocol"]["draft tokens per step"] == 2 == len(results["offline"]["slot_acceptance"])
+    assert results["decode"]["identical"] == 2
+    assert "at most 3 tokens" in refused("generate", "Hello", *arguments, "--draft-tokens", "4")
+
+
 def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(work):
     """In float32 the offline walk over the target's answers is the decode of their questions, count by count."""
     (work / "sets").mkdir()

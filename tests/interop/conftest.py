@@ -66,11 +66,17 @@ def pair(draft, target_folder) -> Pair:
 
 
 @pytest.fixture(scope="session")
-def prompts(target_folder, tmp_path_factory) -> list:
-    """Held-out prompts, [L] each."""
+def conversations(target_folder, tmp_path_factory) -> list:
+    """Held-out text of the target."""
     data = Path(str(files("torchspec.demo"))) / "heldout.jsonl"
     dataset = open_or_prepare(str(data), tmp_path_factory.mktemp("heldout"), target_folder)
-    return [dataset[i].ids[: dataset[i].spans()[0][0]] for i in range(PROMPTS)]
+    return [dataset[i] for i in range(PROMPTS)]
+
+
+@pytest.fixture(scope="session")
+def prompts(conversations) -> list:
+    """Held-out prompts, [L] each."""
+    return [prompt.ids[: prompt.spans()[0][0]] for prompt in conversations]
 
 
 @pytest.fixture(scope="session")

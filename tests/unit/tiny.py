@@ -15,8 +15,8 @@ from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.method import Eagle3, whole_vocabulary
-from torchspec.methods.eagle3.vocabulary import DraftVocabulary
+from torchspec.methods.eagle3.method import Eagle3
+from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
 from torchspec.stream import pack

@@ -22,6 +22,21 @@ def print_results(results: dict, console: Console) -> None:
     console.print(table)
 
 
+def print_served(served: dict, console: Console) -> None:
+    table = Table(f"{served['engine']} {served['version']}", box=box.SIMPLE, collapse_padding=True)
+    for heading in ("τ", "plain tok/s", "draft tok/s", "speed-up", "TTFT ms", "TPOT ms"):
+        table.add_column(heading, justify="right")
+    for row in served["by_concurrency"]:
+        plain, draft = row["plain"], row["draft"]
+        rates = [f"{side['tokens_per_second']:.1f}" for side in (plain, draft)]
+        times = [f"{plain[key]:.1f} → {draft[key]:.1f}" for key in ("ttft_ms", "tpot_ms")]
+        table.add_row(f"{row['concurrency']} at a time", f"{row['tau']:.2f}", *rates, f"{row['speedup']:.2f}×", *times)
+    console.print(table)
+    console.print(f"our own walk over the text that {served['engine']} wrote: τ {served['own_tau']:.3f} ({served['gap']:+.1%} served)")
+    if served["alarm"]:
+        console.print(f"ALARM: {served['alarm']}", style="bold red", markup=False)
+
+
 def _cells(name: str, entry: dict, mode: str) -> list[str]:
     counts, decode = entry[mode], entry["decode"]
     speedup = f"{decode['speedup']:.2f}×" if decode else "–"

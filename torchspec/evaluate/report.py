@@ -22,13 +22,15 @@ def write_report(folder: Path) -> Path:
     if not source.is_file():
         raise UserError(f"{folder.resolve()} holds no results.json, so there is nothing to report; run torchspec eval first")
     results = read_results(source)
+    metrics = _metrics(folder / "metrics.jsonl")
     charts = {
-        "training": training_charts(_metrics(folder / "metrics.jsonl")),
+        "training": training_charts(metrics),
         "acceptance": acceptance_charts(results),
         "served": served_charts(results["served"]),
         "break_even": break_even_charts(results["break_even"]),
     }
-    values = {"results": results, "charts": charts, **_tables(results)}
+    alarms = [row for row in metrics if row["kind"] == "served" and row["alarm"]]
+    values = {"results": results, "charts": charts, "alarms": alarms, **_tables(results)}
     return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")
 
 

@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,15 +18,18 @@ from torchspec.data.regenerate import SHARE_SAMPLES, on_policy_share
 from torchspec.errors import ContractError
 from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.break_even import break_even
+from torchspec.evaluate.decode import stop_ids
 from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, examples
 from torchspec.evaluate.kept import Kept
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
-from torchspec.evaluate.print_results import print_results
+from torchspec.evaluate.print_results import print_results, print_served
 from torchspec.evaluate.questions import DATA_SETS
 from torchspec.evaluate.report import write_report
+from torchspec.importers.folder import weight_files
 from torchspec.inference import Pair
 from torchspec.log import console
 from torchspec.records import Prompt
+from torchspec.serve.options import Serving
 
 TAU = "tokens committed per target forward, bonus token included, prefill not counted; plain decoding = 1.0"
 
@@ -39,6 +42,8 @@ class Settings:
     thinking: bool | None = None
     temperature: float = 0.0
     seed: int = 0
+    serving: Serving | None = None  # servers to measure in as well
+    concurrencies: tuple[int, ...] = (1, 8, 32)  # prompts sent to them at a time
 
 
 def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict | None = None) -> dict:
@@ -54,6 +59,7 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
     protocol = _protocol(pair, opened, prompts, settings)
     kept = Kept(out / "measured.jsonl", {**protocol, "draft": weights_hash(pair.draft)})
     offline, decoded = _offline(pair, prompts, settings, kept), _decoded(pair, prompts, settings, kept)
+    served = _served(pair, prompts, settings, protocol, out)
     everything = [row for rows in offline.values() for row in rows]
     all_decoded = [d for rows in decoded.values() for d in rows]
     whole, decoding = _counts(pair, everything), decode_results(pair, all_decoded)
@@ -75,7 +81,7 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
             }
             for name in prompts
         },
-        "served": None,
+        "served": served,
         "break_even": break_even(pair, whole["slot_acceptance"]),
         "versions": {
             "torchspec": __version__,
@@ -95,6 +101,8 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
     write_report(out)
     print_results(results, console)
     _print_break_even(results["break_even"])
+    if served:
+        print_served(served, console)
     wrong = [d for d in all_decoded if d.outcome == "mismatch"]
     if wrong:
         raise ContractError(
@@ -124,6 +132,20 @@ def _decoded(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, k
         rows = [kept.get_or(f"decode {name} {p.index}", lambda p=p: decoder.decode(p).to_json()) for p in chosen]
         decoded[name] = [Decoded.from_json(p, row, settings.temperature > 0) for p, row in zip(chosen, rows, strict=True)]
     return decoded
+
+
+def _served(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, protocol: dict, out: Path) -> dict | None:
+    """All prompts of all data sets in real servers."""
+    if settings.serving is None:
+        return None
+    from torchspec.serve.measure import measure_served  # its client is an extra
+    from torchspec.serve.side import Asked
+
+    kept = Kept(out / "served.jsonl", {**protocol, "draft": weights_hash(pair.draft), **asdict(settings.serving)})
+    stop = tuple(sorted(stop_ids(pair.target)))
+    everything = [prompt for rows in prompts.values() for prompt in rows]
+    asked = Asked(everything, settings.max_new_tokens, settings.temperature, settings.seed, stop)
+    return measure_served(pair, asked, list(settings.concurrencies), settings.serving, kept, out / "logs")
 
 
 def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
@@ -178,7 +200,7 @@ def _text_hash(prompts: list[Prompt]) -> str:
 
 
 def weights_hash(draft: Path) -> str:
-    return _hash((draft / "model.safetensors").read_bytes())
+    return _hash(b"".join(file.read_bytes() for file in weight_files(draft)))
 
 
 def _hash(data: bytes) -> str:

@@ -4,18 +4,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from torchspec.evaluate.charts import BLUE, GREY, Chart, chart, legend_above
+from torchspec.evaluate.charts import BLUE, GREY, ORANGE, Chart, chart, legend_above
 
 
 def training_charts(rows: list[dict]) -> list[Chart]:
-    train, held_out = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
+    train, held_out, served = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval", "served"))
     charts = []
     if train:
         sentence = "Weighted mean over the slots of a block. Lower is better."
         charts.append(chart("training_loss", "Training loss", sentence, _draw_loss, train))
     if train or held_out:
         sentence = "Tokens per target forward. Grey: estimate on training blocks. Blue: held-out text. Higher is better."
-        charts.append(chart("training_tau", "Acceptance length τ", sentence, _draw_tau, train, held_out))
+        charts.append(chart("training_tau", "Acceptance length τ", sentence, _draw_tau, train, held_out, served))
     if train and "slot_accuracy" in train[0]:  # a method's own metric: another method may not have it
         sentence = "How often the draft's first choice is right, slot by slot. Late slots are harder."
         charts.append(chart("training_accuracy", "Training accuracy per slot", sentence, _draw_accuracy, train))
@@ -42,7 +42,7 @@ def _draw_loss(axes: Axes, train: list[dict]) -> None:
         axes.text(0.98, 0.96, f"axis cut: highest value {losses[-1]:.1f}", ha="right", va="top", transform=axes.transAxes)
 
 
-def _draw_tau(axes: Axes, train: list[dict], held_out: list[dict]) -> None:
+def _draw_tau(axes: Axes, train: list[dict], held_out: list[dict], served: list[dict]) -> None:
     axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="plain decoding")
     if train:
         _line(axes, train, "block_tau", color=GREY, label="training blocks")
@@ -51,6 +51,10 @@ def _draw_tau(axes: Axes, train: list[dict], held_out: list[dict]) -> None:
         best = max(held_out, key=lambda row: row["tau"])
         below = {"xytext": (0, -7), "textcoords": "offset points", "ha": "right", "va": "top"}  # the training curve runs above
         axes.annotate(f"best {best['tau']:.2f}", (best["step"], best["tau"]), color=BLUE, **below)
+    if served:  # other prompts than the held-out line: the two points of one step are what must agree
+        steps = [row["step"] for row in served]
+        axes.plot(steps, [row["tau"] for row in served], "x", color=ORANGE, label=f"counted by {served[0]['engine']}")
+        axes.plot(steps, [row["own_tau"] for row in served], "o", mfc="none", color=ORANGE, label="own walk, the same text")
     axes.set_ylabel("τ")
     legend_above(axes)
 

@@ -26,7 +26,7 @@ WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Writes the draft of one iter_NNNNNNN folder into `out`, in the dtype that it was trained to compute in."""
     run = read_json(checkpoint / "run.json")
-    weights = serving_tensors(checkpoint, run["model"]["dtype"])
+    weights = serving_tensors(read_weights(checkpoint), run["model"]["dtype"])
     config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
@@ -35,6 +35,11 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         "state": read_json(checkpoint / "state.json"),
         "run": run,
     }
+    return write_draft(out, weights, config, provenance)
+
+
+def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance: dict) -> Path:
+    """The folder is complete and read back, or absent; an older export in its place goes."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -48,9 +53,9 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     return out
 
 
-def serving_tensors(checkpoint: Path, dtype_name: str) -> dict[str, Tensor]:
-    """A checkpoint's draft as it is served; maps of token ids stay integers."""
-    dtype, weights = getattr(torch, dtype_name), read_weights(checkpoint)
+def serving_tensors(weights: dict[str, Tensor], dtype_name: str) -> dict[str, Tensor]:
+    """A draft's tensors as they are served; maps of token ids stay integers."""
+    dtype = getattr(torch, dtype_name)
     return {name: (value.to(dtype) if value.is_floating_point() else value).contiguous() for name, value in weights.items()}
 
 

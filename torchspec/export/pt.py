@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from torchspec.checkpoint import read_json
+from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError
 from torchspec.export.hf import serving_tensors
 
 
 def export_tensors(checkpoint: Path, out: Path) -> Path:
     """The tensors of `torchspec export`, with its names and in its dtype, read back and compared."""
-    weights = serving_tensors(checkpoint, read_json(checkpoint / "run.json")["model"]["dtype"])
+    weights = serving_tensors(read_weights(checkpoint), read_json(checkpoint / "run.json")["model"]["dtype"])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     torch.save(weights, partial)

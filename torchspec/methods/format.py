@@ -44,6 +44,19 @@ def check_computed(asked: dict[str, bool]) -> None:
         raise UserError(f"the draft's config.json asks for {what}, which is not computed here; its tau would not be the server's")
 
 
+def unusual(values: dict) -> dict[str, bool]:
+    """For check_computed: what servers do with any draft whose config.json says so."""
+    rope = values["rope_parameters"]
+    return {
+        "attention biases or scales of its own": any(values.get(key) for key in ("attention_sink_bias", "attention_value_scale")),
+        "partial or interleaved rotation": rope.get("partial_rotary_factor", 1.0) != 1.0
+        or not (values.get("is_neox_style", True) and values.get("rope_is_neox_style", True)),
+        "rotary settings by layer type": "rope_theta" not in rope,
+        "scaled or capped logits": values.get("logit_scale", 1.0) != 1.0 or bool(values.get("final_logit_softcapping")),
+        "quantised weights": bool(values.get("quantization_config")),
+    }
+
+
 def check_captured(folder: Path, layer_ids: list[int], num_target_layers: int, width: int, fc: Tensor) -> None:
     """The z-ids of a written folder, and the columns of its fc [H, K*width]."""
     if sorted(set(layer_ids)) != layer_ids or layer_ids[-1] > num_target_layers - 2:

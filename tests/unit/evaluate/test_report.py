@@ -121,7 +121,9 @@ def full_results() -> dict:
         {"concurrency": 1, **best, "curve": [1.2061, 1.3172, 1.2584]},
         {"concurrency": 8, **best, "best_draft_tokens": 1, "speedup_at_best": 1.0513, "curve": [1.0513, 0.9935, 0.8722]},
     ]
-    served = {"engine": "vllm", "version": "0.32.0", "by_concurrency": rows, "identical": 23, "of": 24}
+    outcomes = {"identical": 23, "ties": 1, "mismatches": 0, "of": 24}
+    own = {"own_tau": 1.887, "gap": 0.0037, "alarm": None}
+    served = {"engine": "vllm", "version": "0.32.0", "by_concurrency": rows, **outcomes, **own}
     return {**results(), "datasets": datasets, "served": served, "break_even": break_even}
 
 
@@ -217,8 +219,10 @@ def test_the_tables_hold_every_number_behind_the_charts(tmp_path):
     pooled = "gsm8k 2.20 2.00 – math500 2.40 2.60 1.50 all data sets 2.30 2.30 1.50"  # equal steps: the mean
     served = "1 1.89 30.4 39.7 1.31× 41.3 ms 47.6 ms 31.57 ms 23.46 ms 8 1.89 243.2 317.6 0.91× 41.3 ms 47.6 ms 31.57 ms 23.46 ms"
     predicted = "1 2 1.43 1.21× 1.32× 1.26× 8 1 1.43 1.05× 0.99× 0.87×"
-    card = "Speed-up in vllm 1.31× At 1 request at a time, τ 1.89. 23 of 24 answers identical to the server's own without the draft."
-    for expected in (datasets, alone, pooled, served, predicted, card, "Served by vllm 0.32.0"):
+    card = "Speed-up in vllm 1.31× At 1 request at a time, τ 1.89. 23 of 24 answers identical to the server's own without the draft, "
+    card += "1 parts at a tie of two logits, 0 beyond."
+    gap = "Served against own τ +0.4% vllm counts τ 1.894; our own walk over the very text that it wrote gives 1.887."
+    for expected in (datasets, alone, pooled, served, predicted, card, gap, "Served by vllm 0.32.0"):
         assert expected in text, expected
 
 
@@ -318,3 +322,14 @@ def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
     with pytest.raises(UserError, match="no results.json.*torchspec eval"):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_an_alarm_is_red_wherever_it_was_raised(tmp_path):
+    """In the evaluation, and at a checkpoint of the run whose metrics lie beside it."""
+    alarmed = full_results()
+    alarmed["served"].update(gap=-0.31, alarm="vllm accepts <less>")
+    rows = [*metrics(), {"kind": "served", "step": 150, "engine": "vllm", "tau": 1.1, "own_tau": 1.6, "alarm": "step alarm"}]
+    page = write(tmp_path, alarmed, rows)
+    assert '<p class="bad">vllm accepts &lt;less&gt;.</p>' in page
+    assert '<p class="bad">Step 150: step alarm.</p>' in page
+    assert 'class="card bad"><h3>Served against own τ</h3><b>-31.0%</b>' in page

@@ -172,7 +172,7 @@ def lacks_a_tensor(w, c):
 
 
 def has_one_more(w, c):
-    w["lm_head.weight"] = torch.zeros(64, 32)
+    w["fc.bias"] = torch.zeros(32)
 
 
 def has_unsorted_layers(w, c):
@@ -207,7 +207,7 @@ def has_another_value(w, c):
     ("plant", "words"),
     [
         (lacks_a_tensor, r"missing tensors \['layers.1.self_attn.k_norm.weight'\]"),
-        (has_one_more, r"unexpected \['lm_head.weight'\]"),
+        (has_one_more, r"unexpected \['fc.bias'\]"),
         (has_unsorted_layers, r"target_layer_ids \[3, 1\] must ascend"),
         (has_a_layer_twice, r"target_layer_ids \[3, 3\] must ascend"),
         (captures_the_last_layer, r"target_layer_ids \[1, 5\] must ascend and end below layer 5"),
@@ -243,7 +243,7 @@ def says_another(key, value):
     ("plant", "words"),
     [
         (lacks_a_tensor, "missing layers.1.self_attn.k_norm.weight"),
-        (has_one_more, "unexpected lm_head.weight"),
+        (has_one_more, "unexpected fc.bias"),
         (has_unsorted_layers, "ascend strictly"),
         (captures_the_last_layer, "lie in 0..4"),
         (captures_one_layer_more, r"fc.weight \(32, 64\) instead of \(32, 96\)"),
@@ -278,11 +278,9 @@ def test_a_missing_file_is_refused_in_one_sentence(draft, tiny_folder, file):
         load_pair(draft, str(tiny_folder), "float32", "cpu", False)
 
 
-@pytest.mark.parametrize("key", ["num_target_layers", "dflash_config"])
-def test_a_draft_that_lacks_a_setting_is_refused_in_one_sentence(draft, tiny_folder, key):
-    """As other tools write it, with the layers of the target left to a default."""
-    rewrite(draft, lambda w, c: c.pop(key))
-    with pytest.raises(UserError, match=key):
+def test_a_draft_that_lacks_its_settings_is_refused_in_one_sentence(draft, tiny_folder):
+    rewrite(draft, lambda w, c: c.pop("dflash_config"))
+    with pytest.raises(UserError, match="dflash_config.mask_token_id=None"):
         load_pair(draft, str(tiny_folder), "float32", "cpu", False)
 
 

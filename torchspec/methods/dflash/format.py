@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
 from torchspec.target import FrozenTarget
 
 
@@ -52,11 +52,16 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
     """
     values = config.to_dict()
     check_keys(values, ("num_target_layers", "block_size", "dflash_config"))
+    nested = values["dflash_config"]
+    projector = nested.get("projector_type")
     check_computed(
         {
-            "sliding-window layers": "sliding_attention" in values["layer_types"] or values["use_sliding_window"],
-            "causal blocks": bool(values.get("is_causal") or values["dflash_config"].get("causal")),
+            "sliding-window layers": "sliding_attention" in values["layer_types"] or values["use_sliding_window"] or nested.get("use_swa"),
+            "causal blocks": bool(values.get("is_causal") or nested.get("causal")),
             "a hidden_act other than silu": values["hidden_act"] != "silu",
+            "a proposal from the anchor's own slot": nested.get("sample_from_anchor"),
+            f"the projector {projector!r}": projector not in (None, "dflash"),
+            **unusual({**values, **nested}),
         }
     )
     check_made_for(config, target)

@@ -5,14 +5,15 @@ from torch import Tensor
 
 from torchspec.evaluate.sampling import Sampler
 from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.target import FrozenTarget
 
 
 class DFlashDrafter:
     """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
 
-    def __init__(self, model: DFlashDraft, target: FrozenTarget, block_size: int, mask_token_id: int):
-        self.model, self.target = model, target
+    def __init__(self, model: DFlashDraft, target: FrozenTarget, vocabulary: DraftVocabulary, block_size: int, mask_token_id: int):
+        self.model, self.target, self.vocabulary = model, target, vocabulary
         self.block_size, self.mask_token_id = block_size, mask_token_id
         self.reset()
 
@@ -37,7 +38,7 @@ class DFlashDrafter:
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
         hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attend)
         self.committed, self.pending = end, []
-        return sampler.choose(self.target.project(hidden[1:]))
+        return self.vocabulary.choose(hidden[1:], sampler, len(self.target.embedding))
 
     def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
         """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from torchspec.data.dataset import PromptDataset
-from torchspec.evaluate.sampling import head_log_probability
+from torchspec.evaluate.sampling import GREEDY
 from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
@@ -24,6 +24,7 @@ from torchspec.methods.dflash.format import check_folder, check_serves, draft_co
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
@@ -61,7 +62,7 @@ class DFlash:
         return cls(config, target, DFlashConfig(), torch.ones(len(target.head)))
 
     def skeleton(self) -> DFlashDraft:
-        return DFlashDraft(self.config)
+        return DFlashDraft(self.config, self.target.head.dtype)
 
     def build(self, generator: torch.Generator) -> DFlashDraft:
         """A fresh draft whose logits have variance 1 or less."""
@@ -70,8 +71,12 @@ class DFlash:
         model.initialise(generator, min(1.0, 1.0 / float(row_length)))
         return model
 
+    def served_vocabulary(self, model: DFlashDraft) -> DraftVocabulary:
+        """What the draft can propose: the tokens that it brings, or all of the target's."""
+        return whole_vocabulary(self.target) if self.config.to_dict().get("draft_vocab_size") is None else model.kept()
+
     def drafter(self, model: DFlashDraft) -> DFlashDrafter:
-        return DFlashDrafter(model, self.target, self.block_size, self.mask_token_id)
+        return DFlashDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
@@ -94,14 +99,15 @@ class DFlash:
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
+        vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
         slots = (rows for hidden in self._slots(model, features, anchors) for rows in hidden.split(PROPOSAL_ROWS))
-        return torch.cat([self.target.project(rows).argmax(-1) for rows in slots]).view(len(anchors), -1)
+        return torch.cat([vocabulary.choose(rows, GREEDY, size)[0] for rows in slots]).view(len(anchors), -1)
 
     def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""
         tokens = following_tokens(features.prompt.ids, anchors, self.block_size).split(PROPOSAL_BLOCKS)
-        parts = zip(self._slots(model, features, anchors), tokens, strict=True)
-        log_q = [head_log_probability(hidden, self.target.head, ids.flatten(), temperature) for hidden, ids in parts]
+        vocabulary, parts = self.served_vocabulary(model), zip(self._slots(model, features, anchors), tokens, strict=True)
+        log_q = [vocabulary.log_probability(hidden, ids.flatten(), temperature) for hidden, ids in parts]
         return torch.cat(log_q).view(len(anchors), -1)
 
     def _slots(self, model: Model, features: Features, anchors: Tensor) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
+from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
 Rope = tuple[Tensor, Tensor]
@@ -60,16 +61,18 @@ class DFlashLayer(nn.Module):
         return e + self.mlp(self.post_attention_layernorm(e))
 
 
-class DFlashDraft(nn.Module):
-    def __init__(self, config: Qwen3Config):
+class DFlashDraft(VocabularyHolder):
+    def __init__(self, config: Qwen3Config, head_dtype: torch.dtype):
         super().__init__()
-        self.config = config
-        features = config.to_dict().get("target_hidden_size", config.hidden_size) * len(config.dflash_config["target_layer_ids"])
+        self.config, values = config, config.to_dict()
+        features = values.get("target_hidden_size", config.hidden_size) * len(config.dflash_config["target_layer_ids"])
         self.fc = nn.Linear(features, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DFlashLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
+        if values.get("draft_vocab_size") is not None:  # drafts of others; ours read the target's head
+            self.hold_vocabulary(values["draft_vocab_size"], config.vocab_size, config.hidden_size, head_dtype)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
         """Normal(0, 0.02) matrices; what a layer adds to the residual stream starts smaller by sqrt(2 D).

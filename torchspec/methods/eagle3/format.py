@@ -6,13 +6,13 @@ Two readers, two counts of layers: vLLM reads the ids at the top level as "layer
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
+from torchspec.methods.vocabulary import check_vocabulary
 from torchspec.target import FrozenTarget
 
 AUX = "eagle_aux_hidden_state_layer_ids"
@@ -64,6 +64,8 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
             "attention_bias": values["attention_bias"],
             "mlp_bias": values["mlp_bias"],
             "a hidden_act other than silu": values["hidden_act"] != "silu",
+            "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
+            **unusual(values),
             "no auxiliary features": not values["eagle_config"].get("use_aux_hidden_state", True),
         }
     )
@@ -84,14 +86,3 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
         check_vocabulary(tensors["d2t"], tensors["t2d"])
         if tensors["lm_head.weight"].shape[0] != config["draft_vocab_size"] or len(tensors["d2t"]) != config["draft_vocab_size"]:
             raise ContractError(f"{folder}: lm_head and d2t must have draft_vocab_size={config['draft_vocab_size']} rows; export it again")
-
-
-def check_vocabulary(d2t: Tensor, t2d: Tensor) -> Tensor:
-    """d2t [V_d] target id minus draft id, t2d [V] is the token among the draft's -> target ids [V_d], ascending."""
-    ids = d2t + torch.arange(len(d2t), device=d2t.device)
-    if not torch.equal(ids, t2d.nonzero().flatten()):
-        raise ContractError(
-            "the draft's two maps of its vocabulary disagree: d2t + arange must be the tokens that t2d marks, in ascending order; "
-            "export the draft again"
-        )
-    return ids

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from torchspec.evaluate.sampling import Sampler
 from torchspec.methods.eagle3.model import Eagle3Draft, KeyValue
-from torchspec.methods.eagle3.vocabulary import DraftVocabulary
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.target import FrozenTarget
 
 

@@ -29,7 +29,7 @@ from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
-from torchspec.methods.eagle3.vocabulary import DraftVocabulary, frequent_tokens
+from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
@@ -42,7 +42,7 @@ class Eagle3:
     check_folder = staticmethod(check_folder)
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
-        """vocabulary: what is trained; none for a pruned draft from a folder, which brings its own."""
+        """vocabulary: what is trained; none for a draft from a folder that brings its own."""
         self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
         self.block_size = config.ttt_length + 1
         self.layer_ids = (*config.eagle_config[AUX], config.num_target_layers - 1)  # the last one for the target's distribution
@@ -141,10 +141,6 @@ class Eagle3:
             raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; EAGLE-3 drafts after a prompt only")
         for part in anchors.split(PROPOSAL_CHAINS):
             yield BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(features.prompt.ids),), self.block_size)
-
-
-def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:
-    return DraftVocabulary(target.head, torch.arange(len(target.head), device=target.head.device))
 
 
 def chains(layout: BlockLayout) -> BlockLayout:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from torchspec.methods.eagle3.format import AUX, check_vocabulary
-from torchspec.methods.eagle3.vocabulary import DraftVocabulary
+from torchspec.methods.eagle3.format import AUX
+from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
 Rope = tuple[Tensor, Tensor]
@@ -35,11 +35,13 @@ class Eagle3Attention(nn.Module):
         self.k_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        norms_heads = config.model_type == "qwen3"  # drafts of others; ours are Llama layers
+        self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.rms_norm_eps) if norms_heads else nn.Identity() for _ in range(2))
 
     def forward(self, z: Tensor, rope: Rope, asking: Tensor | slice, past: tuple[KeyValue, ...], attend: Attend) -> tuple[Tensor, KeyValue]:
         """z [rows, 2H] -> what the asking rows read, and the keys and values of all rows."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p, x in ((self.q_proj, z[asking]), (self.k_proj, z), (self.v_proj, z)))
-        q, key_value = rotate(q, tuple(x[asking] for x in rope)), (rotate(k, rope), v)
+        q, key_value = rotate(self.q_norm(q), tuple(x[asking] for x in rope)), (rotate(self.k_norm(k), rope), v)
         return self.o_proj(attend(q, (*past, key_value)).flatten(1)), key_value
 
 
@@ -63,15 +65,7 @@ class Eagle3Layer(nn.Module):
         return y + self.mlp(self.post_attention_layernorm(y)), key_value
 
 
-class FrozenHead(nn.Module):
-    """The pruned rows of the target's head: saved and served with the draft, never trained."""
-
-    def __init__(self, rows: int, width: int, dtype: torch.dtype):
-        super().__init__()
-        self.register_buffer("weight", torch.empty(rows, width, dtype=dtype))
-
-
-class Eagle3Draft(nn.Module):
+class Eagle3Draft(VocabularyHolder):
     def __init__(self, config: LlamaConfig, head_dtype: torch.dtype):
         super().__init__()
         self.config = config
@@ -84,9 +78,7 @@ class Eagle3Draft(nn.Module):
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         if config.draft_vocab_size is not None:
-            self.lm_head = FrozenHead(config.draft_vocab_size, width, head_dtype)
-            self.register_buffer("d2t", torch.empty(config.draft_vocab_size, dtype=torch.int64))
-            self.register_buffer("t2d", torch.empty(config.vocab_size, dtype=torch.bool))
+            self.hold_vocabulary(config.draft_vocab_size, config.vocab_size, width, head_dtype)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
         """Normal(0, 0.02) matrices, what the layer adds to the residual stream smaller by sqrt(2); norm_scale: start of the final norm."""
@@ -96,16 +88,6 @@ class Eagle3Draft(nn.Module):
                 nn.init.normal_(weight, std=self.config.initializer_range * scale, generator=generator)
             else:
                 nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
-
-    @torch.no_grad()
-    def keep(self, vocabulary: DraftVocabulary) -> None:
-        """Stores a pruned vocabulary as servers read it."""
-        self.lm_head.weight.copy_(vocabulary.head)
-        self.d2t.copy_(vocabulary.ids - torch.arange(len(vocabulary.ids), device=vocabulary.ids.device))
-        self.t2d.zero_()[vocabulary.ids] = True
-
-    def kept(self) -> DraftVocabulary:
-        return DraftVocabulary(self.lm_head.weight, check_vocabulary(self.d2t, self.t2d))
 
     def combine(self, features: Tensor) -> Tensor:
         """[T, K*H] of the captured layers -> g [T, H]."""

@@ -1,0 +1,34 @@
+"""A draft folder of any supported project -> our config and our tensors, by what its config.json calls itself."""
+
+from pathlib import Path
+
+from torchspec.errors import UserError
+from torchspec.importers.dflash import import_dflash
+from torchspec.importers.eagle3 import QWEN3, import_eagle3
+from torchspec.importers.own import Draft
+from torchspec.importers.speculators import is_speculators, unwrapped
+from torchspec.target import FrozenTarget
+
+READERS = {
+    "DFlashDraftModel": import_dflash,
+    "LlamaForCausalLMEagle3": import_eagle3,
+    "Eagle3LlamaForCausalLM": import_eagle3,
+    QWEN3: import_eagle3,
+    "Eagle3MiniMaxM2ForCausalLM": import_eagle3,
+    "Eagle3Qwen2_5vlForCausalLM": import_eagle3,
+    "Eagle3Qwen3vlForCausalLM": import_eagle3,
+}
+
+
+def read_draft(folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
+    """values: of its config.json; draft_tokens: proposed per step, none: as many as the draft was trained for."""
+    if is_speculators(values):
+        values = unwrapped(values)
+    architecture = (values.get("architectures") or [values.get("model_type", "draft without architectures")])[0]
+    if "draft_vocab_size" in values and f"Eagle3{architecture}" in READERS:  # EAGLE's own checkpoints; vLLM renames them
+        architecture = f"Eagle3{architecture}"
+    if architecture not in READERS:
+        raise UserError(
+            f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators with DFlash or EAGLE-3"
+        )
+    return READERS[architecture](folder, {**values, "architectures": [architecture]}, target, draft_tokens)

@@ -1,0 +1,59 @@
+"""The config.json of vllm-project/speculators in the words of the two formats that it stands for; its tensor names are theirs."""
+
+from torchspec.errors import UserError
+from torchspec.log import console
+from torchspec.methods.eagle3.format import AUX
+
+TYPE = "speculators_model_type"
+
+
+def is_speculators(values: dict) -> bool:
+    return TYPE in values
+
+
+def unwrapped(values: dict) -> dict:
+    """-> a config.json of the z-lab format or of an EAGLE-3 checkpoint. Layer ids here are layers that have run, z + 1."""
+    kind = values[TYPE]
+    if kind not in KINDS:
+        raise UserError(f"the draft is a speculators folder of {kind!r}; supported are those of {' and '.join(KINDS)}")
+    layers = values.get("transformer_layer_config") or {}
+    taken = {key: values[key] for key in ("draft_vocab_size", "target_hidden_size") if values.get(key) is not None}
+    return {**layers, **taken, **KINDS[kind](values, layers)}
+
+
+def _dflash(values: dict, layers: dict) -> dict:
+    block_size, layer_ids, mask_token_id = (values.get(key) for key in ("block_size", "aux_hidden_state_layer_ids", "mask_token_id"))
+    if block_size is None or not layer_ids:
+        raise UserError("the draft's config.json lacks block_size or aux_hidden_state_layer_ids; write what it was trained with")
+    if not values.get("sliding_window_non_causal", True) and "sliding_attention" not in (layers.get("layer_types") or ()):
+        console.print(
+            "the draft says sliding_window_non_causal=false, which makes vLLM serve its full-attention layers causally; they were trained "
+            "on whole blocks and are computed so here, so write true to have them served so"
+        )
+    nested = {
+        "mask_token_id": mask_token_id,
+        "target_layer_ids": [a - 1 for a in layer_ids],
+        "sample_from_anchor": values.get("sample_from_anchor", False),
+    }
+    return {"architectures": ["DFlashDraftModel"], "block_size": block_size, "dflash_config": nested}
+
+
+def _eagle3(values: dict, layers: dict) -> dict:
+    """norm_before_residual: vLLM takes a missing key for true in this format, and for false in all others."""
+    flags = {name: values.get(name, False) for name in ("norm_before_fc", "fc_norm", "norm_output")}
+    return {
+        "architectures": ["Eagle3Qwen3ForCausalLM" if layers.get("model_type") == "qwen3" else "LlamaForCausalLMEagle3"],
+        "norm_before_residual": values.get("norm_before_residual", True),
+        "ttt_length": _proposed(values),
+        AUX: values.get(AUX),
+        **flags,
+    }
+
+
+def _proposed(values: dict) -> int | None:
+    """Draft tokens of the first proposal method, which is the one that vLLM serves with."""
+    methods = (values.get("speculators_config") or {}).get("proposal_methods") or [{}]
+    return methods[0].get("speculative_tokens")
+
+
+KINDS = {"dflash": _dflash, "eagle3": _eagle3}

@@ -1,0 +1,50 @@
+"""How servers are had, from what a user wrote; checked before anything is loaded."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from torchspec.config import EvaluationConfig
+from torchspec.errors import UserError
+
+NEEDED = ("openai", "prometheus_client", "requests")
+
+
+@dataclass(frozen=True)
+class Serving:
+    engine: str
+    url: str | None = None  # of a running server with the draft; none starts one
+    plain_url: str | None = None  # of a running server without it
+    python: str | None = None  # interpreter of the environment that holds the engine; none: this one
+    arguments: str = ""  # further ones of the started servers, as in a shell
+
+
+def training_serving(evaluation: EvaluationConfig) -> Serving:
+    """Of a run that serves its checkpoints."""
+    serving = Serving(evaluation.served, None, None, evaluation.served_python, evaluation.served_args)
+    _check_installed(serving, f"evaluation.served={evaluation.served}", "evaluation.served_python")
+    return serving
+
+
+def serving_options(
+    engine: str, concurrency: str, url: str | None, plain_url: str | None, python: str | None, arguments: str
+) -> tuple[Serving, tuple[int, ...]]:
+    """Of `torchspec eval`; also the concurrencies, ascending."""
+    words = concurrency.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"--concurrency {concurrency!r} must be whole numbers from 1 on, several with commas, as in 1,8,32")
+    if (url is None) != (plain_url is None):
+        raise UserError("--url and --plain-url go together: a server with the draft and one without; leave both out to have them started")
+    serving = Serving(engine, url, plain_url, python, arguments)
+    _check_installed(serving, f"--mode {engine}", "--engine-python")
+    return serving, tuple(sorted(set(map(int, words))))
+
+
+def _check_installed(serving: Serving, asked_by: str, other_python: str) -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{asked_by} needs {', '.join(missing)}: pip install 'torchspec[serve]'")
+    if serving.url is None and serving.python is None and importlib.util.find_spec(serving.engine) is None:
+        raise UserError(
+            f"{asked_by} needs {serving.engine}: pip install 'torchspec[{serving.engine}]', or name the Python of its environment "
+            f"with {other_python}"
+        )

@@ -1,0 +1,92 @@
+"""A server for as long as it is needed: started here on the loopback interface, or somebody else's by its URL."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from torchspec.errors import UserError
+from torchspec.log import console
+from torchspec.serve.client import Client
+from torchspec.serve.engines import Engine
+from torchspec.serve.options import Serving
+
+START_PATIENCE = 1200.0  # seconds: large targets load for minutes
+STOP_PATIENCE = 30.0
+
+
+@contextmanager
+def open_server(name: str, engine: Engine, arguments: list[str], serving: Serving, log: Path) -> Iterator[Client]:
+    """name: for readers, as in `vllm with the draft`. The server and all its processes end with the block."""
+    port, python = _free_port(), serving.python or sys.executable
+    command = [python, "-m", engine.module, *arguments, "--host", "127.0.0.1", "--port", str(port), *shlex.split(serving.arguments)]
+    environment = os.environ | {"PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}  # engines compile with their own tools
+    console.print(f"starting {name}: {shlex.join(command)}", markup=False)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        try:
+            server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        except OSError as error:
+            raise UserError(f"{python} cannot be run ({error}); give the Python of the engine's environment") from error
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(server, url, name, log)
+            yield Client(url, f"its log is {log}")
+        finally:
+            _stop(server)
+
+
+@contextmanager
+def running_server(url: str) -> Iterator[Client]:
+    yield Client(url.rstrip("/"), "is a server running there?")
+
+
+def _stop(server: subprocess.Popen) -> None:
+    """The server and its processes: first asked, then killed."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, how)
+            server.wait(STOP_PATIENCE)
+        except ProcessLookupError:  # nothing of it is left
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _wait(server: subprocess.Popen, url: str, name: str, log: Path) -> None:
+    started = time.monotonic()
+    while not _healthy(url):
+        if server.poll() is not None:
+            raise UserError(f"{name} ended while it started (exit code {server.returncode}): {_last_words(log)}; its log is {log}")
+        if time.monotonic() - started > START_PATIENCE:
+            raise UserError(f"{name} did not answer within {START_PATIENCE:.0f} s; its log is {log}")
+        time.sleep(0.5)
+    console.print(f"{name} answers after {time.monotonic() - started:.0f} s", markup=False)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/health", timeout=5).status_code == 200
+    except requests.RequestException:  # not listening yet
+        return False
+
+
+def _last_words(log: Path) -> str:
+    """The last line that names an error, or the last line."""
+    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()] or ["it said nothing"]
+    named = [line for line in lines if "Error" in line]
+    return (named or lines)[-1]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

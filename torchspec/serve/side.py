@@ -1,0 +1,104 @@
+"""The prompts asked of one kind of server, with the draft or without, group by group."""
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from torchspec.evaluate.kept import Kept
+from torchspec.log import console
+from torchspec.records import Prompt
+from torchspec.serve.client import Client, Group, Reply, Request, rates
+from torchspec.serve.engines import ENGINES, Steps
+from torchspec.serve.options import Serving
+from torchspec.serve.server import open_server, running_server
+
+WAVES = 8  # prompts asked together, per concurrency: what is lost at most when the run is killed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is sent to servers: prompts whose first answer is written anew."""
+
+    prompts: list[Prompt]
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    stop: tuple[int, ...]  # token ids
+
+    def ids(self, prompt: Prompt) -> torch.Tensor:
+        return prompt.ids[: prompt.spans()[0][0]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a started server is to load."""
+
+    target: Path
+    draft: Path
+    method: str
+    draft_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One group of prompts, and what the server counted while it answered them."""
+
+    group: Group
+    steps: Steps
+    version: str  # of the engine
+
+    def to_json(self) -> dict:
+        return {"group": self.group.to_json(), "steps": asdict(self.steps), "version": self.version}
+
+    @classmethod
+    def from_json(cls, row: dict) -> "Measured":
+        return cls(Group.from_json(row["group"]), Steps(**row["steps"]), row["version"])
+
+
+class Side:
+    """Its server runs only while something is left to ask."""
+
+    def __init__(self, served: Served, asked: Asked, serving: Serving, with_draft: bool, logs: Path):
+        self.served, self.asked, self.serving, self.with_draft, self.logs = served, asked, serving, with_draft, logs
+        self.engine = ENGINES[serving.engine]
+        self.name = f"{serving.engine} {'with the draft' if with_draft else 'without draft'}"
+        self.request = Request(asked.max_new_tokens, asked.temperature, asked.seed, list(asked.stop), self.engine.request)
+        self.client: Client | None = None
+
+    def ask(self, concurrencies: list[int], kept: Kept) -> dict[int, list[Measured]]:
+        prompts, taken = [self.asked.ids(prompt).tolist() for prompt in self.asked.prompts], {}
+        with ExitStack() as servers:
+            for concurrency in concurrencies:
+                size = WAVES * concurrency
+                groups = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+                rows = [
+                    kept.get_or(f"{self.name} {concurrency} {n}", lambda ids=ids, c=concurrency: self._measure(ids, c, servers).to_json())
+                    for n, ids in enumerate(groups)
+                ]
+                taken[concurrency] = [Measured.from_json(row) for row in rows]
+                speed = rates([measured.group for measured in taken[concurrency]])["tokens_per_second"]
+                console.print(f"{self.name}, {concurrency} at a time: {speed:.1f} tok/s", markup=False)
+        return taken
+
+    def _measure(self, prompts: list[list[int]], concurrency: int, servers: ExitStack) -> Measured:
+        if self.client is None:
+            self.client = servers.enter_context(self._server())
+            self.client.ask(prompts[0], self.request)  # the first forwards are slow
+        before = self._count([])
+        group = self.client.ask_all(prompts, concurrency, self.request)
+        return Measured(group, self._count(group.replies).since(before), self.engine.version(self.client.url))
+
+    def _count(self, replies: list[Reply]) -> Steps:
+        return self.engine.count(self.client.url, replies, self.served.draft_tokens)
+
+    def _server(self) -> AbstractContextManager[Client]:
+        url = self.serving.url if self.with_draft else self.serving.plain_url
+        if url is not None:
+            return running_server(url)
+        arguments = self.engine.arguments(self.served.target, self.served.dtype)
+        if self.with_draft:
+            arguments += self.engine.with_draft(self.served.draft, self.served.method, self.served.draft_tokens)
+        return open_server(self.name, self.engine, arguments, self.serving, self.logs / f"{self.name.replace(' ', '_')}.log")
