@@ -25,6 +25,7 @@ from torchspec.data.encode import Options
 from torchspec.data.formats import Row
 from torchspec.data.sources import read_rows
 from torchspec.log import console
+from torchspec.nn.packed import pack_linears
 
 SHARE_SAMPLES = 32  # samples that the on-policy share is measured on
 WINDOW = 32  # batches whose conversations are sorted by length together: little padding, bounded memory
@@ -57,7 +58,8 @@ class Regenerator:
         trust_remote_code: bool,
     ) -> "Regenerator":
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(ChatFormat.load(target, thinking, False, trust_remote_code), model.to(device).eval(), sampling)
+        model = pack_linears(model.to(device).eval().requires_grad_(False))
+        return cls(ChatFormat.load(target, thinking, False, trust_remote_code), model, sampling)
 
     def answer(self, conversations: list[tuple[str, list[dict]]]) -> list[dict]:
         """Rows for all turns of (id, messages) conversations; turn r of all of them is one generation batch."""
