@@ -150,6 +150,19 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[str, typer.Option("--config", "-c", help="YAML recipe; see configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0, show_default=False)] = None,
+) -> None:
+    """Measure capture, training and evaluation on this machine for a minute: hours, memory, cost, and how devices are best split."""
+    from torchspec.config import load_config
+    from torchspec.measure_plan import measure_plan
+
+    measure_plan(load_config(config, overrides or []), price)
+
+
+@app.command()
 def doctor(
     config: Annotated[str | None, typer.Option("--config", "-c", help="YAML recipe; without it, the installation alone.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,

@@ -1,0 +1,74 @@
+"""What a measured plan predicts, against counting by hand and against a real run."""
+
+import pytest
+import torch
+
+from tests.tiny import recipe, write_chats, write_tiny_target
+from torchspec import measure_plan
+from torchspec.build import build
+from torchspec.config import load_config
+from torchspec.distributed import World
+from torchspec.measure_plan import Rates, alone, best_split, captured_tokens, predict
+from torchspec.train import train
+
+RATES = Rates(capture=0.001, train=2.0, evaluate=0.5)
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, target_folder):
+    folder = tmp_path_factory.mktemp("plan")
+    target = write_tiny_target(folder / "target", target_folder)
+    train_file, held_out = write_chats(folder / "train.jsonl", 12), write_chats(folder / "heldout.jsonl", 3, first=100)
+    return recipe(folder / "run.yaml", target, train_file, held_out, num_epochs=2)
+
+
+def built(file, *overrides: str):
+    config = load_config(str(file), list(overrides))
+    return config, build(alone(config), World(0, 1, torch.device("cpu")))
+
+
+def test_without_a_cache_every_epoch_is_captured_and_with_one_the_first(recipe_file):
+    tokens = int(built(recipe_file)[1].dataset.lengths.sum())
+    assert captured_tokens(built(recipe_file)[1]) == 2 * tokens
+    assert captured_tokens(built(recipe_file, "inference.cache_gib=1")[1]) == tokens
+
+
+def test_a_cache_of_one_sample_saves_that_sample(recipe_file):
+    """Features of a token are 2 layers of 64 float32; an eighth of the cache belongs to the held-out text."""
+    config, run = built(recipe_file)
+    first = int(run.dataset.lengths[run.plan[0].indices[0]])
+    cache = f"inference.cache_gib={first * 2 * 64 * 4 * 8 / 7 / 2**30 * 1.0001}"
+    assert captured_tokens(built(recipe_file, cache)[1]) == 2 * int(run.dataset.lengths.sum()) - first
+
+
+def test_prediction_is_a_sum_of_counts_times_rates(recipe_file):
+    """Two epochs of six micro-batches of two; evaluations after steps 4, 8 and 12 on three samples."""
+    config, run = built(recipe_file)
+    predicted = predict(config, run, RATES)
+    capture = 0.001 * 2 * int(run.dataset.lengths.sum())
+    assert (predicted.capture, predicted.train, predicted.evaluate) == (pytest.approx(capture), 24.0, 4.5)
+    assert predicted.run == pytest.approx(capture + 24.0 + 4.5)
+
+
+def test_ranks_and_workers_share_the_same_work(recipe_file):
+    config, run = built(recipe_file, "training.num_ranks=2", "inference.num_workers=3")
+    assert run.total_steps == 6
+    predicted = predict(config, run, RATES)
+    assert predicted.train == 24.0
+    assert predicted.run == pytest.approx(max(predicted.capture / 3, 24.0 / 2) + predicted.evaluate / 2)
+
+
+def test_best_split_is_the_best_of_all():
+    assert best_split(10.0, 30.0, 4) == (1, 10.0)
+    assert best_split(30.0, 10.0, 8) == (6, 5.0)
+
+
+def test_the_command_measures_and_a_real_run_takes_about_as_long(recipe_file, monkeypatch, capsys):
+    """Tolerance: a factor of five, since both last a second on a machine that others use; RESULTS.md has the real comparison."""
+    for name in ("CAPTURE_SECONDS", "TRAIN_SECONDS", "EVALUATE_SECONDS"):
+        monkeypatch.setattr(measure_plan, name, 0.5)
+    config = load_config(str(recipe_file), [])
+    predicted = measure_plan.measure_plan(config, price=2.0)
+    printed = capsys.readouterr().out
+    assert all(f"{row:>9}  " in printed for row in ("measured", "predicted", "epoch", "split", "cost"))
+    assert 1 / 5 < train(config).seconds / predicted.run < 5
