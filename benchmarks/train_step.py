@@ -40,8 +40,8 @@ from torchspec.methods.base import method_class
 from torchspec.methods.blocks import block_labels, sample_anchors
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import attention
-from torchspec.methods.eagle3.method import chains, whole_vocabulary
 from torchspec.methods.eagle3.format import draft_config as eagle3_config
+from torchspec.methods.eagle3.method import chains, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.optim import build_optimizers
 from torchspec.records import Batch

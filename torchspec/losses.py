@@ -96,15 +96,27 @@ class _FrozenHeadDivergence(torch.autograd.Function):
     def forward(ctx, hidden, head, states, rows, weights, kind):
         losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(rows)
         gradient = torch.empty_like(hidden)
-        chunk, _ = _rows_at_a_time(head)
+        chunk, tile = _rows_at_a_time(head)
+        logits, targets = (head.new_empty(min(chunk, len(hidden)), len(head)) for _ in range(2))
+        buffers = [head.new_empty(tile, len(head), dtype=torch.float32) for _ in range(2)]
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             unique, inverse = rows[part].unique(return_inverse=True)  # several draft rows ask for the same target row
-            log_p = (states[unique] @ head.T).float().log_softmax(-1)[inverse]  # [r, V]
-            logits = (hidden[part] @ head.T).float()
-            predictions[part] = logits.argmax(dim=-1)
-            losses[part], slope = DIVERGENCES[kind](log_p, logits.log_softmax(-1))
-            gradient[part] = slope.mul_(weights[part, None]).to(hidden.dtype) @ head
+            low, target = logits[: len(hidden[part])], targets[: len(unique)]
+            torch.mm(states[unique], head.T, out=target)
+            torch.mm(hidden[part], head.T, out=low)  # [r, V]
+            tiles = (x[part].split(tile) for x in (losses, predictions, weights))
+            for slot, row, loss, prediction, weight in zip(low.split(tile), inverse.split(tile), *tiles, strict=True):
+                log_p, log_q = (x[: len(slot)] for x in buffers)
+                log_p.copy_(target[row])
+                log_q.copy_(slot)
+                prediction.copy_(row_argmax(log_q))
+                for x in (log_p, log_q):
+                    torch.log_softmax(x, dim=-1, out=x)
+                divergence, slope = DIVERGENCES[kind](log_p, log_q)
+                loss.copy_(divergence)
+                slot.copy_(slope.mul_(weight[:, None]))
+            torch.mm(low, head, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(losses, predictions)
         return (losses * weights).sum(), losses, predictions
