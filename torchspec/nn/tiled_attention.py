@@ -31,8 +31,8 @@ class _TiledAttention(torch.autograd.Function):
             k, v = (_context(x, layout, n)[:, :longest] for x in (k_context, v_context))
             rows, k_own, v_own = (x[n, :, blocks] for x in (asking, *own))  # [kv_heads, a, P or S, d]
             scores = _scores(rows, k, k_own).mul_(size**-0.5)
-            visible = torch.arange(longest) < layout.anchors[n, blocks, None]  # [a, L']
-            scores[..., :longest].masked_fill_(~visible[:, None], float("-inf"))
+            unseen = torch.arange(longest) >= layout.anchors[n, blocks, None]  # [a, L']
+            scores[..., :longest] += torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # a sum is vectorised, a fill not
             weights.append(torch.softmax(scores, dim=-1, out=scores))
             out[n, :, blocks] = _mixed(scores.to(q.dtype), v, v_own)
         ctx.layout, ctx.shapes = layout, (q.shape, k_block.shape)
