@@ -32,7 +32,7 @@ class BlockLayout:
     @cached_property
     def starts(self) -> Tensor:
         """[N] first context row of each document."""
-        lengths = torch.tensor((0, *self.lengths[:-1]), device=self.anchors.device)
+        lengths = torch.tensor((0, *self.lengths[:-1])).to(self.anchors.device, non_blocking=True)  # a GPU is not waited for
         return lengths.cumsum(0)
 
     @cached_property
@@ -74,29 +74,27 @@ def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_bloc
 def flex_block_mask(layout: BlockLayout, slots: int, own: int) -> BlockMask:
     """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]; an invalid block sees only itself.
 
-    slots Q, own S: rows that ask and own rows of each block. A block sees two intervals of keys, so its tiles follow from the
-    intervals' ends: blocks x tiles, where evaluating the rule for every pair of rows would take gigabytes at 512 blocks of 16.
+    slots Q, own S: rows that ask and own rows of each block. A row sees two intervals of keys, and its tiles follow from their ends:
+    rows x tiles, where evaluating the rule for every pair of rows takes gigabytes at 512 blocks of 16. The rule captures tensors
+    only: a captured number would be compiled in, and the number of context rows is another one in every batch.
     """
     device, total, blocks = layout.anchors.device, sum(layout.lengths), layout.anchors.numel()
-    per_document = layout.anchors.shape[1]
-    begin = layout.starts.repeat_interleave(per_document)  # [N*A] first context row that the block sees
+    begin = layout.starts.repeat_interleave(layout.anchors.shape[1])  # [N*A] first context row that the block sees
     end = begin + (layout.anchors * layout.valid).flatten()  # and the first that it must not see
+    own_begin = total + own * torch.arange(blocks, device=device)
+    ends = (begin, end, own_begin, own_begin + own)
+    begin, end, own_begin, own_end = (x.int().repeat_interleave(slots) for x in ends)  # [N*A*Q]
 
     def visible(batch, head, query, key):
-        block = query // slots
-        context = (key >= begin[block]) & (key < end[block])
-        return context | ((key >= total) & ((key - total) // max(own, 1) == block))
+        return ((key >= begin[query]) & (key < end[query])) | ((key >= own_begin[query]) & (key < own_end[query]))
 
     rows, keys = blocks * slots, total + blocks * own
-    own_begin = total + own * torch.arange(blocks, device=device)
     some, every = (torch.zeros(-(-rows // TILE), -(-keys // TILE), dtype=torch.int32, device=device) for _ in range(2))
-    key_tile = TILE * torch.arange(some.shape[1], device=device)
-    intervals = [(x[:, None], y[:, None]) for x, y in ((begin, end), (own_begin, own_begin + own))]
-    touched = sum(((x < key_tile + TILE) & (y > key_tile) & (x < y)).int() for x, y in intervals)  # [N*A, tiles of keys]
-    covered = sum(((x <= key_tile) & (y >= key_tile + TILE)).int() for x, y in intervals)
-    row_tile = torch.arange(rows, device=device) // TILE  # a row that asks -> its tile
-    some.index_add_(0, row_tile, touched.repeat_interleave(slots, dim=0))
-    every.index_add_(0, row_tile, covered.repeat_interleave(slots, dim=0))
+    tile = TILE * torch.arange(some.shape[1], device=device)  # first key of each tile
+    intervals = [(x[:, None], y[:, None]) for x, y in ((begin, end), (own_begin, own_end))]
+    row_tile = torch.arange(rows, device=device) // TILE
+    some.index_add_(0, row_tile, sum(((x < tile + TILE) & (y > tile) & (x < y)).int() for x, y in intervals))
+    every.index_add_(0, row_tile, sum(((x <= tile) & (y >= tile + TILE)).int() for x, y in intervals))
     full = every == TILE  # all rows of the tile see all of its keys; never so for the last rows, which do not fill a tile
     listed = [x for tiles in ((some > 0) & ~full, full) for x in _listed(tiles)]
     return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=(rows, keys))
@@ -108,7 +106,7 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
-_compiled_flex = torch.compile(flex_attention)  # the second length of a batch makes lengths symbols: compiled twice, not per batch
+_compiled_flex = torch.compile(flex_attention)  # lengths that change become symbols; with dynamic=False each would be compiled
 
 
 def flex(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, mask: BlockMask) -> Tensor:
