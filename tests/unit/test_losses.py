@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchspec import losses
-from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, frozen_head_divergence
+from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, frozen_head_divergence, row_argmax
 
 ROWS, WIDTH, VOCABULARY = 37, 24, 101
 
@@ -37,6 +37,40 @@ def test_value_gradient_and_predictions_equal_eager_float64(monkeypatch, chunk_r
     torch.testing.assert_close(total.double(), (expected * weights).sum(), rtol=1e-5, atol=1e-5)
     assert torch.equal(predictions, best)
     torch.testing.assert_close(hidden.grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_wide_vocabulary_in_several_tiles_per_product_equals_eager_float64(monkeypatch, with_bias):
+    """3,001 tokens: the argmax looks at strips, the last of which overlaps its neighbour; 5 rows a product, 2 a tile."""
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * 3001)
+    monkeypatch.setattr(losses, "TILE_ELEMENTS", 2 * 3001)
+    g = torch.Generator().manual_seed(3)
+    hidden, head = torch.randn(ROWS, WIDTH, generator=g).requires_grad_(), torch.randn(3001, WIDTH, generator=g)
+    labels, weights = torch.randint(3001, (ROWS,), generator=g), torch.rand(ROWS, generator=g)
+    bias = torch.randn(3001, generator=g) if with_bias else None
+    total, each, predictions = frozen_head_cross_entropy(hidden, head, labels, weights, bias)
+    expected, _, gradient = eager(hidden, head, labels, weights, bias.double() if with_bias else 0.0)
+    total.backward()
+    torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(predictions, (hidden @ head.T).argmax(-1))
+    torch.testing.assert_close(hidden.grad.double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 511, 1024, 1025, 3001, 4096])
+def test_row_argmax_is_the_first_of_equals(size):
+    """bfloat16 logits are equal often: 20 values over all tokens."""
+    x = torch.randint(20, (50, size), generator=torch.Generator().manual_seed(0)).float()
+    x[0] = 1.0
+    first = [next(i for i, value in enumerate(row) if value == max(row)) for row in x.tolist()]
+    assert row_argmax(x).tolist() == first
+
+
+def test_a_label_without_any_probability_has_a_finite_loss():
+    """Logits 400 apart: the label's probability is zero in float32, its loss is 400."""
+    hidden, head = torch.full((1, 1), 400.0).requires_grad_(), torch.tensor([[0.0], [1.0]])
+    total, each, _ = frozen_head_cross_entropy(hidden, head, torch.tensor([0]), torch.ones(1))
+    total.backward()
+    assert each.item() == 400.0 and hidden.grad.item() == 1.0
 
 
 def test_bfloat16_stays_within_the_rounding_of_its_logits():

@@ -22,7 +22,7 @@ def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -
     """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order.
 
     The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws the same.
-    CUDA keeps the shape [N, num_anchors] whatever the batch holds, so that nothing is compiled twice.
+    CUDA keeps the shape [N, num_anchors] whatever the batch holds, so that less is compiled twice.
     """
     drawn = []
     for index, loss_mask in zip(batch.indices, batch.loss_mask.cpu().split(batch.lengths), strict=True):
@@ -34,14 +34,14 @@ def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -
     for n, positions in enumerate(drawn):
         anchors[n, : len(positions)], valid[n, : len(positions)] = positions, True
     device = batch.ids.device
-    return BlockLayout(anchors.to(device), valid.to(device), batch.lengths, block_size)
+    return BlockLayout(anchors.to(device, non_blocking=True), valid.to(device, non_blocking=True), batch.lengths, block_size)
 
 
 def block_labels(batch: Batch, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     """Labels and binary mask [N, A, B]: slot k >= 1 of a valid block predicts x_{anchor+k}, until the answer or document ends."""
     slots = torch.arange(layout.block_size, device=batch.ids.device)
     position = layout.anchors[:, :, None] + slots
-    lengths = torch.tensor(layout.lengths, device=batch.ids.device)[:, None, None]
+    lengths = torch.tensor(layout.lengths).to(batch.ids.device, non_blocking=True)[:, None, None]
     row = layout.starts[:, None, None] + position.minimum(lengths - 1)
     supervised = (position < lengths) & batch.loss_mask[row] & layout.valid[:, :, None]
     return batch.ids[row], supervised.cumprod(-1).bool() & (slots > 0)

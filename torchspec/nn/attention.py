@@ -1,4 +1,4 @@
-"""Attention of draft blocks over [context ; own block], twice: structured (any device, the oracle) and FlexAttention (CUDA).
+"""Attention of draft blocks over [context ; own block]: structured (any device, the oracle) and FlexAttention (CUDA).
 
       KV:      context rows of the packed documents   | block 0  | block 1  | ...
                d0 d0 d0 d0 d0 d0 | d1 d1 d1 d1 d1      | s0 .. sB | s0 .. sB |
@@ -15,7 +15,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+TILE = 128  # rows and keys of a tile of a BlockMask
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class BlockLayout:
     @cached_property
     def starts(self) -> Tensor:
         """[N] first context row of each document."""
-        lengths = torch.tensor((0, *self.lengths[:-1]), device=self.anchors.device)
+        lengths = torch.tensor((0, *self.lengths[:-1])).to(self.anchors.device, non_blocking=True)  # a GPU is not waited for
         return lengths.cumsum(0)
 
     @cached_property
@@ -72,23 +74,39 @@ def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_bloc
 def flex_block_mask(layout: BlockLayout, slots: int, own: int) -> BlockMask:
     """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]; an invalid block sees only itself.
 
-    slots Q, own S: rows that ask and own rows of each block.
+    slots Q, own S: rows that ask and own rows of each block. A row sees two intervals of keys, and its tiles follow from their ends:
+    rows x tiles, where evaluating the rule for every pair of rows takes gigabytes at 512 blocks of 16. The rule captures tensors
+    only: a captured number would be compiled in, and the number of context rows is another one in every batch.
     """
-    device, total = layout.anchors.device, sum(layout.lengths)
-    count = layout.anchors.shape[1] * slots  # rows that ask per document
-    document = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), torch.tensor(layout.lengths, device=device))
-    end = (layout.starts[:, None] + layout.anchors * layout.valid).flatten()  # [N*A] first context row that the block must not see
+    device, total, blocks = layout.anchors.device, sum(layout.lengths), layout.anchors.numel()
+    begin = layout.starts.repeat_interleave(layout.anchors.shape[1])  # [N*A] first context row that the block sees
+    end = begin + (layout.anchors * layout.valid).flatten()  # and the first that it must not see
+    own_begin = total + own * torch.arange(blocks, device=device)
+    ends = (begin, end, own_begin, own_begin + own)
+    begin, end, own_begin, own_end = (x.int().repeat_interleave(slots) for x in ends)  # [N*A*Q]
 
     def visible(batch, head, query, key):
-        block = query // slots
-        row = key.clamp(max=total - 1)
-        context = (key < total) & (document[row] == query // count) & (row < end[block])
-        return context | ((key >= total) & ((key - total) // max(own, 1) == block))
+        return ((key >= begin[query]) & (key < end[query])) | ((key >= own_begin[query]) & (key < own_end[query]))
 
-    return create_block_mask(visible, None, None, end.numel() * slots, total + end.numel() * own, device=device)
+    rows, keys = blocks * slots, total + blocks * own
+    some, every = (torch.zeros(-(-rows // TILE), -(-keys // TILE), dtype=torch.int32, device=device) for _ in range(2))
+    tile = TILE * torch.arange(some.shape[1], device=device)  # first key of each tile
+    intervals = [(x[:, None], y[:, None]) for x, y in ((begin, end), (own_begin, own_end))]
+    row_tile = torch.arange(rows, device=device) // TILE
+    some.index_add_(0, row_tile, sum(((x < tile + TILE) & (y > tile) & (x < y)).int() for x, y in intervals))
+    every.index_add_(0, row_tile, sum(((x <= tile) & (y >= tile + TILE)).int() for x, y in intervals))
+    full = every == TILE  # all rows of the tile see all of its keys; never so for the last rows, which do not fill a tile
+    listed = [x for tiles in ((some > 0) & ~full, full) for x in _listed(tiles)]
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=(rows, keys))
 
 
-_compiled_flex = torch.compile(flex_attention, dynamic=False)
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [row tiles, key tiles] -> how many of each row are set, and the set ones first; int32 [1, 1, ...]."""
+    order = tiles.int().argsort(dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+_compiled_flex = torch.compile(flex_attention)  # lengths that change become symbols; with dynamic=False each would be compiled
 
 
 def flex(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, mask: BlockMask) -> Tensor:

@@ -91,8 +91,8 @@ class LateContext(BlockLayout):
 @pytest.mark.parametrize(
     ("name", "bug"),
     [
-        ("structured_attention", one_row_late),
-        ("structured_attention", one_row_early),
+        ("tiled_attention", one_row_late),
+        ("tiled_attention", one_row_early),
         ("BlockLayout", LateBlocks),
         ("BlockLayout", LateContext),
     ],

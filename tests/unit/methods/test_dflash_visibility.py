@@ -59,7 +59,7 @@ def test_planted_an_anchor_that_sees_its_own_features_breaks_the_rule(tiny_metho
     def leaking(*qkv):  # `<=` in place of `<`
         return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1))
 
-    monkeypatch.setattr(dflash, "structured_attention", leaking)
+    monkeypatch.setattr(dflash, "tiled_attention", leaking)
     assert feature_influence(tiny_method, model) == rule(after_anchor=1) != rule()
 
 

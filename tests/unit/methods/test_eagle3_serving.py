@@ -101,7 +101,7 @@ class LatePositions(BlockLayout):
 def test_planted_bugs_part_training_from_serving(tiny_eagle3, features, monkeypatch, bug, shows):
     model = lively(tiny_eagle3.skeleton())
     results = {anchor: served(tiny_eagle3, model, features, anchor) for anchor in ANCHORS}
-    name = "structured_attention" if shows else "BlockLayout"
+    name = "tiled_attention" if shows else "BlockLayout"
     monkeypatch.setattr(eagle3, name, bug)
     layout = eagle3.BlockLayout(torch.tensor([[9]]), torch.tensor([[True]]), (len(features.context),), B)
     fed = results[9][1]

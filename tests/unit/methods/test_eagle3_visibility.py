@@ -55,7 +55,7 @@ def test_planted_a_row_too_many_breaks_the_rule(tiny_eagle3, model, monkeypatch)
     def leaking(*qkv):
         return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1))
 
-    monkeypatch.setattr(eagle3, "structured_attention", leaking)
+    monkeypatch.setattr(eagle3, "tiled_attention", leaking)
     assert feature_influence(tiny_eagle3, model) == feature_rule(late=1) != feature_rule()
 
 

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+import torchspec.nn.tiled_attention
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.nn.tiled_attention import tiled_attention
 
 
 def random_layout(lengths: tuple[int, ...], count: int, block_size: int, seed: int) -> BlockLayout:
@@ -50,6 +53,7 @@ LAYOUTS = {
     "several tiles of the mask": random_layout((150, 97, 203), 11, 8, seed=0),
     "block size and lengths that divide nothing": random_layout((131, 1, 2, 60), 7, 5, seed=1),
     "one document, one block": random_layout((40,), 1, 2, seed=2),
+    "full tiles": BlockLayout(torch.arange(200, 680, 8).repeat(2, 1), torch.ones(2, 60, dtype=torch.bool), (700, 900), 8),
     "no context anywhere": BlockLayout(torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool), (4, 6), 4),
     "nothing valid": BlockLayout(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool), (4, 6), 4),
 }
@@ -68,13 +72,34 @@ def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
     assert torch.equal(mask.to_dense()[0, 0].bool(), needed)
 
 
+@pytest.mark.parametrize(("slots", "own"), [(8, 8), (1, 3), (1, 0)])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_tiles_are_those_that_pytorch_finds_by_evaluating_the_rule_for_every_pair(name, slots, own):
+    """Partial and full tiles apart, for the forward pass and for the backward pass."""
+    layout = LAYOUTS[name]
+    ours = flex_block_mask(layout, slots, own)
+    theirs = create_block_mask(ours.mask_mod, None, None, *ours.seq_lengths, device="cpu")
+    assert ours.seq_lengths == theirs.seq_lengths and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    for ordered in ("kv", "full_kv", "q", "full_q"):
+        for got, expected in zip(*(listed(mask, ordered) for mask in (ours, theirs)), strict=True):
+            assert got == expected
+
+
+def listed(mask: BlockMask, ordered: str) -> list[set[int]]:
+    """The tiles of every row of tiles."""
+    counts, indices = (vars(mask)[f"{ordered}_{name}"][0, 0] for name in ("num_blocks", "indices"))
+    return [set(row[:count].tolist()) for count, row in zip(counts.tolist(), indices, strict=True)]
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (6, 2)])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_structured_attention_and_gradients_are_a_dense_float64_softmax(name, heads, kv_heads):
+@pytest.mark.parametrize("attend", [structured_attention, tiled_attention])
+def test_attention_and_gradients_are_a_dense_float64_softmax(monkeypatch, attend, name, heads, kv_heads):
+    monkeypatch.setattr(torchspec.nn.tiled_attention, "TILE_ELEMENTS", 8000)  # several tiles in the larger layouts
     layout = LAYOUTS[name]
     ours = [x.requires_grad_() for x in tensors(layout, heads, kv_heads, 8)]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    out, expected = structured_attention(*ours, layout), dense(*exact, rule(layout))
+    out, expected = attend(*ours, layout), dense(*exact, rule(layout))
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
     out.backward(upstream)
@@ -116,6 +141,29 @@ def test_a_step_of_a_chain_sees_the_context_before_its_anchor_and_its_own_steps(
     torch.testing.assert_close(ours[valid].double(), exact[valid], rtol=1e-5, atol=1e-5)
     assert torch.isfinite(ours).all()  # of surplus chains too: a NaN would reach the gradient
     torch.testing.assert_close(flex(*inputs, mask)[valid], ours[valid], rtol=1e-5, atol=1e-5)
+    (tiled, *tiled_grads), (_, *grads) = (attended(attend, inputs, layout) for attend in (tiled_attention, structured_attention))
+    torch.testing.assert_close(tiled, ours, rtol=1e-5, atol=1e-5)
+    for got, expected in zip(tiled_grads, grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def attended(attend, inputs: list[torch.Tensor], layout: BlockLayout) -> list[torch.Tensor]:
+    """The output and the gradients of a fixed upstream."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = attend(*inputs, layout)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype))
+    return [out.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in inputs)]
+
+
+def test_in_bfloat16_tiles_are_as_near_to_float64_as_the_structured_path():
+    """Both round scores, weights and their slopes to bfloat16 for the products and keep the softmax in float32."""
+    layout = LAYOUTS["full tiles"]
+    inputs = tensors(layout, 6, 2, 16, torch.bfloat16)
+    exact = attended(lambda *x: dense(*x[:5], rule(layout)), [x.double() for x in inputs], layout)
+    ours, theirs = (attended(attend, inputs, layout) for attend in (tiled_attention, structured_attention))
+    for tiled, structured, expected in zip(ours, theirs, exact, strict=True):
+        errors = [float((x.double() - expected).norm() / expected.norm()) for x in (tiled, structured)]
+        assert errors[0] < 1.1 * errors[1] < 0.02
 
 
 def test_bfloat16_attention_rounds_its_inputs_and_weights_but_sums_them_in_float32():

@@ -25,7 +25,8 @@ from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.model import DFlashDraft
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
-from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
 
@@ -120,8 +121,8 @@ class DFlash:
 
 
 def attention(layout: BlockLayout):
-    """FlexAttention where it has a backward pass, the structured path elsewhere."""
+    """FlexAttention where it has a backward pass, tiles of blocks elsewhere."""
     if layout.anchors.is_cuda:
         mask = flex_block_mask(layout, layout.block_size, layout.block_size)
         return lambda layer, *qkv: flex(*qkv, mask)
-    return lambda layer, *qkv: structured_attention(*qkv, layout)
+    return lambda layer, *qkv: tiled_attention(*qkv, layout)

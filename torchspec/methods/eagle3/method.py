@@ -30,7 +30,8 @@ from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, dra
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
-from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
 
@@ -149,14 +150,14 @@ def chains(layout: BlockLayout) -> BlockLayout:
 
 
 def attention(layout: BlockLayout) -> Attend:
-    """FlexAttention where it has a backward pass, the structured path elsewhere. Rows of chains are ordered [N, A]."""
+    """FlexAttention where it has a backward pass, tiles of blocks elsewhere. Rows of chains are ordered [N, A]."""
     masks = {}
 
     def attend(q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
         (k, v), *own = past
         k_own, v_own = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*own, strict=True)) if own else (k[:0], v[:0])
         if not q.is_cuda:
-            return structured_attention(q, k, v, k_own, v_own, layout)
+            return tiled_attention(q, k, v, k_own, v_own, layout)
         if len(own) not in masks:  # activation checkpointing comes here twice
             masks[len(own)] = flex_block_mask(layout, 1, len(own))
         return flex(q, k, v, k_own, v_own, masks[len(own)])
