@@ -208,6 +208,7 @@ def evaluate(
     decode: Annotated[
         int, typer.Option(help="In offline mode, prompts of each data set that are also decoded, plain and speculative.", min=0)
     ] = 8,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together here; rates are then those of the batch.", min=1)] = 1,
     max_new_tokens: MaxNewTokens = 128,
     limit: Annotated[int | None, typer.Option(help="Only the first samples of each data set.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
@@ -242,7 +243,7 @@ def evaluate(
         from torchspec.serve.options import serving_options
 
         serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
-    settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies)
+    settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size)
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)

@@ -156,6 +156,21 @@ def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(wo
     assert answers.stat().st_mtime_ns == written  # the target was not asked again
 
 
+def test_eval_of_prompts_decoded_together_counts_what_it_counts_alone(work):
+    """In float32 the same answers in the same steps; the protocol says how many were decoded together."""
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "24", "--decode", "3")
+    counted = []
+    for size in (1, 2):
+        out = work / f"together-{size}"
+        result = torchspec("eval", *arguments, "--data", work / "heldout.jsonl", "-o", out, "--batch-size", size)
+        assert result.returncode == 0, result.stdout + result.stderr
+        results = json.loads((out / "results.json").read_text())
+        assert results["protocol"]["prompts decoded together"] == size
+        assert results["decode"]["identical"] == 3 and results["decode"]["speedup"] > 0
+        counted.append([results["decode"][key] for key in ("tau", "steps", "tokens", "histogram", "slot_acceptance", "prompts")])
+    assert counted[0] == counted[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

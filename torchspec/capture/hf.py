@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, Cache, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import capture_checks
@@ -111,6 +111,17 @@ class HFCapture:
         """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
         output = self.model(input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
         return output.logits[0], self._context()[0]
+
+    @torch.inference_mode()
+    def step_together(self, ids: Tensor, cache: Cache, positions: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends [N, n] tokens to N cached sequences at positions [N, n]; visible [N, 1, n, cached rows]: what each of them sees.
+
+        Returns logits [N, n, V] and context features [N, n, K*H_t].
+        """
+        output = self.model(
+            input_ids=ids.to(self.device), position_ids=positions, attention_mask=visible, past_key_values=cache, use_cache=True
+        )
+        return output.logits, self._context()
 
 
 def similar_lengths(lengths: list[int]) -> list[list[int]]:

@@ -98,15 +98,13 @@ def walk(prefix: list[int]) -> list[int]:
 @torch.inference_mode()
 def accepted_per_step(method: Method, model: Callable, features: Features) -> list[tuple[list[int], int]]:
     """For each answer of the sample: accepted drafts of each decoding step, and the answer's length."""
-    ids, answers = features.prompt.ids.to(features.context.device), []
+    device, answers = features.context.device, []
     for start, end in features.prompt.spans():
-        anchors = torch.arange(start, end - 1, device=ids.device)
+        anchors = torch.arange(start, end - 1, device=device)
         if len(anchors) == 0:
             continue
-        proposals = method.propose(model, features, anchors)  # [n, B-1]
-        position = anchors[:, None] + torch.arange(1, method.block_size, device=ids.device)
-        right = (proposals == ids[position.clamp(max=end - 1)]) & (position < end)
-        answers.append((walk(right.cumprod(-1).sum(-1).tolist()), end - start))
+        right = method.matches(model, features, anchors).minimum(end - 1 - anchors)  # [n], none beyond the answer's end
+        answers.append((walk(right.tolist()), end - start))
     return answers
 
 

@@ -35,15 +35,19 @@ def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: s
     cache, answer = target.new_cache(), Answer()
     logits, _ = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
-    answer.ids.append(_next(logits, sampler))
-    while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
+    answer.ids.append(next_token(logits, sampler))
+    while not ended(answer, max_new_tokens, stop):
         logits, _ = target.step(torch.tensor(answer.ids[-1:]), cache)
-        answer.ids.append(_next(logits, sampler))
+        answer.ids.append(next_token(logits, sampler))
     answer.seconds = time.perf_counter() - started
     return answer
 
 
-def _next(logits: Tensor, sampler: Sampler) -> int:
+def ended(answer: Answer, max_new_tokens: int, stop: set[int]) -> bool:
+    return answer.ids[-1] in stop or len(answer.ids) >= max_new_tokens
+
+
+def next_token(logits: Tensor, sampler: Sampler) -> int:
     """The token after the last of these rows, [r, V]."""
     return int(sampler.choose(logits[-1:])[0])
 
@@ -72,10 +76,10 @@ def speculative_steps(
     logits, context = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
     drafter.extend(prompt, context)
-    answer.ids.append(_next(logits, sampler))
+    answer.ids.append(next_token(logits, sampler))
     answer.from_draft.append(False)
     yield answer
-    while answer.ids[-1] not in stop and len(answer.ids) < max_new_tokens:
+    while not ended(answer, max_new_tokens, stop):
         last = answer.ids[-1]
         drafts, q = drafter.propose(last, sampler)
         verified = torch.cat((drafts.new_tensor([last]), drafts))
@@ -84,12 +88,18 @@ def speculative_steps(
         if accepted < len(drafts):
             cache.crop(accepted - len(drafts))
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
-        committed = _until_stop([*drafts[:accepted].tolist(), bonus], stop)[: max_new_tokens - len(answer.ids)]
-        answer.accepted.append(accepted)
-        answer.from_draft += [i < accepted for i in range(len(committed))]
-        answer.ids += committed
+        commit(answer, [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
         answer.seconds = time.perf_counter() - started
         yield answer
+
+
+def commit(answer: Answer, tokens: list[int], max_new_tokens: int, stop: set[int]) -> None:
+    """Appends the accepted drafts and the bonus token of one verification, up to a stop token or the cap."""
+    accepted = len(tokens) - 1
+    committed = _until_stop(tokens, stop)[: max_new_tokens - len(answer.ids)]
+    answer.accepted.append(accepted)
+    answer.from_draft += [i < accepted for i in range(len(committed))]
+    answer.ids += committed
 
 
 def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:

@@ -1,10 +1,13 @@
-"""Real decoding, plain and speculative, prompt by prompt: speed-up, acceptance, and the proof that both write the same tokens."""
+"""Real decoding, plain and speculative, one batch of prompts after another: speed-up, acceptance, and the proof of equal tokens."""
 
 import statistics
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
 from torchspec.data.chat import ChatFormat
 from torchspec.evaluate.acceptance import Acceptance
+from torchspec.evaluate.batch import plain_together, speculative_together
 from torchspec.evaluate.decode import Answer, Difference, first_difference, plain_decode, speculative_decode, stop_ids, token_texts
 from torchspec.evaluate.interval import median_interval
 from torchspec.evaluate.sampling import Sampler
@@ -24,6 +27,7 @@ class Decoded:
     speculative: Answer
     difference: Difference | None
     sampled: bool
+    leads: bool = True  # the longest answer of its batch, whose rate stands for the batch's
 
     @property
     def outcome(self) -> str:
@@ -41,42 +45,53 @@ class Decoded:
             "plain": asdict(self.plain),
             "speculative": asdict(self.speculative),
             "difference": self.difference and asdict(self.difference),
+            "leads": self.leads,
         }
 
     @classmethod
     def from_json(cls, prompt: Prompt, row: dict, sampled: bool) -> "Decoded":
         difference = row["difference"] and Difference(**row["difference"])
-        return cls(prompt, Answer(**row["plain"]), Answer(**row["speculative"]), difference, sampled)
+        return cls(prompt, Answer(**row["plain"]), Answer(**row["speculative"]), difference, sampled, row["leads"])
 
 
 class Decoder:
-    """Decodes prompts; the first forwards of each shape are slow, so one prompt is run before anything is timed."""
+    """Decodes prompts; the first forwards of each shape are slow, so the first prompts are run before anything is timed."""
 
     def __init__(self, pair: Pair, max_new_tokens: int, temperature: float, seed: int):
         self.pair, self.max_new_tokens, self.temperature, self.seed = pair, max_new_tokens, temperature, seed
         self.warm = False
 
-    def decode(self, prompt: Prompt) -> Decoded:
-        """Plain and speculative, one right after the other, so that both see the same machine."""
-        ids = prompt.ids[: prompt.spans()[0][0]]
+    def decode(self, prompts: list[Prompt]) -> list[Decoded]:
+        """The prompts together: plain and speculative, one right after the other, so that both see the same machine."""
+        asked = [prompt.ids[: prompt.spans()[0][0]] for prompt in prompts]
         if not self.warm:
-            self._run(ids, WARM_UP_TOKENS, set())
+            self._run(asked, WARM_UP_TOKENS, set())
             self.warm = True
-        plain, speculative = self._run(ids, self.max_new_tokens, stop_ids(self.pair.target))
-        sampled = self.temperature > 0
-        difference = None if sampled else first_difference(self.pair.target, ids, plain.ids, speculative.ids)
-        decoded = Decoded(prompt, plain, speculative, difference, sampled)
+        answers = list(zip(*self._run(asked, self.max_new_tokens, stop_ids(self.pair.target)), strict=True))
+        leader = max(range(len(asked)), key=lambda i: min(len(answer.ids) for answer in answers[i]))
+        decoded = [self._compared(*row, leads=i == leader) for i, row in enumerate(zip(prompts, asked, answers, strict=True))]
+        plain, speculative = answers[leader]
         console.print(
-            f"decode {prompt.index}: τ {acceptance(self.pair, [decoded]).tau:.2f}, "
-            f"{plain.tokens_per_second:.1f} -> {speculative.tokens_per_second:.1f} tok/s, {decoded.outcome}"
+            f"decode {', '.join(str(prompt.index) for prompt in prompts)}: τ {acceptance(self.pair, decoded).tau:.2f}, "
+            f"{plain.tokens_per_second:.1f} -> {speculative.tokens_per_second:.1f} tok/s, {', '.join(d.outcome for d in decoded)}"
         )
         return decoded
 
-    def _run(self, ids, max_new_tokens: int, stop: set[int]) -> tuple[Answer, Answer]:
-        pair = self.pair
-        samplers = [Sampler(self.temperature, self.seed, pair.target.device) for _ in range(2)]
-        plain = plain_decode(pair.target, ids, max_new_tokens, stop, samplers[0])
-        return plain, speculative_decode(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop, samplers[1])
+    def _compared(self, prompt: Prompt, ids: Tensor, answers: tuple[Answer, Answer], leads: bool) -> Decoded:
+        plain, speculative = answers
+        sampled = self.temperature > 0
+        difference = None if sampled else first_difference(self.pair.target, ids, plain.ids, speculative.ids)
+        return Decoded(prompt, plain, speculative, difference, sampled, leads)
+
+    def _run(self, asked: list[Tensor], max_new_tokens: int, stop: set[int]) -> tuple[list[Answer], list[Answer]]:
+        pair, target = self.pair, self.pair.target
+        plain, speculative = ([Sampler(self.temperature, self.seed, target.device) for _ in asked] for _ in range(2))
+        drafters = [pair.method.drafter(pair.model) for _ in asked]
+        if len(asked) > 1:
+            reference = plain_together(target, asked, max_new_tokens, stop, plain)
+            return reference, speculative_together(target, drafters, asked, max_new_tokens, stop, speculative)
+        reference = plain_decode(target, asked[0], max_new_tokens, stop, plain[0])
+        return [reference], [speculative_decode(target, drafters[0], asked[0], max_new_tokens, stop, speculative[0])]
 
 
 def acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
@@ -87,21 +102,22 @@ def acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
 
 
 def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
-    """Counts and rates; None where nothing was decoded."""
+    """Counts of all prompts, rates and speed-ups of the batches; None where nothing was decoded."""
     if not decoded:
         return None
-    plain_token = statistics.median(1 / d.plain.tokens_per_second for d in decoded)  # seconds
+    batches = [d for d in decoded if d.leads]
+    plain_token = statistics.median(1 / d.plain.tokens_per_second for d in batches)  # seconds
     step = statistics.median(
         d.speculative.seconds / len(d.speculative.accepted) for d in decoded if d.speculative.accepted
     )  # draft and verify
-    speedups = [d.speedup for d in decoded]
+    speedups = [d.speedup for d in batches]
     return {
         **acceptance(pair, decoded).to_json(),
         "prompts": len(decoded),
         "speedup": statistics.median(speedups),
         "speedup_interval": median_interval(speedups),
         "plain_tokens_per_second": 1 / plain_token,
-        "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in decoded),
+        "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in batches),
         "break_even_tau": step / plain_token,
         "identical": sum(d.outcome == "identical" for d in decoded),
         "ties": sum(d.outcome == "tie" for d in decoded),

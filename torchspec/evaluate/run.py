@@ -44,6 +44,7 @@ class Settings:
     seed: int = 0
     serving: Serving | None = None  # servers to measure in as well
     concurrencies: tuple[int, ...] = (1, 8, 32)  # prompts sent to them at a time
+    batch_size: int = 1  # prompts decoded together in this process
 
 
 def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict | None = None) -> dict:
@@ -129,7 +130,9 @@ def _decoded(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, k
     decoder, decoded = Decoder(pair, settings.max_new_tokens, settings.temperature, settings.seed), {}
     for name, asked in prompts.items():
         chosen = spread(asked, settings.decode)
-        rows = [kept.get_or(f"decode {name} {p.index}", lambda p=p: decoder.decode(p).to_json()) for p in chosen]
+        batches = [chosen[i : i + settings.batch_size] for i in range(0, len(chosen), settings.batch_size)]
+        kept_rows = [kept.get_or(f"decode {name} {b[0].index}", lambda b=b: [d.to_json() for d in decoder.decode(b)]) for b in batches]
+        rows = [row for batch in kept_rows for row in batch]
         decoded[name] = [Decoded.from_json(p, row, settings.temperature > 0) for p, row in zip(chosen, rows, strict=True)]
     return decoded
 
@@ -191,6 +194,7 @@ def _protocol(pair: Pair, opened: dict[str, PromptDataset], prompts: dict[str, l
         "draft tokens per step": pair.method.block_size - 1,
         "decoded prompts of each data set": "all" if settings.decode is None else settings.decode,
         "most new tokens when decoding": settings.max_new_tokens,
+        "prompts decoded together": settings.batch_size,
         "dtype": str(pair.target.model.dtype).removeprefix("torch."),
     }
 

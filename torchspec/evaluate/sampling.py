@@ -22,7 +22,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """logits [r, V] -> tokens [r], and the probabilities [r, V] that they were drawn from; none where greedy."""
         if self.temperature == 0:
-            return logits.argmax(-1), None
+            return largest(logits), None
         p = probabilities(logits, self.temperature)
         return self._draw(p), p
 
@@ -32,7 +32,7 @@ class Sampler:
         """
         count = len(drafts)
         if self.temperature == 0:
-            choices = logits.argmax(-1)
+            choices = largest(logits)
             accepted = int((drafts == choices[:count]).cumprod(0).sum())
             return accepted, int(choices[accepted])
         p, place = probabilities(logits, self.temperature), drafts[:, None]
@@ -48,6 +48,11 @@ class Sampler:
 
 
 GREEDY = Sampler(0.0, seed=0)
+
+
+def largest(logits: Tensor) -> Tensor:
+    """[r, V] -> [r], the first among equals. On a CPU `max` reads a row of bfloat16 four times as fast as `argmax`."""
+    return logits.max(-1).indices
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:

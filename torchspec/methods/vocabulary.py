@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchspec.errors import ContractError
-from torchspec.evaluate.sampling import Sampler, head_log_probability
+from torchspec.evaluate.sampling import Sampler, head_log_probability, largest
 from torchspec.nn.packed import product
 from torchspec.target import FrozenTarget
 
@@ -34,6 +34,19 @@ class DraftVocabulary:
         if q is not None and len(self.ids) < size:
             q = q.new_zeros(len(q), size).index_copy_(1, self.ids, q)
         return self.ids[tokens], q
+
+    def matches(self, hidden: Tensor, text: Tensor) -> Tensor:
+        """The slots' states after n anchors [n, B-1, H] and the text there [n, B-1] -> right drafts up to the first wrong one [n].
+
+        A slot is looked at only where all before it are right: a walk asks for no more, and the head is most of a draft's work.
+        """
+        count, right = text.new_zeros(len(text)), torch.arange(len(text), device=text.device)
+        for slot in range(text.shape[1]):
+            right = right[self.ids[largest(self.project(hidden[right, slot]))] == text[right, slot]]
+            if len(right) == 0:
+                break
+            count[right] += 1
+        return count
 
     def log_probability(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         """[r, H], target ids [r] -> log q [r]; -inf for a token that the draft does not have."""

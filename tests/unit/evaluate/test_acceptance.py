@@ -150,3 +150,19 @@ def test_one_sample_is_learned_by_heart_until_tau_is_the_block_size(tiny_method,
     assert evaluate_offline(tiny_method, model, tiny_oracle, [sample]).tau == B
     answer = speculative_decode(tiny_oracle, tiny_method.drafter(model), random_prompt(3, 8), 1 + 8 * B, NEVER)
     assert answer.accepted == [B - 1] * 8
+
+
+@pytest.mark.parametrize("name", ["dflash", "eagle3"])
+def test_matches_are_the_proposals_compared_with_the_text(name, tiny_method, tiny_oracle, tiny_eagle3, eagle3_oracle, monkeypatch):
+    """Looking at a slot only where all before it are right gives what looking at all of them gives, over several forwards too."""
+    method, oracle = (tiny_method, tiny_oracle) if name == "dflash" else (tiny_eagle3, eagle3_oracle)
+    monkeypatch.setattr(f"torchspec.methods.{name}.method.PROPOSAL_{'BLOCKS' if name == 'dflash' else 'CHAINS'}", 7)
+    features = oracle.capture(answered(oracle, random_prompt(3, 8), 40))
+    model = method.build(torch.Generator().manual_seed(0))
+    overfit(method, model, [features], 20)
+    anchors, ids = torch.arange(7, 47), features.prompt.ids
+    position = anchors[:, None] + torch.arange(1, B)
+    with torch.inference_mode():
+        right = method.propose(model, features, anchors) == ids[position.clamp(max=len(ids) - 1)]
+        matches = method.matches(model, features, anchors)
+    assert torch.equal(matches, right.cumprod(-1).sum(-1)) and 0 < int((matches > 0).sum()) < len(anchors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchspec.evaluate import sampling
-from torchspec.evaluate.sampling import GREEDY, Sampler, head_log_probability, log_probability, probabilities, residual
+from torchspec.evaluate.sampling import GREEDY, Sampler, head_log_probability, largest, log_probability, probabilities, residual
 
 V, FIRST, TEMPERATURE, TRIALS = 4, 3, 0.7, 4000
 
@@ -157,3 +157,12 @@ def test_log_probabilities_are_the_logarithms_in_float64_and_do_not_underflow(mo
         monkeypatch.setattr(sampling, "HEAD_ROWS", rows)
         torch.testing.assert_close(head_log_probability(hidden, head, tokens, TEMPERATURE), expected)
     assert log_probability(torch.tensor([[0.0, -500.0]]), torch.tensor([1]), 1.0) == -500.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_largest_logit_is_argmax_and_the_first_among_equals(dtype):
+    """In bfloat16 leading logits are often equal; the order must not depend on how many rows are looked at."""
+    logits = torch.randint(0, 50, (64, 5000), generator=torch.Generator().manual_seed(0)).to(dtype)
+    first = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+    assert torch.equal(largest(logits), logits.argmax(-1)) and torch.equal(largest(logits), first)
+    assert all(int(largest(row[None])) == int(at) for row, at in zip(logits, first, strict=True))

@@ -44,6 +44,7 @@ class DFlash:
         """counts [V]: occurrences of every token in the training data."""
         self.config, self.target, self.options = config, target, options
         self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
+        self.whole_vocabulary = whole_vocabulary(target)
         self.block_size = config.block_size
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
@@ -74,7 +75,7 @@ class DFlash:
 
     def served_vocabulary(self, model: DFlashDraft) -> DraftVocabulary:
         """What the draft can propose: the tokens that it brings, or all of the target's."""
-        return whole_vocabulary(self.target) if self.config.to_dict().get("draft_vocab_size") is None else model.kept()
+        return self.whole_vocabulary if self.config.to_dict().get("draft_vocab_size") is None else model.kept()
 
     def drafter(self, model: DFlashDraft) -> DFlashDrafter:
         return DFlashDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
@@ -103,6 +104,12 @@ class DFlash:
         vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
         slots = (rows for hidden in self._slots(model, features, anchors) for rows in hidden.split(PROPOSAL_ROWS))
         return torch.cat([vocabulary.choose(rows, GREEDY, size)[0] for rows in slots]).view(len(anchors), -1)
+
+    def matches(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
+        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n]."""
+        text = following_tokens(features.prompt.ids, anchors, self.block_size).split(PROPOSAL_BLOCKS)
+        vocabulary, parts = self.served_vocabulary(model), zip(self._slots(model, features, anchors), text, strict=True)
+        return torch.cat([vocabulary.matches(hidden.view(*tokens.shape, -1), tokens) for hidden, tokens in parts])
 
     def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""

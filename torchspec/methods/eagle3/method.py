@@ -128,13 +128,26 @@ class Eagle3:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature, each step fed with the text's token:
         [n] -> float32 [n, B-1].
         """
-        ids, vocabulary, parts = features.prompt.ids, self.served_vocabulary(model), []
-        for layout in self._layouts(features, anchors):
-            tokens = following_tokens(ids, layout.anchors[0], self.block_size).T  # [B-1, n']
-            hidden = self.hidden(model, ids, features.context, layout, lambda step, _, fed=tokens: self.embed(fed[step - 1]))
+        vocabulary, parts = self.served_vocabulary(model), []
+        for hidden, tokens in self._fed_with_text(model, features, anchors):
             log_q = vocabulary.log_probability(hidden.flatten(0, 1), tokens.flatten(), temperature)
             parts.append(log_q.view(tokens.shape).T)
         return torch.cat(parts)
+
+    def matches(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
+        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n].
+
+        A chain that was right so far has fed itself the text.
+        """
+        vocabulary, fed = self.served_vocabulary(model), self._fed_with_text(model, features, anchors)
+        return torch.cat([vocabulary.matches(hidden.transpose(0, 1), tokens.T) for hidden, tokens in fed])
+
+    def _fed_with_text(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normed states of all steps after n' anchors at a time, [B-1, n', H], and the text's tokens there, [B-1, n']."""
+        ids = features.prompt.ids
+        for layout in self._layouts(features, anchors):
+            tokens = following_tokens(ids, layout.anchors[0], self.block_size).T
+            yield self.hidden(model, ids, features.context, layout, lambda step, _, fed=tokens: self.embed(fed[step - 1])), tokens
 
     def _layouts(self, features: Features, anchors: Tensor) -> Iterator[BlockLayout]:
         """The chains after each anchor of a document, some at a time."""
