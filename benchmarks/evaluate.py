@@ -5,7 +5,8 @@ In one run, all of it interleaved so that both sides of a ratio see the same mac
 * the offline walk against decoding speculatively, on the same prompts: in float32 every count must be equal, in bfloat16 the ratio of the
   seconds is taken;
 * our decoder against `dflash_generate` of the PyPI package (pip install --no-deps --target FOLDER dflash==0.1.0), the same DFlash
-  draft, prompt by prompt, each with a target of its own: ours as this evaluator loads it, theirs as AutoModelForCausalLM does.
+  draft, prompt by prompt, each with a target of its own: ours as this evaluator loads it, theirs as AutoModelForCausalLM does;
+* the prompts decoded together, plainly and speculatively, with the rates of the batch.
 
 DATA: conversations; their first prompts are answered here. Writes benchmarks/results/evaluate.json.
 """
@@ -25,12 +26,14 @@ from transformers import AutoModelForCausalLM
 
 from torchspec.data.dataset import open_or_prepare
 from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
+from torchspec.evaluate.batch import plain_together, speculative_together
 from torchspec.evaluate.decode import plain_decode, speculative_decode, stop_ids
 from torchspec.evaluate.run import spread
+from torchspec.evaluate.sampling import GREEDY
 from torchspec.inference import Pair, load_pair
 from torchspec.records import Prompt
 
-THREADS, MAX_NEW_TOKENS, WARM_UP, ROUNDS = 2, 128, 16, 3
+THREADS, MAX_NEW_TOKENS, WARM_UP, ROUNDS, BATCHES = 2, 128, 16, 3, (1, 4, 8)
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 
 
@@ -45,6 +48,7 @@ def main(target: str, data: str, draft: Path, count: int, package: Path | None) 
         "float32": equal_counts(load_pair(draft, target, "float32", "cpu", False), prompts),
         "bfloat16": offline_against_decode(load_pair(draft, target, "bfloat16", "cpu", False), prompts),
     }
+    results["together"] = together(load_pair(draft, target, "bfloat16", "cpu", False), prompts)
     if package is not None:
         results["dflash 0.1.0"] = against_package(load_pair(draft, target, "bfloat16", "cpu", False), prompts, package)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -99,6 +103,27 @@ def offline_against_decode(pair: Pair, prompts: list[torch.Tensor]) -> dict:
             print(f"{name}: tau {tau:.4f}, {seconds[name][-1]:.2f} s", flush=True)
     ratios = [d / o for o, d in zip(seconds["offline"], seconds["decode"], strict=True)]
     return {"seconds": seconds, "ratios": ratios, "ratio": statistics.median(ratios)}
+
+
+def together(pair: Pair, prompts: list[torch.Tensor]) -> list[dict]:
+    """Batches of 1, 4 and 8: tokens of all answers over the seconds of all batches, plain and speculative in turn."""
+    stop, rows = stop_ids(pair.target), []
+    for size in BATCHES:
+        answers = {"plain": [], "speculative": []}
+        for start in range(-size, len(prompts), size):  # the first batch warms up
+            batch = prompts[max(start, 0) :][:size]
+            samplers, most = [GREEDY] * len(batch), MAX_NEW_TOKENS if start >= 0 else WARM_UP
+            drafters = [pair.method.drafter(pair.model) for _ in batch]
+            got = {
+                "plain": plain_together(pair.target, batch, most, stop, samplers),
+                "speculative": speculative_together(pair.target, drafters, batch, most, stop, samplers),
+            }
+            for name, found in got.items() if start >= 0 else ():
+                answers[name] += found
+        rates = {name: sum(len(a.ids) - 1 for a in found) / sum(a.seconds for a in found) for name, found in answers.items()}
+        rows.append({"prompts_together": size, "tokens_per_second": rates, "speedup": rates["speculative"] / rates["plain"]})
+        print(rows[-1], flush=True)
+    return rows
 
 
 def against_package(pair: Pair, prompts: list[torch.Tensor], package: Path) -> dict:
