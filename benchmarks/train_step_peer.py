@@ -1,7 +1,8 @@
 """The DFlash step of pip's speculators, as its own trainer takes it: float32 weights under bfloat16 autocast, clipping, AdamW.
 
-Its settings are those that run fastest on the device: on a CPU its `eager` attention (its FlexAttention has no backward pass there)
-and `eager` cross-entropy, on CUDA its defaults. It scores the same rows against the choice of the target, whose logits it computes.
+Its settings are those that run fastest on the device: on a CPU `sdpa` attention, a tenth faster than its `eager` (FlexAttention has
+no backward pass there), and `eager` cross-entropy, on CUDA its defaults. It scores the same rows against the target's choice, whose
+logits it computes.
 """
 
 import sys
@@ -25,7 +26,7 @@ class Speculators:
             num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, vocab_size=shape.vocabulary, num_hidden_layers=shape.layers,
         )  # fmt: skip
         cuda = device.type == "cuda"
-        layer._attn_implementation = "simple_flex_attention" if cuda else "eager"
+        layer._attn_implementation = "simple_flex_attention" if cuda else "sdpa"
         config = DFlashSpeculatorConfig(
             transformer_layer_config=layer, draft_vocab_size=shape.vocabulary, block_size=shape.block,
             aux_hidden_state_layer_ids=list(shape.captured), mask_token_id=shape.vocabulary - 1,
