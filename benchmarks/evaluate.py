@@ -60,7 +60,7 @@ def first_prompts(pair: Pair, data: str, count: int) -> list[torch.Tensor]:
     with tempfile.TemporaryDirectory() as scratch:
         dataset = open_or_prepare(data, Path(scratch), pair.folder)
         chosen = spread([dataset[i] for i in range(len(dataset))], count)
-        return [p.ids[: p.spans()[0][0]].clone() for p in chosen]
+        return [p.question.clone() for p in chosen]
 
 
 def answered(pair: Pair, prompts: list[torch.Tensor]) -> list[Prompt]:

@@ -50,7 +50,7 @@ def main(target: str, data: str, prompts: int, drafts: list[Path]) -> None:
         texts = [dataset[i] for i in range(len(dataset))]
     stop, answers = stop_ids(pairs[0].target), [[] for _ in pairs]
     for number, text in enumerate([texts[0], *(texts[i * len(texts) // prompts] for i in range(prompts))]):
-        ids, most = text.ids[: text.spans()[0][0]], MAX_NEW_TOKENS if number else WARM_UP
+        ids, most = text.question, MAX_NEW_TOKENS if number else WARM_UP
         plain = plain_decode(pairs[0].target, ids, most, stop)
         for pair, drafter, rows in zip(pairs, drafters, answers, strict=True):
             answer = speculative_decode(pair.target, drafter, ids, most, stop)

@@ -114,9 +114,7 @@ class Ours:
         self.window = Window()
 
     def gradients(self, seed: int) -> None:
-        loss_sum, weight_sum, metrics = self.method.loss(self.run.compute, self.batch, seed)
-        loss_sum.backward()
-        self.window.add(loss_sum.detach(), weight_sum, metrics, len(self.batch.ids))
+        self.window.backward(self.run, self.batch, seed)
 
     def update(self) -> None:
         self.window.update(self.run, 1e-4)

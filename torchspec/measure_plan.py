@@ -86,10 +86,7 @@ def measure(run: Run) -> Rates:
 
     def train() -> None:
         for _ in range(run.config.training.draft_accumulation_steps):
-            batch = next(batches)
-            loss_sum, weight_sum, metrics = run.method.loss(run.compute, batch, run.config.training.seed)
-            loss_sum.backward()
-            window.add(loss_sum.detach(), weight_sum, metrics, len(batch.ids))
+            window.backward(run, next(batches), run.config.training.seed)
         window.update(run, run.config.training.min_lr)
 
     for _ in range(WARM_UP):

@@ -33,6 +33,11 @@ class Prompt:
             )
         return self
 
+    @property
+    def question(self) -> Tensor:
+        """[l] what the target is asked: everything before the first answer."""
+        return self.ids[: self.spans()[0][0]]
+
     def spans(self) -> list[tuple[int, int]]:
         """Half-open [start, end) ranges of consecutive supervised tokens: the answers."""
         edges = torch.diff(self.loss_mask.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))

@@ -15,6 +15,7 @@ from torchspec.inference import resolve_device
 from torchspec.log import RunLog
 from torchspec.metrics import MetricSums
 from torchspec.optim import learning_rate
+from torchspec.records import Batch
 from torchspec.start import begin
 
 
@@ -35,9 +36,7 @@ def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)
                 sync_gradients(run.compute, remaining == 0)
-                loss_sum, weight_sum, metrics = run.method.loss(run.compute, batch, training.seed)
-                loss_sum.backward()
-                window.add(loss_sum.detach(), weight_sum, metrics, len(batch.ids))
+                window.backward(run, batch, training.seed)
             window.update(run, learning_rate(state.step, run.total_steps, training))
             state.step += 1
             state.seconds = resumed_seconds + time.perf_counter() - started
@@ -76,10 +75,13 @@ class Window:
         yield
         self.started += time.perf_counter() - began
 
-    def add(self, loss_sum: torch.Tensor, weight_sum: torch.Tensor, metrics: dict, tokens: int) -> None:
+    def backward(self, run: Run, batch: Batch, seed: int) -> None:
+        """One micro-batch: its gradient adds to the parameters', its sums to the window's."""
+        loss_sum, weight_sum, metrics = run.method.loss(run.compute, batch, seed)
+        loss_sum.backward()
         self.step_weight = self.step_weight + weight_sum
-        self.metrics.add({"loss": (loss_sum, weight_sum), **metrics})
-        self.tokens += tokens
+        self.metrics.add({"loss": (loss_sum.detach(), weight_sum), **metrics})
+        self.tokens += len(batch.ids)
 
     def update(self, run: Run, rate: float) -> None:
         """One optimizer step: one reduction and one division turn gradients of sums into the gradient of the mean over all ranks.

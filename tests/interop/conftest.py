@@ -76,7 +76,7 @@ def conversations(target_folder, tmp_path_factory) -> list:
 @pytest.fixture(scope="session")
 def prompts(conversations) -> list:
     """Held-out prompts, [L] each."""
-    return [prompt.ids[: prompt.spans()[0][0]] for prompt in conversations]
+    return [prompt.question for prompt in conversations]
 
 
 @pytest.fixture(scope="session")

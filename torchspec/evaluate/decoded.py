@@ -63,7 +63,7 @@ class Decoder:
 
     def decode(self, prompts: list[Prompt]) -> list[Decoded]:
         """The prompts together: plain and speculative, one right after the other, so that both see the same machine."""
-        asked = [prompt.ids[: prompt.spans()[0][0]] for prompt in prompts]
+        asked = [prompt.question for prompt in prompts]
         if not self.warm:
             self._run(asked, WARM_UP_TOKENS, set())
             self.warm = True
@@ -131,9 +131,9 @@ def examples(pair: Pair, decoded: list[Decoded]) -> list[dict]:
 
 
 def _example(pair: Pair, decoded: Decoded, tokenizer) -> dict:
-    answer, start = decoded.speculative, decoded.prompt.spans()[0][0]
+    answer = decoded.speculative
     return {
-        "prompt": tokenizer.decode(decoded.prompt.ids[:start], skip_special_tokens=True).strip(),
+        "prompt": tokenizer.decode(decoded.prompt.question, skip_special_tokens=True).strip(),
         "pieces": [
             [text, "draft" if drafted else "target"]
             for text, drafted in zip(token_texts(tokenizer, answer.ids), answer.from_draft, strict=True)

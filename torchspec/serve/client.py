@@ -3,7 +3,7 @@
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import openai
 
@@ -37,9 +37,6 @@ class Group:
 
     replies: list[Reply]
     seconds: float  # from the first request to the last token
-
-    def to_json(self) -> dict:
-        return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict) -> "Group":

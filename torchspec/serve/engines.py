@@ -1,5 +1,6 @@
 """The engines that a draft is measured in: how each is started with and without it, and how each tells what it accepted."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,7 @@ def _vllm_arguments(target: Path, dtype: str) -> list[str]:
 
 
 def _vllm_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    config = f'{{"method": "{method}", "model": "{draft}", "num_speculative_tokens": {tokens}}}'
-    return ["--speculative-config", config]
+    return ["--speculative-config", json.dumps({"method": method, "model": str(draft), "num_speculative_tokens": tokens})]
 
 
 def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:

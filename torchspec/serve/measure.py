@@ -46,9 +46,7 @@ def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: 
         "version": drafted[possible[0]][0].version,
         "prompts": len(asked.prompts),
         "by_concurrency": rows,
-        "own_tau": own,
-        "gap": rows[0]["tau"] / own - 1,
-        "alarm": alarm(serving.engine, rows[0]["tau"], own),
+        **against_own(serving.engine, rows[0]["tau"], own),
         **_compared(pair, asked, without, answers),
     }
 
@@ -66,7 +64,7 @@ def own_tau(method: Method, model: Callable, capture: Capture, asked: Asked, ans
     """Our own walk over the text that a server wrote."""
     texts = []
     for prompt, answer in zip(asked.prompts, answers, strict=True):
-        ids = torch.cat((asked.ids(prompt), torch.tensor(answer)))
+        ids = torch.cat((prompt.question, torch.tensor(answer)))
         texts.append(Prompt(prompt.index, ids, torch.arange(len(ids)) >= len(ids) - len(answer)))
     if asked.temperature > 0:
         return evaluate_expected(method, model, capture, texts, asked.temperature).tau
@@ -86,14 +84,14 @@ def acceptance(drafted: list[Measured]) -> dict:
     return {"tau": committed / steps, "slot_acceptance": [count / steps for count in accepted], "steps": steps}
 
 
-def alarm(engine: str, served: float, own: float) -> str | None:
-    """One sentence where the server accepts other drafts than we do on the same text."""
-    if abs(served / own - 1) <= ALARM:
-        return None
-    return (
-        f"{engine} accepts τ {served:.3f} where our own walk over the text that it wrote gives {own:.3f} ({served / own - 1:+.1%}, "
+def against_own(engine: str, served: float, own: float) -> dict:
+    """The gap between two taus of one text, with one sentence where the server accepts other drafts than we do."""
+    gap = served / own - 1
+    sentence = (
+        f"{engine} accepts τ {served:.3f} where our own walk over the text that it wrote gives {own:.3f} ({gap:+.1%}, "
         f"at most {ALARM:.0%} is rounding): the served draft is not the trained one; compare its config.json and the engine's log"
     )
+    return {"own_tau": own, "gap": gap, "alarm": sentence if abs(gap) > ALARM else None}
 
 
 @contextmanager
@@ -119,7 +117,7 @@ def _compared(pair: Pair, asked: Asked, plain: list[list[int]], drafted: list[li
     """How many answers are the same without and with the draft, at the lowest concurrency; sampled ones need not be."""
     if asked.temperature > 0:
         return {"of": 0, "identical": 0, "ties": 0, "mismatches": 0}
-    differences = [first_difference(pair.target, asked.ids(p), a, b) for p, a, b in zip(asked.prompts, plain, drafted, strict=True)]
+    differences = [first_difference(pair.target, p.question, a, b) for p, a, b in zip(asked.prompts, plain, drafted, strict=True)]
     ties = sum(d is not None and d.tie for d in differences)
     identical = sum(d is None for d in differences)
     return {"of": len(differences), "identical": identical, "ties": ties, "mismatches": len(differences) - identical - ties}

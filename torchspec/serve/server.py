@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,9 @@ from torchspec.log import console
 from torchspec.serve.client import Client
 from torchspec.serve.engines import Engine
 from torchspec.serve.options import Serving
+from torchspec.transfer.mooncake_master import free_port
 
+LOOPBACK = "127.0.0.1"
 START_PATIENCE = 1200.0  # seconds: large targets load for minutes
 STOP_PATIENCE = 30.0
 
@@ -26,8 +27,8 @@ STOP_PATIENCE = 30.0
 @contextmanager
 def open_server(name: str, engine: Engine, arguments: list[str], serving: Serving, log: Path) -> Iterator[Client]:
     """name: for readers, as in `vllm with the draft`. The server and all its processes end with the block."""
-    port, python = _free_port(), serving.python or sys.executable
-    command = [python, "-m", engine.module, *arguments, "--host", "127.0.0.1", "--port", str(port), *shlex.split(serving.arguments)]
+    port, python = free_port(LOOPBACK), serving.python or sys.executable
+    command = [python, "-m", engine.module, *arguments, "--host", LOOPBACK, "--port", str(port), *shlex.split(serving.arguments)]
     environment = os.environ | {"PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}  # engines compile with their own tools
     console.print(f"starting {name}: {shlex.join(command)}", markup=False)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +38,7 @@ def open_server(name: str, engine: Engine, arguments: list[str], serving: Servin
         except OSError as error:
             raise UserError(f"{python} cannot be run ({error}); give the Python of the engine's environment") from error
         try:
-            url = f"http://127.0.0.1:{port}"
+            url = f"http://{LOOPBACK}:{port}"
             _wait(server, url, name, log)
             yield Client(url, f"its log is {log}")
         finally:
@@ -84,9 +85,3 @@ def _last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()] or ["it said nothing"]
     named = [line for line in lines if "Error" in line]
     return (named or lines)[-1]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

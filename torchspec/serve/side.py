@@ -4,8 +4,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from torchspec.evaluate.kept import Kept
 from torchspec.log import console
 from torchspec.records import Prompt
@@ -26,9 +24,6 @@ class Asked:
     temperature: float
     seed: int
     stop: tuple[int, ...]  # token ids
-
-    def ids(self, prompt: Prompt) -> torch.Tensor:
-        return prompt.ids[: prompt.spans()[0][0]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Measured:
     version: str  # of the engine
 
     def to_json(self) -> dict:
-        return {"group": self.group.to_json(), "steps": asdict(self.steps), "version": self.version}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict) -> "Measured":
@@ -69,7 +64,7 @@ class Side:
         self.client: Client | None = None
 
     def ask(self, concurrencies: list[int], kept: Kept) -> dict[int, list[Measured]]:
-        prompts, taken = [self.asked.ids(prompt).tolist() for prompt in self.asked.prompts], {}
+        prompts, taken = [prompt.question.tolist() for prompt in self.asked.prompts], {}
         with ExitStack() as servers:
             for concurrency in concurrencies:
                 size = WAVES * concurrency

@@ -11,7 +11,7 @@ from torchspec.build import Run
 from torchspec.data.chat import ChatFormat
 from torchspec.evaluate.kept import Kept
 from torchspec.export.hf import serving_config, serving_tensors, write_draft
-from torchspec.serve.measure import acceptance, alarm, answers_of, own_tau, served_by
+from torchspec.serve.measure import acceptance, against_own, answers_of, own_tau, served_by
 from torchspec.serve.options import training_serving
 from torchspec.serve.side import Asked, Side
 
@@ -35,10 +35,4 @@ def serve_draft(run: Run, draft: nn.Module) -> dict:
     counted, answers = acceptance(drafted), answers_of(drafted)
     with torch.inference_mode():
         own = own_tau(run.method, draft, run.held_out_capture, asked, answers)
-    return {
-        "engine": wanted.served,
-        **counted,
-        "own_tau": own,
-        "gap": counted["tau"] / own - 1,
-        "alarm": alarm(wanted.served, counted["tau"], own),
-    }
+    return {"engine": wanted.served, **counted, **against_own(wanted.served, counted["tau"], own)}

@@ -42,8 +42,8 @@ def answers(pair: Pair, asked: Asked) -> dict:
     """What our own decoder writes and accepts."""
     known = {}
     for prompt in asked.prompts:
-        answer = speculative_decode(pair.target, pair.method.drafter(pair.model), asked.ids(prompt), TOKENS, NEVER)
-        known[",".join(map(str, asked.ids(prompt).tolist()))] = {"ids": answer.ids, "accepted": answer.accepted}
+        answer = speculative_decode(pair.target, pair.method.drafter(pair.model), prompt.question, TOKENS, NEVER)
+        known[",".join(map(str, prompt.question.tolist()))] = {"ids": answer.ids, "accepted": answer.accepted}
     return known
 
 
@@ -128,4 +128,4 @@ def test_concurrencies_beyond_the_number_of_prompts(serve, pair, asked):
 def test_plain_text_of_the_stand_in_is_the_targets(pair, asked):
     """The fixture's ground: losslessness of our own decoder, on which `identical` above rests."""
     for prompt, answer in zip(asked.prompts, answers(pair, asked).values(), strict=True):
-        assert plain_decode(pair.target, asked.ids(prompt), TOKENS, NEVER).ids == answer["ids"]
+        assert plain_decode(pair.target, prompt.question, TOKENS, NEVER).ids == answer["ids"]
