@@ -20,8 +20,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## a real model gets a draft, in about ten minutes on two cores
 	$(BIN)/torchspec demo
 
-test: setup lint ## unit and integration tests
-	$(BIN)/python -m pytest
+test: setup lint ## unit and integration tests, a file of them per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

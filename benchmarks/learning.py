@@ -11,13 +11,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from torchspec.build import build_method, capture_spec, open_datasets
 from torchspec.capture.base import open_capture
 from torchspec.capture.replay import ReplayCapture
 from torchspec.checkpoint import TrainState
 from torchspec.config import RunConfig, load_config
+from torchspec.evaluate.acceptance import right_drafts
 from torchspec.fetch import resolve_target
-from torchspec.inference import resolve_device, resolve_dtype
+from torchspec.inference import load_pair, resolve_device, resolve_dtype
 from torchspec.target import FrozenTarget
 from torchspec.train import train
 
@@ -65,9 +68,19 @@ def measure(name: str, steps: int, minutes: float | None, seed: int) -> dict:
         steps = int(60 * minutes * TRIAL_STEPS / trial.seconds)
     state = run(name, steps, seed, features)
     return {
-        "setting": name, "overrides": SETTINGS[name], "seed": seed, "steps": steps,
-        "tau": state.best_tau, "tokens": state.tokens, "minutes": state.seconds / 60,
+        "setting": name, "overrides": SETTINGS[name], "seed": seed, "steps": steps, "tau": state.best_tau,
+        "every_anchor": every_anchor(run_config(name, steps, seed), features), "tokens": state.tokens, "minutes": state.seconds / 60,
     }  # fmt: skip
+
+
+def every_anchor(config: RunConfig, features: Path) -> float:
+    """1 + right drafts, averaged over every token of the held-out answers, not only those that decoding visits."""
+    draft = Path(config.output_dir) / "draft"
+    pair = load_pair(draft, config.model.target_model_path, config.model.dtype, config.model.device, trust_remote_code=False)
+    spec = capture_spec(config, pair.folder, pair.method.layer_ids, pair.target.device)
+    capture, held_out = ReplayCapture(pair.target, spec, features, sys.maxsize, fp8=False), open_datasets(config, pair.folder)[1]
+    rights = [right for i in range(len(held_out)) for right in right_drafts(pair.method, pair.model, capture.capture(held_out[i]))]
+    return 1 + float(torch.cat(rights).float().mean())
 
 
 def keep_features(config: RunConfig) -> Path:

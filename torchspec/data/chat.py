@@ -13,9 +13,9 @@ so nothing is searched for in the text, and no template needs a rule of its own.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -35,6 +35,15 @@ class Encoded:
         """Half-open [start, end) ranges of consecutive supervised tokens."""
         runs = [list(run) for supervised, run in groupby(range(len(self.ids)), self.loss_mask.__getitem__) if supervised]
         return [(run[0], run[-1] + 1) for run in runs]
+
+
+@dataclass(frozen=True)
+class TurnText:
+    """An assistant turn as the template renders it."""
+
+    message: int  # its number in the conversation
+    prompt: str  # P_i
+    full: str  # F_i
 
 
 @dataclass(frozen=True)
@@ -75,27 +84,14 @@ class ChatFormat:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, messages: list[dict], tools: list[dict] | None = None) -> list[Encoded]:
-        """One sample for the whole conversation where that is exact, otherwise one sample per assistant turn."""
-        turns = self._turns(messages, tools)
-        whole = _whole(turns)
-        return [whole] if whole else [turn.encoded() for turn in turns]
+        return samples(self.turns(self.texts(messages, tools)))
 
-    def verify(self, encoded: list[Encoded], messages: list[dict], tools: list[dict] | None = None) -> None:
-        """Renders `messages` anew: every supervised span must be an answer that follows exactly the prompt a server would see."""
-        spans = [(sample.ids, start, end) for sample in encoded for start, end in sample.spans()]
-        turns = self._turns(messages, tools)
-        if len(spans) != len(turns):
-            raise BadRow(f"the loss mask disagrees with the chat template: {len(spans)} spans for {len(turns)} assistant turns")
-        for number, ((ids, start, end), turn) in enumerate(zip(spans, turns, strict=True)):
-            if ids[:start] != turn.prompt or ids[start:end] != turn.answer:
-                raise BadRow(f"the loss mask disagrees with the chat template: span {number} covers [{start}, {end})")
-
-    def _turns(self, messages: list[dict], tools: list[dict] | None) -> list[Turn]:
+    def texts(self, messages: list[dict], tools: list[dict] | None = None) -> list[TurnText]:
         """The supervised assistant turns; messages after the last one never take part."""
         assistants = assistant_turns(messages)
-        return [self._turn(messages, tools, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
+        return [self._text(messages, tools, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
 
-    def _turn(self, messages: list[dict], tools: list[dict] | None, i: int) -> Turn:
+    def _text(self, messages: list[dict], tools: list[dict] | None, i: int) -> TurnText:
         prompt = self.render(messages[:i], add_generation_prompt=True, tools=tools)
         full = self.render(messages[: i + 1], add_generation_prompt=False, tools=tools)
         if not full.startswith(prompt):
@@ -104,13 +100,25 @@ class ChatFormat:
                 "the rows of `torchspec regenerate` carry token ids and need no rendering"
             )
         check_rendered(i, messages[i], full[len(prompt) :])
-        prompt_ids = self._ids(prompt)
-        ids = self._continuation(prompt, prompt_ids, full)
+        return TurnText(i, prompt, full)
+
+    def tokenize(self, texts: Iterable[TurnText]) -> None:
+        """Tokenizes many turns in one call, which takes a third of the time of many, and remembers their ids until the next one."""
+        distinct = list(dict.fromkeys(text for turn in texts for text in (turn.prompt, turn.full)))
+        self._remembered.clear()
+        self._remembered.update(zip(distinct, self._tokenized(distinct), strict=True))
+
+    def turns(self, texts: list[TurnText]) -> list[Turn]:
+        return [self._turn(text) for text in texts]
+
+    def _turn(self, text: TurnText) -> Turn:
+        prompt_ids = self._ids(text.prompt)
+        ids = self._continuation(text.prompt, prompt_ids, text.full)
         end = self._end_of_turn(ids)
         # Without an end-of-turn token the template's trailing newline belongs to the next turn, not to the answer.
-        answer = self._continuation(prompt, prompt_ids, full.rstrip()) if end is None else ids[:end]
+        answer = self._continuation(text.prompt, prompt_ids, text.full.rstrip()) if end is None else ids[:end]
         if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
-            raise BadRow(f"the chat template renders an empty assistant turn: message {i}")
+            raise BadRow(f"the chat template renders an empty assistant turn: message {text.message}")
         return Turn(prompt_ids, answer)
 
     def _continuation(self, prompt: str, prompt_ids: list[int], full: str) -> list[int]:
@@ -142,14 +150,35 @@ class ChatFormat:
         _check_tools(tools, text)
         return text
 
+    def _ids(self, text: str) -> list[int]:
+        return self._remembered[text] if text in self._remembered else self._tokenized([text])[0]
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+
     @cached_property
-    def _ids(self) -> Callable[[str], list[int]]:
-        """Text -> ids. The last texts are remembered: `verify` renders them again, and tokenizing is 90% of the time."""
-        return lru_cache(maxsize=64)(lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _remembered(self) -> dict[str, list[int]]:
+        return {}
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def samples(turns: list[Turn]) -> list[Encoded]:
+    """One sample for the whole conversation where that is exact, otherwise one sample per assistant turn."""
+    whole = _whole(turns)
+    return [whole] if whole else [turn.encoded() for turn in turns]
+
+
+def check_mask(encoded: list[Encoded], turns: list[Turn]) -> None:
+    """Every supervised span must be an answer that follows exactly the prompt a server would see."""
+    spans = [(sample.ids, start, end) for sample in encoded for start, end in sample.spans()]
+    if len(spans) != len(turns):
+        raise BadRow(f"the loss mask disagrees with the chat template: {len(spans)} spans for {len(turns)} assistant turns")
+    for number, ((ids, start, end), turn) in enumerate(zip(spans, turns, strict=True)):
+        if ids[:start] != turn.prompt or ids[start:end] != turn.answer:
+            raise BadRow(f"the loss mask disagrees with the chat template: span {number} covers [{start}, {end})")
 
 
 def _whole(turns: list[Turn]) -> Encoded | None:

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from torchspec.data.chat import ChatFormat, Encoded
+from torchspec.data.chat import ChatFormat, Encoded, TurnText, check_mask, samples
 from torchspec.data.conversation import BadRow
 from torchspec.data.formats import Row
 from torchspec.errors import UserError
@@ -68,44 +68,67 @@ class Encoder:
     chat: ChatFormat
     vocab: int
 
-    def __call__(self, row: Row) -> Outcome:
+    def __call__(self, rows: list[Row]) -> list[Outcome]:
+        """Renders all rows first, so that one call of the tokenizer takes their texts together."""
+        rendered = [self._rendered(row) for row in rows]
+        self.chat.tokenize(text for texts in rendered if isinstance(texts, list) for text in texts)
+        return [self._outcome(row, texts) for row, texts in zip(rows, rendered, strict=True)]
+
+    def _rendered(self, row: Row) -> list[TurnText] | BadRow:
         try:
-            samples = [Sample(np.array(e.ids, np.int32), np.array(e.loss_mask, bool)) for e in encode_row(row, self.chat, self.vocab)]
+            return rendered(row, self.chat)
+        except BadRow as bad:
+            return bad
+
+    def _outcome(self, row: Row, texts: list[TurnText] | BadRow) -> Outcome:
+        if isinstance(texts, BadRow):
+            return Outcome(row.where, rejected=str(texts))
+        try:
+            encoded = encoded_row(row, texts, self.chat, self.vocab)
         except BadRow as bad:
             return Outcome(row.where, rejected=str(bad))
-        return Outcome(row.where, tuple(samples))
+        return Outcome(row.where, tuple(Sample(np.array(e.ids, np.int32), np.array(e.loss_mask, bool)) for e in encoded))
 
 
-def encode_row(row: Row, chat: ChatFormat, vocab: int) -> list[Encoded]:
+def has_ids(row: Row) -> bool:
+    return bool(row.prompt_ids and row.response_ids)
+
+
+def rendered(row: Row, chat: ChatFormat) -> list[TurnText]:
     if row.problem:
         raise BadRow(row.problem)
-    if row.prompt_ids and row.response_ids:
+    return [] if has_ids(row) else chat.texts(row.messages, row.tools)
+
+
+def encoded_row(row: Row, texts: list[TurnText], chat: ChatFormat, vocab: int) -> list[Encoded]:
+    if has_ids(row):
         mask = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
-        samples = [Encoded(row.prompt_ids + row.response_ids, mask)]
+        encoded = [Encoded(row.prompt_ids + row.response_ids, mask)]
     else:
-        samples = chat.encode(row.messages, row.tools)
-        chat.verify(samples, row.messages, row.tools)
-    for sample in samples:
+        turns = chat.turns(texts)
+        encoded = samples(turns)
+        check_mask(encoded, turns)
+    for sample in encoded:
         lowest, highest = min(sample.ids), max(sample.ids)
         if lowest < 0 or highest >= vocab:
             raise BadRow(f"token id outside the target's vocabulary: ids reach from {lowest} to {highest} of {vocab}")
-    return samples
+    return encoded
 
 
 def encode_rows(rows: Iterator[Row], target: Path, options: Options, vocab: int, workers: int | None) -> Iterator[Outcome]:
     """Outcomes in the order of the rows. workers: processes; None is one per core, started only when there are many rows."""
-    yield from map(Encoder(options.chat(target), vocab), rows if workers == 1 else islice(rows, ROWS_ALONE))
+    encoder = Encoder(options.chat(target), vocab)
+    for chunk in _chunks(rows if workers == 1 else islice(rows, ROWS_ALONE)):
+        yield from encoder(chunk)
     following = next(rows, None)
     if following is not None:
         workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-        yield from _in_processes(_chunks(following, rows), target, options, vocab, workers)
+        yield from _in_processes(_chunks(chain([following], rows)), target, options, vocab, workers)
 
 
-def _chunks(first: Row, rows: Iterator[Row]) -> Iterator[list[Row]]:
-    chunk = [first, *islice(rows, CHUNK - 1)]
-    while chunk:
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, CHUNK)):
         yield chunk
-        chunk = list(islice(rows, CHUNK))
 
 
 def _in_processes(chunks: Iterator[list[Row]], target: Path, options: Options, vocab: int, workers: int) -> Iterator[Outcome]:
@@ -132,8 +155,9 @@ _encoder: Encoder  # of a process of the pool
 
 def _start(target: Path, options: Options, vocab: int) -> None:
     global _encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes themselves use every core
     _encoder = Encoder(options.chat(target), vocab)
 
 
 def _encode_chunk(chunk: list[Row]) -> list[Outcome]:
-    return list(map(_encoder, chunk))
+    return _encoder(chunk)

@@ -96,16 +96,19 @@ def walk(prefix: list[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def accepted_per_step(method: Method, model: Callable, features: Features) -> list[tuple[list[int], int]]:
-    """For each answer of the sample: accepted drafts of each decoding step, and the answer's length."""
+def right_drafts(method: Method, model: Callable, features: Features) -> list[Tensor]:
+    """For each answer of n tokens of the sample: how many drafts after each of its anchors are the text's own, [n - 1]."""
     device, answers = features.context.device, []
     for start, end in features.prompt.spans():
         anchors = torch.arange(start, end - 1, device=device)
-        if len(anchors) == 0:
-            continue
-        right = method.matches(model, features, anchors).minimum(end - 1 - anchors)  # [n], none beyond the answer's end
-        answers.append((walk(right.tolist()), end - start))
+        if len(anchors) > 0:
+            answers.append(method.matches(model, features, anchors).minimum(end - 1 - anchors))  # none beyond the answer's end
     return answers
+
+
+def accepted_per_step(method: Method, model: Callable, features: Features) -> list[tuple[list[int], int]]:
+    """For each answer of the sample: accepted drafts of each decoding step, and the answer's length."""
+    return [(walk(right.tolist()), len(right) + 1) for right in right_drafts(method, model, features)]
 
 
 def evaluate_offline(method: Method, model: Callable, capture: Capture, prompts: Iterable[Prompt]) -> Acceptance:

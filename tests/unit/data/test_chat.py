@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from torchspec.data.chat import BadRow, ChatFormat, Encoded
+from torchspec.data.chat import BadRow, ChatFormat, Encoded, check_mask
 from torchspec.errors import ContractError, UserError
 from torchspec.records import Prompt
 
@@ -68,7 +68,7 @@ def test_random_text_keeps_the_prefix_property(chat_format, name):
         for answer, i in zip(answers(chat, encoded), (1, 3), strict=True):
             assert answer.removesuffix(END[name]).strip().endswith(messages[i]["content"].strip())
             assert answer.endswith(END[name])
-        chat.verify(encoded, messages)
+        check_mask(encoded, chat.turns(chat.texts(messages)))
 
 
 def test_thinking_mode_reaches_the_prompt(chat_format):
@@ -118,7 +118,7 @@ def test_template_marker_inside_a_user_message_is_not_supervised(chat_format):
 def test_planted_mask_bugs_are_found(chat_format, name):
     chat = chat_format(name)
     encoded = chat.encode(CHAT)
-    chat.verify(encoded, CHAT)
+    check_mask(encoded, chat.turns(chat.texts(CHAT)))
     for damage in (
         lambda mask: mask[1:] + [False],
         lambda mask: [False] + mask[:-1],
@@ -127,7 +127,7 @@ def test_planted_mask_bugs_are_found(chat_format, name):
         lambda mask: mask[:-1] + [False],  # the end of turn is missing
     ):
         with pytest.raises(BadRow, match="the loss mask disagrees with the chat template"):
-            chat.verify([Encoded(sample.ids, damage(sample.loss_mask)) for sample in encoded], CHAT)
+            check_mask([Encoded(sample.ids, damage(sample.loss_mask)) for sample in encoded], chat.turns(chat.texts(CHAT)))
 
 
 @pytest.mark.parametrize("value", [True, False])

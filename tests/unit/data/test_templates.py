@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from torchspec.data.chat import BadRow, ChatFormat, Encoded
-from torchspec.data.encode import encode_row
+from torchspec.data.encode import encoded_row, rendered
 from torchspec.data.formats import Row, to_row
 
 TEMPLATES = Path(__file__).parents[2] / "fixtures" / "templates"
@@ -142,12 +142,16 @@ CASES = {  # name -> template, thinking, messages, tools, texts
 }  # fmt: skip
 
 
+def encoded(row: Row, chat) -> list:
+    return encoded_row(row, rendered(row, chat), chat, len(chat.tokenizer))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_exactly_the_answers_are_supervised(chat_format, name):
     template, thinking, messages, tools, texts = CASES[name]
     chat = chat_format(template, thinking)
     row = to_row("here:1", {"messages": messages, "tools": tools})
-    samples = encode_row(row, chat, len(chat.tokenizer))
+    samples = encoded(row, chat)
     assert supervised(chat, samples) == [pair for text in texts for pair in marked(text)]
     if len(texts) > 1:
         assert len(samples) == len(texts)
@@ -181,7 +185,7 @@ def test_what_a_template_cannot_say_is_a_rejected_row_with_its_reason(chat_forma
     chat = chat_format(template, thinking)
     row = to_row("here:1", {"messages": messages, "tools": tools})
     with pytest.raises(BadRow, match=reason):
-        encode_row(row, chat, len(chat.tokenizer))
+        encoded(row, chat)
 
 
 def test_token_rows_need_no_template(chat_format):
@@ -189,7 +193,7 @@ def test_token_rows_need_no_template(chat_format):
     chat = chat_format("deepseek-r1")
     prompt, answer = "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>\n", "A greeting.\n</think>\n\nHello!<｜end▁of▁sentence｜>"
     ids = [chat.tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, answer)]
-    samples = encode_row(Row("here:1", prompt_ids=ids[0], response_ids=ids[1]), chat, len(chat.tokenizer))
+    samples = encoded(Row("here:1", prompt_ids=ids[0], response_ids=ids[1]), chat)
     assert supervised(chat, samples) == [(prompt, answer)]
 
 
