@@ -16,9 +16,10 @@ import torch
 from torchspec.build import build_method, capture_spec, open_datasets
 from torchspec.capture.base import open_capture
 from torchspec.capture.replay import ReplayCapture
-from torchspec.checkpoint import TrainState
+from torchspec.checkpoint import TrainState, best
 from torchspec.config import RunConfig, load_config
 from torchspec.evaluate.acceptance import right_drafts
+from torchspec.export.hf import export_checkpoint
 from torchspec.fetch import resolve_target
 from torchspec.inference import load_pair, resolve_device, resolve_dtype
 from torchspec.target import FrozenTarget
@@ -75,7 +76,7 @@ def measure(name: str, steps: int, minutes: float | None, seed: int) -> dict:
 
 def every_anchor(config: RunConfig, features: Path) -> float:
     """1 + right drafts, averaged over every token of the held-out answers, not only those that decoding visits."""
-    draft = Path(config.output_dir) / "draft"
+    draft = export_checkpoint(best(config.checkpoints), Path(config.output_dir) / "draft")
     pair = load_pair(draft, config.model.target_model_path, config.model.dtype, config.model.device, trust_remote_code=False)
     spec = capture_spec(config, pair.folder, pair.method.layer_ids, pair.target.device)
     capture, held_out = ReplayCapture(pair.target, spec, features, sys.maxsize, fp8=False), open_datasets(config, pair.folder)[1]

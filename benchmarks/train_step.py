@@ -185,12 +185,12 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
         if dflash:
             rows = ours.method.vocabulary.draw(torch.Generator().manual_seed(0))
             labels = torch.randint(s.seen, (scored,), device=device)
-            frozen_head_cross_entropy(hidden, rows.head, rows.index[labels], weights, rows.bias)[0].backward()
+            frozen_head_cross_entropy(hidden, rows.head, rows.index[labels], rows.bias)[0].backward(weights)
             return
         own = torch.arange(s.block - 1, device=device)
         rows = (layout.starts[:, None, None] + layout.anchors[:, :, None] + own)[mask[:, :, 1:]]
         states = ours.method.target.normed(ours.batch.context[:, -s.hidden :])
-        frozen_head_divergence(hidden, ours.target.head, states, rows, weights, "kl")[0].backward()
+        frozen_head_divergence(hidden, ours.target.head, states, rows, "kl")[0].backward(weights)
 
     blocks, context = mask[:, :, 0].numel(), [normal(total, s.kv_heads, s.head_dim) for _ in range(2)]
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]

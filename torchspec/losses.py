@@ -41,7 +41,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, bias, labels, weights):
+    def forward(ctx, hidden, head, bias, labels):
         losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(labels)
         gradient = torch.empty_like(hidden)
         chunk, tile = _rows_at_a_time(head)
@@ -50,22 +50,26 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             rows = logits[: len(hidden[part])]
             torch.mm(hidden[part], head.T, out=rows)  # [r, V]
-            tiles = (x[part].split(tile) for x in (losses, predictions, labels, weights))
-            for low, loss, prediction, label, weight in zip(rows.split(tile), *tiles, strict=True):
-                _cross_entropy_of_tile(low, buffer[: len(low)], bias, label[:, None], weight[:, None], loss, prediction)
+            tiles = (x[part].split(tile) for x in (losses, predictions, labels))
+            for low, loss, prediction, label in zip(rows.split(tile), *tiles, strict=True):
+                _cross_entropy_of_tile(low, buffer[: len(low)], bias, label[:, None], loss, prediction)
             torch.mm(rows, head, out=gradient[part])
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(losses, predictions)
-        return (losses * weights).sum(), losses, predictions
+        ctx.mark_non_differentiable(predictions)
+        return losses, predictions
 
     @staticmethod
-    def backward(ctx, grad_sum, _losses, _predictions):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_sum.to(gradient.dtype), None, None, None, None
+    def backward(ctx, weights, _predictions):
+        return _weighted(*ctx.saved_tensors, weights), None, None, None
 
 
-def _cross_entropy_of_tile(logits: Tensor, x: Tensor, bias: Tensor | None, label: Tensor, weight: Tensor, loss: Tensor, best: Tensor):
-    """logits [r, V] become weight * (softmax - label); loss and best [r] are filled in; x [r, V] float32 is scratch."""
+def _weighted(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradients of single losses [r, H], each times its weight [r] float32."""
+    return (gradient * weights[:, None]).to(gradient.dtype)
+
+
+def _cross_entropy_of_tile(logits: Tensor, x: Tensor, bias: Tensor | None, label: Tensor, loss: Tensor, best: Tensor):
+    """logits [r, V] become softmax - label; loss and best [r] are filled in; x [r, V] float32 is scratch."""
     x.copy_(logits)
     best.copy_(row_argmax(x))  # what the draft would propose: before the bias, which serves the normaliser
     if bias is not None:
@@ -75,25 +79,24 @@ def _cross_entropy_of_tile(logits: Tensor, x: Tensor, bias: Tensor | None, label
     normaliser = likely - x.gather(1, best[:, None]).log_()  # from a token whose probability cannot underflow
     loss.copy_((normaliser - label_logit)[:, 0])
     x.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
-    logits.copy_(x.mul_(weight))
+    logits.copy_(x)
 
 
-def frozen_head_cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of the cross-entropies of softmax(hidden @ head.T + bias), softmax and logarithm in float32.
+def frozen_head_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The cross-entropies of softmax(hidden @ head.T + bias), softmax and logarithm in float32.
 
-    hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64, weights [r] float32.
-    Returns the differentiable sum [], and without gradient the losses [r] in nats and the predicted tokens [r].
+    hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64.
+    Returns the losses [r] in nats, float32, and the predicted tokens [r]. Gradients of single losses are finished when this returns,
+    so a loss may be weighted by what the losses are.
     """
-    return _FrozenHeadCrossEntropy.apply(hidden, head, bias, labels, weights)
+    return _FrozenHeadCrossEntropy.apply(hidden, head, bias, labels)
 
 
 class _FrozenHeadDivergence(torch.autograd.Function):
     """As above, with the target's whole distribution in place of a label."""
 
     @staticmethod
-    def forward(ctx, hidden, head, states, rows, weights, kind):
+    def forward(ctx, hidden, head, states, rows, kind):
         losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(rows)
         gradient = torch.empty_like(hidden)
         chunk, tile = _rows_at_a_time(head)
@@ -105,8 +108,8 @@ class _FrozenHeadDivergence(torch.autograd.Function):
             low, target = logits[: len(hidden[part])], targets[: len(unique)]
             torch.mm(states[unique], head.T, out=target)
             torch.mm(hidden[part], head.T, out=low)  # [r, V]
-            tiles = (x[part].split(tile) for x in (losses, predictions, weights))
-            for slot, row, loss, prediction, weight in zip(low.split(tile), inverse.split(tile), *tiles, strict=True):
+            tiles = (x[part].split(tile) for x in (losses, predictions))
+            for slot, row, loss, prediction in zip(low.split(tile), inverse.split(tile), *tiles, strict=True):
                 log_p, log_q = (x[: len(slot)] for x in buffers)
                 log_p.copy_(target[row])
                 log_q.copy_(slot)
@@ -115,16 +118,15 @@ class _FrozenHeadDivergence(torch.autograd.Function):
                     torch.log_softmax(x, dim=-1, out=x)
                 divergence, slope = DIVERGENCES[kind](log_p, log_q)
                 loss.copy_(divergence)
-                slot.copy_(slope.mul_(weight[:, None]))
+                slot.copy_(slope)
             torch.mm(low, head, out=gradient[part])
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(losses, predictions)
-        return (losses * weights).sum(), losses, predictions
+        ctx.mark_non_differentiable(predictions)
+        return losses, predictions
 
     @staticmethod
-    def backward(ctx, grad_sum, _losses, _predictions):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_sum.to(gradient.dtype), None, None, None, None, None
+    def backward(ctx, weights, _predictions):
+        return _weighted(*ctx.saved_tensors, weights), None, None, None, None
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,16 +149,14 @@ def _lk(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 DIVERGENCES = {"kl": _kl, "lk": _lk}
 
 
-def frozen_head_divergence(
-    hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, weights: Tensor, kind: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of divergences of q = softmax(hidden @ head.T) from p = softmax(states[rows] @ head.T), in float32.
+def frozen_head_divergence(hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The divergences of q = softmax(hidden @ head.T) from p = softmax(states[rows] @ head.T), in float32.
 
     hidden [r, H] (leave rows of weight zero out), head [V, H] and states [T, H] (the target's, after its final norm) without
-    gradient, rows [r] int64, weights [r] float32, kind one of DIVERGENCES. With a pruned head both run over its V rows.
-    Returns the differentiable sum [], and without gradient the divergences [r] in nats and the rows of the head predicted [r].
+    gradient, rows [r] int64, kind one of DIVERGENCES. With a pruned head both run over its V rows.
+    Returns the divergences [r] in nats, float32, and the rows of the head predicted [r].
     """
-    return _FrozenHeadDivergence.apply(hidden, head, states, rows, weights, kind)
+    return _FrozenHeadDivergence.apply(hidden, head, states, rows, kind)
 
 
 @dataclass(frozen=True)

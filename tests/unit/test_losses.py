@@ -30,11 +30,10 @@ def eager(hidden, head, labels, weights, bias=0.0):
 def test_value_gradient_and_predictions_equal_eager_float64(monkeypatch, chunk_rows):
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
     hidden, head, labels, weights = inputs()
-    total, each, predictions = frozen_head_cross_entropy(hidden, head, labels, weights)
+    each, predictions = frozen_head_cross_entropy(hidden, head, labels)
     expected, best, gradient = eager(hidden, head, labels, weights)
-    (3.0 * total).backward()
+    (3.0 * each * weights).sum().backward()
     torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(total.double(), (expected * weights).sum(), rtol=1e-5, atol=1e-5)
     assert torch.equal(predictions, best)
     torch.testing.assert_close(hidden.grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
 
@@ -48,9 +47,9 @@ def test_a_wide_vocabulary_in_several_tiles_per_product_equals_eager_float64(mon
     hidden, head = torch.randn(ROWS, WIDTH, generator=g).requires_grad_(), torch.randn(3001, WIDTH, generator=g)
     labels, weights = torch.randint(3001, (ROWS,), generator=g), torch.rand(ROWS, generator=g)
     bias = torch.randn(3001, generator=g) if with_bias else None
-    total, each, predictions = frozen_head_cross_entropy(hidden, head, labels, weights, bias)
+    each, predictions = frozen_head_cross_entropy(hidden, head, labels, bias)
     expected, _, gradient = eager(hidden, head, labels, weights, bias.double() if with_bias else 0.0)
-    total.backward()
+    each.backward(weights)
     torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(predictions, (hidden @ head.T).argmax(-1))
     torch.testing.assert_close(hidden.grad.double(), gradient, rtol=1e-4, atol=1e-5)
@@ -68,26 +67,26 @@ def test_row_argmax_is_the_first_of_equals(size):
 def test_a_label_without_any_probability_has_a_finite_loss():
     """Logits 400 apart: the label's probability is zero in float32, its loss is 400."""
     hidden, head = torch.full((1, 1), 400.0).requires_grad_(), torch.tensor([[0.0], [1.0]])
-    total, each, _ = frozen_head_cross_entropy(hidden, head, torch.tensor([0]), torch.ones(1))
-    total.backward()
+    each, _ = frozen_head_cross_entropy(hidden, head, torch.tensor([0]))
+    each.sum().backward()
     assert each.item() == 400.0 and hidden.grad.item() == 1.0
 
 
 def test_bfloat16_stays_within_the_rounding_of_its_logits():
     """Logits of size 5 are rounded to 2^-6 in bfloat16; the softmax and its logarithm run in float32 and add nothing visible."""
     hidden, head, labels, weights = inputs(torch.bfloat16)
-    total, each, _ = frozen_head_cross_entropy(hidden, head, labels, weights)
+    each, _ = frozen_head_cross_entropy(hidden, head, labels)
     expected, _, gradient = eager(hidden, head, labels, weights)
-    total.backward()
+    each.backward(weights)
     assert (each.double() - expected).abs().max() < 0.15
     assert (hidden.grad.double() - gradient).norm() / gradient.norm() < 0.02
 
 
 def test_no_rows_give_zero_and_a_zero_gradient():
-    hidden, head, labels, weights = inputs()
-    total, each, _ = frozen_head_cross_entropy(hidden[:0], head, labels[:0], weights[:0])
-    total.backward()
-    assert total == 0 and len(each) == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))
+    hidden, head, labels, _ = inputs()
+    each, _ = frozen_head_cross_entropy(hidden[:0], head, labels[:0])
+    each.sum().backward()
+    assert len(each) == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
 def divergence_inputs(scale: float = 1.0):
@@ -113,12 +112,11 @@ def eager_divergence(hidden, head, states, rows, weights, kind):
 @pytest.mark.parametrize("chunk_rows", [1, 5, 1000])
 def test_divergence_gradient_and_predictions_equal_eager_float64(monkeypatch, chunk_rows, kind):
     monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
-    inputs = divergence_inputs()
-    total, each, predictions = frozen_head_divergence(*inputs, kind)
-    expected, best, gradient = eager_divergence(*inputs, kind)
-    (3.0 * total).backward()
+    *inputs, weights = divergence_inputs()
+    each, predictions = frozen_head_divergence(*inputs, kind)
+    expected, best, gradient = eager_divergence(*inputs, weights, kind)
+    (3.0 * each * weights).sum().backward()
     torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(total.double(), (expected * inputs[4]).sum(), rtol=1e-5, atol=1e-5)
     assert torch.equal(predictions, best)
     torch.testing.assert_close(inputs[0].grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
 
@@ -128,8 +126,8 @@ def test_a_draft_that_has_the_targets_state_has_no_divergence_and_no_gradient(ki
     """lk, a sum of min(p, q), has a kink where p = q: its gradient there follows the rounding, and only its value is known."""
     hidden, head, states, rows, weights = divergence_inputs()
     same = states[rows].clone().requires_grad_()
-    total, each, _ = frozen_head_divergence(same, head, states, rows, weights, kind)
-    total.backward()
+    each, _ = frozen_head_divergence(same, head, states, rows, kind)
+    each.backward(weights)
     assert each.abs().max() < 1e-5
     assert kind == "lk" or same.grad.abs().max() < 1e-5
 
@@ -137,9 +135,9 @@ def test_a_draft_that_has_the_targets_state_has_no_divergence_and_no_gradient(ki
 @pytest.mark.parametrize("kind", ["kl", "lk"])
 def test_distributions_far_apart_stay_finite(kind):
     """Logits of size 500: one token has all of p and none of q."""
-    inputs = divergence_inputs(scale=100.0)
-    total, each, _ = frozen_head_divergence(*inputs, kind)
-    total.backward()
+    *inputs, weights = divergence_inputs(scale=100.0)
+    each, _ = frozen_head_divergence(*inputs, kind)
+    each.backward(weights)
     assert torch.isfinite(each).all() and torch.isfinite(inputs[0].grad).all() and each.max() > (100 if kind == "kl" else 0.5)
 
 
@@ -160,8 +158,7 @@ def test_no_tensor_grows_with_rows_times_vocabulary(monkeypatch):
     for rows in (64, 2048):
         hidden, head = torch.randn(rows, 8, requires_grad=True), torch.randn(4096, 8)
         with LargestTensor() as largest:
-            total, *_ = frozen_head_cross_entropy(hidden, head, torch.zeros(rows, dtype=torch.int64), torch.ones(rows))
-            total.backward()
+            frozen_head_cross_entropy(hidden, head, torch.zeros(rows, dtype=torch.int64))[0].sum().backward()
         assert largest.elements <= 8 * 4096  # one chunk of logits, or the head itself
 
 
@@ -171,8 +168,7 @@ def test_no_tensor_of_a_divergence_grows_with_rows_times_vocabulary(monkeypatch,
     for rows in (64, 2048):
         hidden, head, states = torch.randn(rows, 8, requires_grad=True), torch.randn(4096, 8), torch.randn(rows, 8)
         with LargestTensor() as largest:
-            total, *_ = frozen_head_divergence(hidden, head, states, torch.arange(rows), torch.ones(rows), kind)
-            total.backward()
+            frozen_head_divergence(hidden, head, states, torch.arange(rows), kind)[0].sum().backward()
         assert largest.elements <= 8 * 4096
 
 

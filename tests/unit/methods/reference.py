@@ -45,27 +45,35 @@ def candidates(mask: list[bool]) -> list[int]:
     return [t for t in range(len(mask) - 1) if mask[t] and mask[t + 1]]
 
 
-def loss(w: dict, config, embedding: Tensor, head: Tensor, gamma: float, documents: list[tuple]) -> tuple[Tensor, dict]:
+def slot_weights(losses: list[float], gamma: float | None) -> list[float]:
+    """Of the scored slots of one block. D-PACE: slot k counts for every prefix that it is part of, with that prefix's softened chance."""
+    if gamma is not None:
+        return [math.exp(-k / gamma) for k in range(len(losses))]
+    prefix_chance = [math.prod(0.5 * math.exp(-x) + 0.5 for x in losses[: j + 1]) for j in range(len(losses))]
+    return [sum(prefix_chance[k:]) for k in range(len(losses))]
+
+
+def loss(w: dict, config, embedding: Tensor, head: Tensor, gamma: float | None, documents: list[tuple]) -> tuple[Tensor, dict]:
     """Every candidate of every (ids, mask, features) is an anchor. Sum of the weighted losses, and all sums and counts."""
     total, slots = torch.zeros((), dtype=torch.float64), config.block_size - 1
     sums = {"weight": 0.0, "loss": [0.0] * slots, "right": [0] * slots, "count": [0] * slots, "tau": 0, "blocks": 0}
     for ids, mask, features in documents:
         for anchor in candidates(mask):
             hidden = block_hidden(w, config, embedding, features, anchor, ids[anchor])
-            prefix = 1
+            prefix, losses = 1, []
             for k in range(1, config.block_size):
                 if anchor + k >= len(ids) or not mask[anchor + k]:
                     break
                 logits = hidden[k] @ head.T
-                cross_entropy = torch.logsumexp(logits, 0) - logits[ids[anchor + k]]
-                weight = math.exp(-(k - 1) / gamma)
+                losses.append(torch.logsumexp(logits, 0) - logits[ids[anchor + k]])
                 right = int(logits.argmax()) == ids[anchor + k]
-                total = total + weight * cross_entropy
                 prefix += right and prefix == k
-                sums["weight"] += weight
-                sums["loss"][k - 1] += float(cross_entropy.detach())
+                sums["loss"][k - 1] += float(losses[-1].detach())
                 sums["right"][k - 1] += right
                 sums["count"][k - 1] += 1
+            weights = slot_weights([float(x.detach()) for x in losses], gamma)
+            total = total + sum(weight * x for weight, x in zip(weights, losses, strict=True))
+            sums["weight"] += sum(weights)
             sums["tau"] += prefix
             sums["blocks"] += 1
     return total, sums

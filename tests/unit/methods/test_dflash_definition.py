@@ -44,14 +44,16 @@ def test_hidden_states_of_packed_blocks_are_those_of_the_definition(tiny_method,
         torch.testing.assert_close(hidden[n, a].double(), expected, rtol=1e-4, atol=1e-4)  # float32 against float64
 
 
-def test_loss_gradients_and_metrics_are_those_of_the_definition(tiny_method, tiny_target, model):
-    loss_sum, weight_sum, metrics = tiny_method.loss(model, pack(SAMPLES, epoch=0), seed=0)
+@pytest.mark.parametrize("gamma", [None, 7.0], ids=["D-PACE", "decay"])
+def test_loss_gradients_and_metrics_are_those_of_the_definition(tiny_target, model, gamma):
+    method = make_method(tiny_target, loss_decay_gamma=gamma)
+    loss_sum, weight_sum, metrics = method.loss(model, pack(SAMPLES, epoch=0), seed=0)
     loss_sum.backward()
     gradients = {name: weight.grad.double() for name, weight in model.named_parameters()}
     model.zero_grad()
     weights = double(model)
     tables = tiny_target.embedding.double(), tiny_target.head.double()
-    expected, sums = reference.loss(weights, tiny_method.config, *tables, 7.0, documents(SAMPLES))
+    expected, sums = reference.loss(weights, method.config, *tables, gamma, documents(SAMPLES))
     expected.backward()
     assert sums["blocks"] == 9 + (3 + 6) + (1 + 2) + 0 + 2 and sum(sums["count"]) > sum(sums["right"]) > 0  # the comparison is not vacuous
     torch.testing.assert_close(loss_sum.double(), expected, rtol=1e-5, atol=1e-5)
@@ -118,7 +120,7 @@ def test_a_target_wider_than_its_embedding_trains_as_the_definition_says(tiny_ta
     loss_sum, _, _ = method.loss(model, pack(samples, epoch=0), seed=0)
     loss_sum.backward()
     weights = double(model)
-    expected, _ = reference.loss(weights, method.config, target.embedding.double(), target.head.double(), 7.0, documents(samples))
+    expected, _ = reference.loss(weights, method.config, target.embedding.double(), target.head.double(), None, documents(samples))
     expected.backward()
     torch.testing.assert_close(loss_sum.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.fc.weight.grad.double(), weights["fc.weight"].grad, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,9 @@ class DFlashConfig(BaseModel):
     num_layers: PositiveInt = Field(5, description="draft decoder layers D")
     block_size: int = Field(16, ge=2, description="slots B of a block: the anchor and B-1 masks; serve with B-1 draft tokens")
     num_anchors: PositiveInt = Field(512, description="blocks per document and epoch, sampled without replacement")
-    loss_decay_gamma: PositiveFloat = Field(7.0, description="slot k weighs exp(-(k-1)/gamma)")
+    loss_decay_gamma: PositiveFloat | None = Field(
+        None, description="slot k weighs exp(-(k-1)/gamma); none: what it adds to the expected acceptance (D-PACE)"
+    )
     loss_negatives: PositiveInt | None = Field(
         None,
         description="softmax of the loss over the data's tokens and this many others, drawn anew each time; none: over all tokens",

@@ -5,7 +5,7 @@ Alignment of one block, B = 4, anchor 10:
       slot k       0      1      2      3
       input        x_10   mask   mask   mask
       position     10     11     12     13
-      label        -      x_11   x_12   x_13      weight exp(-(k-1)/gamma), 0 for slot 0
+      label        -      x_11   x_12   x_13      weight 0 for slot 0, weights.py for the others
       sees         features of x_0 .. x_9, and all slots of its own block
 """
 
@@ -24,6 +24,7 @@ from torchspec.methods.dflash.format import check_folder, check_serves, draft_co
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.tiled_attention import tiled_attention
@@ -84,12 +85,12 @@ class DFlash:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout = sample_anchors(batch, self.options.num_anchors, self.block_size, seed)
         labels, mask = block_labels(batch, layout)  # [N, A, B]
-        slots = torch.arange(self.block_size, device=mask.device)
-        weights = mask * torch.exp(-(slots - 1) / self.options.loss_decay_gamma)
         hidden = model(*self.inputs(batch.ids, batch.context, layout)).view(*mask.shape, -1)
         rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), labels[mask]
-        loss_sum, losses, predictions = frozen_head_cross_entropy(hidden[mask], rows.head, rows.index[label], weights[mask], rows.bias)
-        return loss_sum, weights.sum(), slot_metrics(mask, layout.valid, losses, rows.ids[predictions] == label)
+        losses, predictions = frozen_head_cross_entropy(hidden[mask], rows.head, rows.index[label], rows.bias)
+        known, gamma = losses.detach(), self.options.loss_decay_gamma
+        weights = dpace_weights(mask, known) if gamma is None else decay_weights(mask, gamma)
+        return (losses * weights).sum(), weights.sum(), slot_metrics(mask, layout.valid, known, rows.ids[predictions] == label)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
         """Arguments of the draft for the blocks of a layout."""

@@ -96,13 +96,13 @@ class Eagle3:
         weights = (self.options.loss_step_decay**steps).expand(mask_steps.shape)[mask_steps]
         by_chain = hidden.view(len(steps), *layout.anchors.shape, -1).permute(1, 2, 0, 3)  # [N, A, B-1, H]
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        loss_sum, losses, predictions = frozen_head_divergence(
-            by_chain[mask_steps], self.vocabulary.head, last_states, rows[mask_steps], weights, self.options.loss
+        losses, predictions = frozen_head_divergence(
+            by_chain[mask_steps], self.vocabulary.head, last_states, rows[mask_steps], self.options.loss
         )
-        metrics = slot_metrics(mask, layout.valid, losses, self.vocabulary.ids[predictions] == label)
+        metrics = slot_metrics(mask, layout.valid, losses.detach(), self.vocabulary.ids[predictions] == label)
         if self.config.draft_vocab_size is not None:
             metrics["vocabulary_coverage"] = (torch.isin(label, self.vocabulary.ids).sum(), mask.sum())
-        return loss_sum, weights.sum(), metrics
+        return (losses * weights).sum(), weights.sum(), metrics
 
     def embed(self, ids: Tensor) -> Tensor:
         return torch.nn.functional.embedding(ids, self.target.embedding)
