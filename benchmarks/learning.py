@@ -31,8 +31,14 @@ HELD_OUT = 48
 TRIAL_STEPS = 20  # that tell how many steps fit into a number of minutes
 SETTINGS = {  # overrides of the base recipe
     "recipe": [],
-    "layers-1-14-28": ["draft.target_layer_ids=[1,14,28]"],
-    "layers-1-14-27-28": ["draft.target_layer_ids=[1,14,27,28]"],
+    "decay-7": ["draft.loss_decay_gamma=7.0"],
+    "decay-7-layers-1-14-28": ["draft.loss_decay_gamma=7.0", "draft.target_layer_ids=[1,14,28]"],
+    "decay-7-linear-to-0": [
+        "draft.loss_decay_gamma=7.0",
+        "training.min_lr=0.0",
+        "training.lr_decay_style=WSD",
+        "training.wsd_decay_ratio=0.98",
+    ],
 }
 
 
@@ -108,7 +114,8 @@ def run(name: str, steps: int, seed: int, features: Path) -> TrainState:
 
 def run_config(name: str, steps: int, seed: int, *more: str) -> RunConfig:
     overrides = [
-        f"output_dir={WORK / 'run'}", f"dataset.train_data_path={WORK / 'train.jsonl'}", f"dataset.eval_data_path={WORK / 'heldout.jsonl'}",
+        f"output_dir={WORK / f'{name}-{seed}-{steps}'}",
+        f"dataset.train_data_path={WORK / 'train.jsonl'}", f"dataset.eval_data_path={WORK / 'heldout.jsonl'}",
         f"training.seed={seed}", f"training.max_steps={steps}", f"training.save_interval={steps}",
         f"evaluation.interval={steps}", f"evaluation.max_samples={HELD_OUT}", *more,
     ]  # fmt: skip
