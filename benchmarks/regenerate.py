@@ -1,8 +1,8 @@
 """What `torchspec regenerate` adds to its engine: python benchmarks/regenerate.py TARGET DATA [CONVERSATIONS]
 
-The first CONVERSATIONS (24) of DATA are answered greedily, eight at a time and at most 64 tokens long, in two ways that take turns:
-`regenerate` from file to file (torchspec/demo/prompts_heldout.jsonl will do), and the bare `generate` of Transformers over the same batches of token ids. Medians over rounds;
-tokens that follow a stop token count for neither. Writes benchmarks/results/regenerate.json.
+The first CONVERSATIONS (24) of DATA (torchspec/demo/prompts_heldout.jsonl) are answered greedily, eight at a time and at most 64 tokens
+long, in two ways that take turns: `regenerate` from file to file, and the bare `generate` of Transformers over the same batches of token
+ids. Medians over rounds; tokens that follow a stop token count for neither. Writes benchmarks/results/regenerate.json.
 """
 
 import json
