@@ -14,11 +14,10 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from in_turns import in_turns
 from transformers import AutoModelForCausalLM
 
 from torchspec.capture.base import CaptureSpec
@@ -43,10 +42,7 @@ def main(target: Path, data: str, samples: int) -> None:
         "ours, one at a time": lambda: [capture.capture(prompt) for prompt in prompts],
         f"ours, {BATCH} at a time": lambda: [capture.capture_batch(prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)],
     }
-    seconds = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+    seconds = in_turns(ways, ROUNDS + 1)
     tokens = sum(len(prompt.ids) for prompt in prompts)
     rates = {name: tokens / statistics.median(times[1:]) for name, times in seconds.items()}  # the first round warms up
     plain = rates["Transformers, one at a time"]
@@ -67,12 +63,6 @@ def main(target: Path, data: str, samples: int) -> None:
 def whole(model: torch.nn.Module, prompt: Prompt, layer_ids: tuple[int, ...]) -> torch.Tensor:
     states = model(input_ids=prompt.ids[None], use_cache=False, output_hidden_states=True).hidden_states
     return torch.cat([states[z + 1] for z in layer_ids], dim=-1)[0]
-
-
-def timed(way: Callable) -> float:
-    started = time.perf_counter()
-    way()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from in_turns import in_turns
 
 from torchspec.data.regenerate import Regenerator, Sampling, regenerate
 
@@ -35,10 +34,7 @@ def main(target: Path, data: str, count: int) -> None:
         rows = whole()  # the first round warms up, and says which batches there are
         batches = [[row["prompt_ids"] for row in rows[i : i + BATCH]] for i in range(0, len(rows), BATCH)]
         ways = {"regenerate": whole, "generate alone": lambda: [regenerator.generate(batch) for batch in batches]}
-        seconds = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                seconds[name].append(timed(way))
+        seconds = in_turns(ways, ROUNDS)
     tokens = sum(len(row["response_ids"]) for row in rows)
     result = {
         "command": " ".join(["python", *sys.argv]),
@@ -51,12 +47,6 @@ def main(target: Path, data: str, count: int) -> None:
     }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-
-
-def timed(way: Callable) -> float:
-    started = time.perf_counter()
-    way()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -83,8 +83,12 @@ class ChatFormat:
         text = f"{self.tokenizer.get_chat_template()}\nthinking={self.thinking}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def encode(self, messages: list[dict], tools: list[dict] | None = None) -> list[Encoded]:
-        return samples(self.turns(self.texts(messages, tools)))
+    def encode(self, texts: list[TurnText]) -> list[Encoded]:
+        """The samples of a conversation, each supervised span compared with the turn that it is."""
+        turns = self.turns(texts)
+        encoded = samples(turns)
+        check_mask(encoded, turns)
+        return encoded
 
     def texts(self, messages: list[dict], tools: list[dict] | None = None) -> list[TurnText]:
         """The supervised assistant turns; messages after the last one never take part."""

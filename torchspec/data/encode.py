@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchspec.data.chat import ChatFormat, Encoded, TurnText, check_mask, samples
+from torchspec.data.chat import ChatFormat, Encoded, TurnText
 from torchspec.data.conversation import BadRow
 from torchspec.data.formats import Row
 from torchspec.errors import UserError
@@ -105,9 +105,7 @@ def encoded_row(row: Row, texts: list[TurnText], chat: ChatFormat, vocab: int) -
         mask = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
         encoded = [Encoded(row.prompt_ids + row.response_ids, mask)]
     else:
-        turns = chat.turns(texts)
-        encoded = samples(turns)
-        check_mask(encoded, turns)
+        encoded = chat.encode(texts)
     for sample in encoded:
         lowest, highest = min(sample.ids), max(sample.ids)
         if lowest < 0 or highest >= vocab:

@@ -46,7 +46,7 @@ def test_samples_are_the_encoded_conversations(folder, target_folder):
     dataset, chat = PromptDataset(folder), ChatFormat.load(target_folder, None, False)
     assert len(dataset) == len(CONVERSATIONS) == dataset.manifest.samples
     for i in (0, 1, 299):
-        (expected,) = chat.encode(CONVERSATIONS[i])
+        (expected,) = chat.encode(chat.texts(CONVERSATIONS[i]))
         prompt = dataset[i]
         assert (prompt.index, prompt.ids.tolist(), prompt.loss_mask.tolist()) == (i, expected.ids, expected.loss_mask)
         assert (prompt.ids.dtype, prompt.loss_mask.dtype) == (torch.int64, torch.bool)

@@ -58,7 +58,7 @@ def test_samples_are_the_encoded_conversations_in_order(run, tmp_path, target_fo
     chat = ChatFormat.load(target_folder, None, False)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     for i, row in enumerate(rows):
-        (expected,) = chat.encode(conversations[i]["messages"])
+        (expected,) = chat.encode(chat.texts(conversations[i]["messages"]))
         assert (row["ids"], row["loss_mask"]) == (expected.ids, expected.loss_mask)
         assert row["where"] == f"{tmp_path / 'data.jsonl'}:{i + 1}"
 
@@ -97,7 +97,8 @@ def test_token_truth_wins_over_tokenizing(run, tmp_path):
 
 def test_filters(run, tmp_path, target_folder):
     short, long = conversation(1, "No."), conversation(2, "word " * 100)
-    (encoded,) = ChatFormat.load(target_folder, None, False).encode(long["messages"])
+    chat = ChatFormat.load(target_folder, None, False)
+    (encoded,) = chat.encode(chat.texts(long["messages"]))
     prompt_length = encoded.loss_mask.index(True)
     manifest = run([short, long], min_loss_tokens=50)
     assert (manifest.samples, manifest.filtered) == (1, {"shorter than min_loss_tokens": 1})
@@ -181,7 +182,7 @@ def test_cut_samples_are_counted(run, target_folder):
     """Oracle: the lengths of the uncut samples."""
     conversations = [conversation(i, "word " * (5 * i) + "{i}") for i in range(1, 9)]
     chat = ChatFormat.load(target_folder, None, False)
-    lengths = [len(sample.ids) for c in conversations for sample in chat.encode(c["messages"])]
+    lengths = [len(sample.ids) for c in conversations for sample in chat.encode(chat.texts(c["messages"]))]
     limit = sorted(lengths)[4]
     assert run(conversations, max_length=limit).truncated == sum(length > limit for length in lengths) == 3
     assert run(conversations).truncated == 0
