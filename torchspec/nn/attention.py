@@ -106,12 +106,20 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
+# A run needs six or seven graphs, with few or many rows, with a backward pass or without. Past Dynamo's limit of eight the operator
+# would run uncompiled, with the scores of all pairs in memory, tens of gigabytes: the limit is raised, and an error beyond it.
+torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
 _compiled_flex = torch.compile(flex_attention)  # lengths that change become symbols; with dynamic=False each would be compiled
+# Below 128 rows PyTorch would take its decoding kernel, which has no tiles for most groups of heads and raises (torch 2.11, 2.13).
+KERNEL = {"BACKEND": "TRITON"}
 
 
 def flex(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, mask: BlockMask) -> Tensor:
     """Same arguments and result as `structured_attention`, the layout given as its BlockMask."""
     k, v = torch.cat((k_context, k_block)), torch.cat((v_context, v_block))
-    attend = _compiled_flex if q.is_cuda else flex_attention  # on CPU only the forward exists: the tests compare it
-    out = attend(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask, enable_gqa=True)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if q.is_cuda:
+        out = _compiled_flex(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=KERNEL)
+    else:  # only the forward exists: the tests compare it
+        out = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
     return out[0].transpose(0, 1)
