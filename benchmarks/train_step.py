@@ -198,7 +198,7 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
     def attend() -> None:
         visible = attention(layout)
         for layer in range(s.layers):
-            visible(layer, q, *context, *own).sum().backward()
+            visible(layer)(q, *context, *own).sum().backward()
 
     timed = {"context projection": project, "head and loss": head}
     return timed | {"attention": attend} if dflash else timed  # EAGLE-3's attention of each step differs: it stays in the rest
