@@ -41,7 +41,8 @@ from torchspec.methods.blocks import block_labels, sample_anchors
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import attention
 from torchspec.methods.eagle3.format import draft_config as eagle3_config
-from torchspec.methods.eagle3.method import chains, whole_vocabulary
+from torchspec.methods.eagle3.method import chains
+from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.optim import build_optimizers
 from torchspec.records import Batch
@@ -67,6 +68,7 @@ class Shape:
     lengths: tuple[int, ...]
     prompt: int  # first tokens of each document, not supervised
     seen: int  # tokens of the vocabulary that the data holds, for --negatives
+    draft_vocabulary: int | None = None  # of EAGLE-3, its first tokens; none: all
 
 
 QWEN3_8B = (4096, 12288, 32, 8, 128, 151936, 36, (1, 9, 17, 25, 33), 5, 16)
@@ -92,7 +94,7 @@ class Ours:
         layers = shape.captured if method == "dflash" else shape.captured[:3]
         options = {"method": method, "num_anchors": shape.anchors, "target_layer_ids": layers}
         sizes = {"num_layers": shape.layers, "block_size": shape.block, "loss_negatives": negatives}
-        options |= sizes if method == "dflash" else {"ttt_length": shape.block - 1}
+        options |= sizes if method == "dflash" else {"ttt_length": shape.block - 1, "draft_vocab_size": shape.draft_vocabulary}
         config = RunConfig(
             output_dir="unused", model={"target_model_path": "none"}, draft=options, dataset={"train_data_path": "none"},
             training={"optimizer": optimizer},
@@ -105,7 +107,10 @@ class Ours:
             self.method = method_class(method)(draft, self.target, config.draft, counts)
         else:
             draft = eagle3_config(config.draft, self.target)
-            self.method = method_class(method)(draft, self.target, config.draft, whole_vocabulary(self.target))
+            vocabulary, kept = whole_vocabulary(self.target), shape.draft_vocabulary
+            if kept is not None:
+                vocabulary = DraftVocabulary(vocabulary.head[:kept], vocabulary.ids[:kept])
+            self.method = method_class(method)(draft, self.target, config.draft, vocabulary)
         model = self.method.build(torch.Generator().manual_seed(0)).to(device)
         world = World(0, 1, device)
         compute, optimizers = parallelise(model, world, config.training, torch.bfloat16), build_optimizers(model, config.training)
@@ -145,7 +150,7 @@ def flops(ours: Ours) -> dict[str, float]:
     q, kv = s.hidden * s.heads * s.head_dim, 2 * s.hidden * s.kv_heads * s.head_dim
     mlp, width = 3 * s.hidden * s.intermediate, s.heads * s.head_dim
     captured = len(ours.method.layer_ids) - (method == "eagle3")
-    head_rows = len(ours.method.vocabulary.draw(torch.Generator()).head) if method == "dflash" else s.vocabulary
+    head_rows = len(ours.method.vocabulary.draw(torch.Generator()).head) if method == "dflash" else len(ours.method.vocabulary.head)
     fc = 4 * context * captured * s.hidden**2
     if method == "eagle3":
         own = torch.arange(s.block - 1, device=mask.device)
@@ -190,7 +195,7 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
         own = torch.arange(s.block - 1, device=device)
         rows = (layout.starts[:, None, None] + layout.anchors[:, :, None] + own)[mask[:, :, 1:]]
         states = ours.method.target.normed(ours.batch.context[:, -s.hidden :])
-        frozen_head_divergence(hidden, ours.target.head, states, rows, "kl")[0].backward(weights)
+        frozen_head_divergence(hidden, ours.method.vocabulary.head, states, rows, "kl")[0].backward(weights)
 
     blocks, context = mask[:, :, 0].numel(), [normal(total, s.kv_heads, s.head_dim) for _ in range(2)]
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]

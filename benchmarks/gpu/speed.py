@@ -1,0 +1,83 @@
+"""What a step of Qwen3-8B's draft costs, where the time goes, and how much of it the GPU does nothing."""
+
+import statistics
+import time
+from dataclasses import asdict
+
+from gpu.place import Place
+from gpu.steps import TINY, compute_with, new
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from train_step import SHAPES, Ours, flops, matmul_ceiling, median_seconds, parts, seconds
+
+WARM_UP, STEPS, KERNELS = 3, 10, 25
+
+
+def speed(place: Place, method: str) -> dict:
+    ours = new(place, place.pick(SHAPES["qwen3-8b-256"], TINY), method)
+    numbers = timed(place, ours)
+    place.report(f"speed {method}, step alone", {"ok": None, **numbers})  # kept, whatever the rest does
+    counted, ceiling = flops(ours), matmul_ceiling(place.device)
+    breakdown = {name: 1000 * median_seconds(work, place.device, 5) for name, work in parts(ours).items()}
+    numbers |= {
+        "flops": counted, "ceiling_tflops": ceiling / 1e12, "mfu": 1000 * sum(counted.values()) / numbers["ms"] / ceiling,
+        "breakdown_ms": breakdown | {"optimizer": 1000 * _optimizer(place, ours)},
+    }  # fmt: skip
+    return numbers | (profiled(place, ours, method) if place.cuda else {})
+
+
+def compiled(place: Place) -> dict:
+    ours = new(place, SHAPES["qwen3-8b-256"], "dflash")
+    compute_with(ours, compile=True)
+    return timed(place, ours) | profiled(place, ours, "dflash-compiled")
+
+
+def timed(place: Place, ours: Ours) -> dict:
+    """Steps with new anchors each, as in a run; the first one's seconds are those of compiling."""
+    first = seconds(lambda: ours.step(0), place.device)
+    for seed in range(1, WARM_UP):
+        ours.step(seed)
+    place.forget_peak()
+    times = [seconds(lambda seed=seed: ours.step(seed), place.device) for seed in range(WARM_UP, WARM_UP + STEPS)]
+    middle = statistics.median(times)
+    return {
+        "ms": 1000 * middle, "all_ms": [1000 * value for value in times], "first_step_seconds": first,
+        "tokens_per_second": sum(ours.shape.lengths) / middle, "parameters": sum(p.numel() for p in ours.run.model.parameters()),
+        **place.peak(),
+    }  # fmt: skip
+
+
+def _optimizer(place: Place, ours: Ours) -> float:
+    times = []
+    for _ in range(5):
+        ours.gradients(0)
+        times.append(seconds(ours.update, place.device))
+    return statistics.median(times)
+
+
+def profiled(place: Place, ours: Ours, name: str) -> dict:
+    """One step under the profiler: kernels by their time, and the share of the step in which none runs."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
+        place.synchronize()
+        started = time.perf_counter()
+        ours.step(99)
+        place.synchronize()
+        whole = time.perf_counter() - started
+    kernels = [e for e in measured.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    busy = _covered(sorted((e.time_range.start, e.time_range.end) for e in kernels)) / 1e6
+    rows: dict[str, list[float]] = {}
+    for event in kernels:
+        rows.setdefault(event.name[:90], []).append(event.time_range.elapsed_us() / 1000)
+    slowest = sorted(rows, key=lambda kernel: -sum(rows[kernel]))[:KERNELS]
+    table = [{"kernel": kernel, "ms": sum(rows[kernel]), "calls": len(rows[kernel])} for kernel in slowest]
+    place.save(f"profile-{name}", {"shape": asdict(ours.shape), "step_ms": 1000 * whole, "busy_ms": 1000 * busy, "kernels": table})
+    return {"idle_share": 1 - busy / whole, "profiled_ms": 1000 * whole, "kernel_launches": len(kernels), "slowest": table[:6]}
+
+
+def _covered(intervals: list[tuple[float, float]]) -> float:
+    """Length of the union: copies run beside kernels."""
+    total, reached = 0.0, float("-inf")
+    for start, end in intervals:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
