@@ -31,7 +31,7 @@ CHECKS = {
     **{f"flex {name}": Check(partial(kernels.flex_case, heads=heads), 30) for name, heads in kernels.HEADS.items()},
     "flex inference": Check(kernels.flex_inference, 30),
     "losses cross-entropy": Check(kernels.cross_entropy, 5),
-    **{f"losses {kind}": Check(partial(kernels.divergence, kind=kind), 5) for kind in ("kl", "lk")},
+    **{f"losses {kind}": Check(partial(kernels.divergence, kind=kind), 5) for kind in ("kl", "tv", "lk")},
     **{f"steps {method}": Check(partial(steps.twenty_steps, method=method), 30) for method in METHODS},
     **{f"recompute {method}": Check(partial(steps.recompute, method=method), 20) for method in METHODS},
     "target": Check(endtoend.target, 25),
