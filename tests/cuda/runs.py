@@ -1,0 +1,48 @@
+"""A run without its data and its target: the draft of a config, its optimizers, and batches of random text."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from torchspec.build import Run
+from torchspec.config import RunConfig
+from torchspec.distributed import World, parallelise
+from torchspec.inference import resolve_dtype
+from torchspec.methods.base import Method, method_class
+from torchspec.optim import build_optimizers
+from torchspec.records import Batch
+from torchspec.target import FrozenTarget
+
+TOKENIZER = SimpleNamespace(get_vocab=dict)  # knows no token, so the mask is the first one that the text leaves out
+
+
+class Text:
+    """Counts of a text that leaves the last tenth of the vocabulary out."""
+
+    def token_counts(self, size: int, supervised: bool = False) -> Tensor:
+        return (torch.arange(size) < size * 9 // 10).long()
+
+
+def method_of(config: RunConfig, target: PreTrainedConfig, device: torch.device) -> Method:
+    dtype, shape = resolve_dtype(config.model.dtype), (target.vocab_size, target.hidden_size)
+    embedding, head = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype) for seed in (0, 1))
+    frozen = FrozenTarget(Path("none"), target, embedding, head, torch.ones(target.hidden_size, dtype=dtype, device=device))
+    return method_class(config.draft.method).for_run(config.draft, frozen, TOKENIZER, Text())
+
+
+def run_of(config: RunConfig, method: Method, model: torch.nn.Module, device: torch.device) -> Run:
+    world = World(0, 1, device)
+    compute = parallelise(model, world, config.training, resolve_dtype(config.model.dtype))
+    return Run(config, None, None, [], frozenset(), method, model, compute, build_optimizers(model, config.training), None, None, world)
+
+
+def batch_of(method: Method, lengths: tuple[int, ...], prompt: int, device: torch.device) -> Batch:
+    """Documents whose first `prompt` tokens are not supervised."""
+    g, width = torch.Generator().manual_seed(2), method.target.config.hidden_size * len(method.layer_ids)
+    ids = torch.randint(method.target.config.vocab_size * 9 // 10, (sum(lengths),), generator=g)
+    mask = torch.cat([torch.arange(length) >= prompt for length in lengths])
+    context = torch.randn(sum(lengths), width, generator=g).to(device, method.target.head.dtype)
+    return Batch(ids.to(device), mask.to(device), context, lengths, tuple(range(len(lengths))), 0).check()
