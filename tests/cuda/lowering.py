@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 TO_MODULE = GraphLowering.compile_to_module
 DEVICE = torch.device("cuda", 0)
-INDUCTOR = {"compile_threads": 1, "force_disable_caches": True, "use_static_triton_launcher": False}  # each test compiles for itself
+# each test compiles for itself
+INDUCTOR = {"compile_threads": 1, "force_disable_caches": True, "use_static_triton_launcher": False}
+INDUCTOR |= {"joint_graph_constant_folding": False, "shape_padding": False}  # both compute on the device while they compile
 
 
 @pytest.fixture

@@ -57,9 +57,11 @@ class PretendedDevice(TorchDispatchMode):
     def run(self, func, args, kwargs):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         device = torch.device(kwargs.pop("device", None) or (DEVICE if any(map(pretended, tensors)) else "cpu"))
-        self.check(func.overloadpacket, args, kwargs, tensors, device)
         if "device" in {argument.name for argument in func._schema.arguments}:
             kwargs["device"] = torch.device("cpu")
+        if device.type == "cpu" and not any(map(pretended, tensors)):
+            return func(*args, **kwargs)
+        self.check(func.overloadpacket, args, kwargs, tensors, device)
         result = self.compute(func, args, kwargs)
         if func.overloadpacket in READS or func._schema.is_mutable or device.type == "cpu":
             return result
@@ -77,8 +79,6 @@ class PretendedDevice(TorchDispatchMode):
             source, arrives = (args[1], pretended(args[0])) if operation is aten.copy_ else (args[0], device == DEVICE)
             if arrives != pretended(source) and not kwargs.get("non_blocking"):
                 self.count("copy to the device" if arrives else "copy to the host")
-            return
-        if not any(map(pretended, tensors)):
             return
         indices = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)] if operation in INDEXING else []
         others = [x for x in tensors if not any(x is index for index in indices)]

@@ -26,10 +26,9 @@ class Text:
         return (torch.arange(size) < size * 9 // 10).long()
 
 
-def method_of(config: RunConfig, target: PreTrainedConfig, device: torch.device) -> Method:
-    dtype, shape = resolve_dtype(config.model.dtype), (target.vocab_size, target.hidden_size)
-    embedding, head = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype) for seed in (0, 1))
-    frozen = FrozenTarget(Path("none"), target, embedding, head, torch.ones(target.hidden_size, dtype=dtype, device=device))
+def method_of(config: RunConfig, target: PreTrainedConfig, embedding: Tensor, head: Tensor) -> Method:
+    norm = torch.ones(target.hidden_size, dtype=head.dtype, device=head.device)
+    frozen = FrozenTarget(Path("none"), target, embedding, head, norm)
     return method_class(config.draft.method).for_run(config.draft, frozen, TOKENIZER, Text())
 
 
@@ -39,10 +38,14 @@ def run_of(config: RunConfig, method: Method, model: torch.nn.Module, device: to
     return Run(config, None, None, [], frozenset(), method, model, compute, build_optimizers(model, config.training), None, None, world)
 
 
-def batch_of(method: Method, lengths: tuple[int, ...], prompt: int, device: torch.device) -> Batch:
-    """Documents whose first `prompt` tokens are not supervised."""
-    g, width = torch.Generator().manual_seed(2), method.target.config.hidden_size * len(method.layer_ids)
-    ids = torch.randint(method.target.config.vocab_size * 9 // 10, (sum(lengths),), generator=g)
-    mask = torch.cat([torch.arange(length) >= prompt for length in lengths])
-    context = torch.randn(sum(lengths), width, generator=g).to(device, method.target.head.dtype)
-    return Batch(ids.to(device), mask.to(device), context, lengths, tuple(range(len(lengths))), 0).check()
+def batch_of(method: Method, lengths: tuple[int, ...], prompt: int, context: Tensor) -> Batch:
+    """Documents of random tokens, the first `prompt` of each not supervised."""
+    vocabulary, generator = method.target.config.vocab_size, torch.Generator().manual_seed(2)
+    ids = torch.randint(vocabulary * 9 // 10, (sum(lengths),), generator=generator).to(context.device)
+    mask = torch.cat([torch.arange(length) >= prompt for length in lengths]).to(context.device)
+    return Batch(ids, mask, context, lengths, tuple(range(len(lengths))), 0).check()
+
+
+def width_of(method: Method) -> int:
+    """Of a row of features."""
+    return method.target.config.hidden_size * len(method.layer_ids)

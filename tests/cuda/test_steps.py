@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from tests.cuda.pretended import DEVICE, PretendedDevice, on_host
-from tests.cuda.runs import batch_of, method_of, run_of
+from tests.cuda.runs import batch_of, method_of, run_of, width_of
 from tests.cuda.stand_ins import kernels_replaced, plain_flex
 from torchspec.build import Run
 from torchspec.config import RunConfig
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.evaluate.sampling import Sampler
-from torchspec.records import Features, Prompt
+from torchspec.records import Batch, Features, Prompt
 from torchspec.train import Window
 
 EVERY_STEP = {  # operation in function -> times in a step of one micro-batch
@@ -42,7 +42,7 @@ DRAFTS = (
 TARGET = Qwen3Config(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=16
 )
-CPU, LENGTHS, PROMPT = torch.device("cpu"), (40, 33), 10
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -60,15 +60,23 @@ def small_run(draft: dict, device: torch.device) -> Run:
     config = RunConfig(
         output_dir="none", model={"target_model_path": "none", "dtype": "float32"}, draft=draft, dataset={"train_data_path": "none"}
     )
-    method = method_of(config, TARGET, device)
+    method = method_of(config, TARGET, *(normal((TARGET.vocab_size, TARGET.hidden_size), seed).to(device) for seed in (0, 1)))
     return run_of(config, method, method.build(torch.Generator().manual_seed(0)).to(device), device)
+
+
+def normal(size: tuple[int, int], seed: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def small_batch(run: Run, lengths: tuple[int, ...], prompt: int) -> Batch:
+    return batch_of(run.method, lengths, prompt, normal((sum(lengths), width_of(run.method)), 3).to(run.world.device))
 
 
 @pytest.mark.parametrize(("draft", "waits"), DRAFTS)
 def test_a_training_step(device, draft, waits):
     runs, windows = [small_run(draft, where) for where in (DEVICE, CPU)], []
     for run in runs:
-        batch = batch_of(run.method, LENGTHS, PROMPT, run.world.device)
+        batch = small_batch(run, (40, 33), 10)
         device.syncs.clear()
         windows.append(Window())
         windows[-1].backward(run, batch, seed=0)
@@ -89,7 +97,7 @@ def test_an_evaluation(device, draft, waits):
 
 def evaluation(run: Run) -> tuple[float, list[Tensor]]:
     """Tau of an answer, and what the draft proposes and believes, at once and step by step."""
-    draft, batch = run.whole_draft(), batch_of(run.method, (60,), 20, run.world.device)
+    draft, batch = run.whole_draft(), small_batch(run, (60,), 20)
     prompt = Prompt(0, on_host(batch.ids), on_host(batch.loss_mask))
     features = Features(Prompt(0, batch.ids, prompt.loss_mask), batch.context, run.method.layer_ids, "random")
     anchors = torch.arange(20, 40, device=run.world.device)
