@@ -7,7 +7,7 @@ INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test lint interop faults stream clean
+.PHONY: setup demo test lint cuda-lowering interop faults stream clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,13 @@ test: setup lint ## unit and integration tests, a file of them per core
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+cuda-lowering: setup $(INTEROP)/cuda/.ready ## what a GPU would be given, compiled for an H100 and counted on a machine without one
+	OMP_NUM_THREADS=1 PYTEST_PLUGINS=tests.cuda.guard $(BIN)/python -m pytest -n logical --dist loadfile tests/cuda
+
+$(INTEROP)/cuda/.ready: tests/cuda/env.sh tests/cuda/guard.cpp $(VENV)/.ready
+	bash $< $(BIN)/python $(INTEROP)/cuda
+	touch $@
 
 faults: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## kill -9 at bad moments, then compare with a run that was never killed
 	$(WITH_MOONCAKE) $(BIN)/python -m pytest tests/faults
