@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tests.cuda.lowering import DEVICE
 from torchspec.methods.dflash.method import attention as dflash_attention
-from torchspec.methods.eagle3.method import attention as eagle3_attention
+from torchspec.methods.eagle3.method import ChainAttention as eagle3_attention
 from torchspec.nn.attention import BlockLayout
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head size

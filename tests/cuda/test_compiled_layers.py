@@ -18,7 +18,7 @@ from torchspec.methods.dflash.method import attention as dflash_attention
 from torchspec.methods.dflash.model import DFlashDraft
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.method import attention as eagle3_attention
+from torchspec.methods.eagle3.method import ChainAttention as eagle3_attention
 from torchspec.methods.eagle3.model import Eagle3Draft
 from torchspec.nn.attention import BlockLayout
 from torchspec.target import FrozenTarget
