@@ -40,7 +40,7 @@ def _compared(place: Place) -> dict:
         errors.append(max(relative(whole(b.grad), a.grad) for a, b in pairs))
         for ours in (plain, sharded):
             ours.update()
-    return {"ok": within(errors, 1e-2), "gradient_errors": errors, "bitwise": max(errors) == 0.0}
+    return {"ok": within(errors, 2e-2), "gradient_errors": errors, "bitwise": max(errors) == 0.0}
 
 
 def shard(ours: Ours) -> None:

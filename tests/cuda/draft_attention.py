@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tests.cuda.lowering import DEVICE
 from torchspec.methods.dflash.method import attention as dflash_attention
-from torchspec.methods.eagle3.method import ChainAttention as eagle3_attention
+from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.nn.attention import BlockLayout
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head size
@@ -31,7 +31,7 @@ def dflash(where: BlockLayout, heads: Heads, grad: bool) -> Tensor:
     (queries, keys, size), slots = heads, where.anchors.numel() * where.block_size
     context = [rows(sum(where.lengths), keys, size, grad) for _ in "kv"]
     own = [rows(slots, keys, size, grad) for _ in "kv"]
-    return _back(dflash_attention(where)(0, rows(slots, queries, size, grad), *context, *own))
+    return _back(dflash_attention(where)(0)(rows(slots, queries, size, grad), *context, *own))
 
 
 def eagle3(where: BlockLayout, heads: Heads, step: int, grad: bool) -> Tensor:
@@ -39,7 +39,7 @@ def eagle3(where: BlockLayout, heads: Heads, step: int, grad: bool) -> Tensor:
     queries, keys, size = heads
     past = [tuple(rows(sum(where.lengths), keys, size, grad) for _ in "kv")]
     past += [tuple(rows(where.anchors.numel(), keys, size, grad) for _ in "kv") for _ in range(step)]
-    return _back(eagle3_attention(where)(rows(where.anchors.numel(), queries, size, grad), tuple(past)))
+    return _back(eagle3_attention(where, len(past))(rows(where.anchors.numel(), queries, size, grad), tuple(past)))
 
 
 def _back(output: Tensor) -> Tensor:

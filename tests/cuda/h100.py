@@ -75,5 +75,6 @@ def pretend() -> None:
         for name, answer in answers.items():
             setattr(module, name, lambda *args, answer=answer, **kwargs: answer)
     torch.version.cuda = "13.0"
+    torch.Tensor.pin_memory = lambda x: x
     backends["nvidia"] = Backend(backends["nvidia"].compiler, Driver)
     triton.runtime.driver.set_active(Driver())

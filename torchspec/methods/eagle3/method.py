@@ -28,7 +28,7 @@ from torchspec.methods.blocks import block_labels, following_tokens, sample_anch
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
-from torchspec.methods.eagle3.model import Eagle3Draft, Follow, KeyValue
+from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.send import send
@@ -116,7 +116,8 @@ class Eagle3:
         starts = send((layout.starts[:, None] + layout.anchors - 1).flatten(), device)
         after = send(ids.roll(-1), device)  # a document's last row holds a token of the next one: no chain sees that row
         layout = layout.to(device)
-        return model(self.embed(after), features, layout.positions[0], starts, self.block_size - 1, follow, ChainAttention(layout))
+        steps = self.block_size - 1
+        return model(self.embed(after), features, layout.positions[0], starts, steps, follow, attention(layout, steps))
 
     def propose(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
@@ -166,21 +167,14 @@ def chains(layout: BlockLayout) -> BlockLayout:
     return BlockLayout(layout.anchors.clamp(min=1), layout.valid & (layout.anchors > 0), layout.lengths, layout.block_size)
 
 
-class ChainAttention:
-    """`Attend` of a layout: FlexAttention where it has a backward pass, tiles of blocks elsewhere. Rows of chains are ordered [N, A].
+def attention(layout: BlockLayout, steps: int) -> Attend:
+    """FlexAttention where it has a backward pass, tiles of blocks elsewhere. Rows of chains are ordered [N, A]."""
+    # made here and not when a step asks: that would be inside of a compiled layer
+    masks = [flex_block_mask(layout, 1, own) for own in range(steps)] if layout.anchors.is_cuda else []
 
-    Kept out of a compiled layer, whose graphs are then the same for every step, however many rows of its own a chain has by then.
-    """
-
-    def __init__(self, layout: BlockLayout):
-        self.layout, self.masks = layout, {}
-
-    @torch.compiler.disable
-    def __call__(self, q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
+    def attend(q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
         (k, v), *own = past
         k_own, v_own = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*own, strict=True)) if own else (k[:0], v[:0])
-        if not q.is_cuda:
-            return tiled_attention(q, k, v, k_own, v_own, self.layout)
-        if len(own) not in self.masks:  # activation checkpointing comes here twice
-            self.masks[len(own)] = flex_block_mask(self.layout, 1, len(own))
-        return flex(q, k, v, k_own, v_own, self.masks[len(own)])
+        return flex(q, k, v, k_own, v_own, masks[len(own)]) if masks else tiled_attention(q, k, v, k_own, v_own, layout)
+
+    return attend
