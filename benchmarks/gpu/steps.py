@@ -1,4 +1,4 @@
-"""Training steps of a small draft: does it learn, twice the same, without waiting for the GPU; and what recomputing and compiling change."""
+"""Steps of a small draft: does it learn, twice the same, without waiting for the GPU; and what recomputing and compiling change."""
 
 import time
 import traceback

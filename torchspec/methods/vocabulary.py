@@ -84,9 +84,11 @@ class VocabularyHolder(nn.Module):
 
     @torch.no_grad()
     def keep(self, vocabulary: DraftVocabulary) -> None:
+        """The draft may still be on the host where the vocabulary's head is on a GPU."""
+        ids = vocabulary.ids.to(self.d2t.device)
         self.lm_head.weight.copy_(vocabulary.head)
-        self.d2t.copy_(vocabulary.ids - torch.arange(len(vocabulary.ids), device=vocabulary.ids.device))
-        self.t2d.zero_()[vocabulary.ids] = True
+        self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
+        self.t2d.zero_()[ids] = True
 
     def kept(self) -> DraftVocabulary:
         return DraftVocabulary(self.lm_head.weight, check_vocabulary(self.d2t, self.t2d))
