@@ -7,7 +7,7 @@ INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test lint interop faults stream gpu clean
+.PHONY: setup demo test lint cuda-lowering interop faults stream gpu clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+cuda-lowering: setup $(INTEROP)/cuda/.ready ## what a GPU would be given, compiled for an H100 and counted on a machine without one
+	OMP_NUM_THREADS=1 PYTEST_PLUGINS=tests.cuda.guard $(BIN)/python -m pytest -n logical --dist loadfile tests/cuda
+
+$(INTEROP)/cuda/.ready: tests/cuda/env.sh tests/cuda/guard.cpp $(VENV)/.ready
+	bash $< $(BIN)/python $(INTEROP)/cuda
+	touch $@
+
 faults: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## kill -9 at bad moments, then compare with a run that was never killed
 	$(WITH_MOONCAKE) $(BIN)/python -m pytest tests/faults
 
@@ -37,7 +44,7 @@ $(VENV)/.ray: $(VENV)/.ready
 stream: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## what the pull stream costs and carries: benchmarks/results/stream.json
 	$(WITH_MOONCAKE) $(BIN)/python benchmarks/stream.py
 
-gpu: setup ## results, gradients, speed and memory on this machine's GPU, in five minutes: benchmarks/results/CARD-TIME.jsonl
+gpu: setup ## results, gradients, speed and memory on this machine's GPU, in six minutes: benchmarks/results/CARD-TIME.jsonl
 	$(BIN)/python benchmarks/gpu_check.py --out benchmarks/results/
 
 interop: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## real engines load the draft and accept what we say they accept

@@ -80,8 +80,8 @@ SHAPES = {
 
 
 def random_batch(shape: Shape, width: int, device: torch.device) -> Batch:
-    ids = torch.randint(shape.seen, (sum(shape.lengths),), device=device)
-    mask = torch.cat([torch.arange(length, device=device) >= shape.prompt for length in shape.lengths])
+    ids = torch.randint(shape.seen, (sum(shape.lengths),))
+    mask = torch.cat([torch.arange(length) >= shape.prompt for length in shape.lengths])
     context = torch.randn(len(ids), width, device=device).to(torch.bfloat16)
     return Batch(ids, mask, context, shape.lengths, tuple(range(len(shape.lengths))), 0).check()
 
@@ -89,7 +89,7 @@ def random_batch(shape: Shape, width: int, device: torch.device) -> Batch:
 class Ours:
     """A run of this project without its data and its target."""
 
-    def __init__(self, shape: Shape, method: str, optimizer: str, negatives: int | None, device: torch.device):
+    def __init__(self, shape: Shape, method: str, optimizer: str, negatives: int | None, device: torch.device, compile: bool = False):
         self.shape, self.device = shape, device
         layers = shape.captured if method == "dflash" else shape.captured[:3]
         options = {"method": method, "num_anchors": shape.anchors, "target_layer_ids": layers}
@@ -97,7 +97,7 @@ class Ours:
         options |= sizes if method == "dflash" else {"ttt_length": shape.block - 1, "draft_vocab_size": shape.draft_vocabulary}
         config = RunConfig(
             output_dir="unused", model={"target_model_path": "none"}, draft=options, dataset={"train_data_path": "none"},
-            training={"optimizer": optimizer},
+            training={"optimizer": optimizer, "compile": compile},
         )  # fmt: skip
         table = torch.randn(shape.vocabulary, shape.hidden, device=device).mul_(shape.hidden**-0.5).to(torch.bfloat16)
         self.target = FrozenTarget(Path("none"), qwen3(shape), table, table, torch.ones(shape.hidden, dtype=torch.bfloat16, device=device))
@@ -129,6 +129,7 @@ class Ours:
         self.update()
 
     def layout(self, seed: int) -> BlockLayout:
+        """On the host."""
         layout = sample_anchors(self.batch, self.shape.anchors, self.shape.block, seed)
         return layout if self.run.config.draft.method == "dflash" else chains(layout)
 
@@ -144,7 +145,7 @@ def qwen3(shape: Shape) -> Qwen3Config:
 def flops(ours: Ours) -> dict[str, float]:
     """Of one step, as the formula above says; for seed 0, whose anchors stand for all."""
     s, layout, method = ours.shape, ours.layout(0), ours.run.config.draft.method
-    _, mask = block_labels(ours.batch, layout)  # [N, A, B]
+    mask = block_labels(ours.batch, layout).mask  # [N, A, B]
     anchors, blocks = layout.anchors * layout.valid, int(layout.valid.sum())
     context, scored = int(anchors.max(1).values.sum()), int(mask.sum())
     q, kv = s.hidden * s.heads * s.head_dim, 2 * s.hidden * s.kv_heads * s.head_dim
@@ -173,7 +174,7 @@ def flops(ours: Ours) -> dict[str, float]:
 def parts(ours: Ours) -> dict[str, Callable[[], None]]:
     """What the breakdown times by itself, each forward and backward."""
     s, layout, model, device = ours.shape, ours.layout(0), ours.run.model, ours.device
-    _, mask = block_labels(ours.batch, layout)
+    mask = block_labels(ours.batch, layout).mask
     dflash, scored, total = ours.run.config.draft.method == "dflash", int(mask.sum()), sum(s.lengths)
 
     def normal(*size: int) -> Tensor:
@@ -192,7 +193,7 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
             labels = torch.randint(s.seen, (scored,), device=device)
             frozen_head_cross_entropy(hidden, rows.head, rows.index[labels], rows.bias)[0].backward(weights)
             return
-        own = torch.arange(s.block - 1, device=device)
+        own = torch.arange(s.block - 1)
         rows = (layout.starts[:, None, None] + layout.anchors[:, :, None] + own)[mask[:, :, 1:]]
         states = ours.method.target.normed(ours.batch.context[:, -s.hidden :])
         frozen_head_divergence(hidden, ours.method.vocabulary.head, states, rows, "kl")[0].backward(weights)
@@ -201,9 +202,9 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]
 
     def attend() -> None:
-        visible = attention(layout)
+        visible = attention(layout.to(device))
         for layer in range(s.layers):
-            visible(layer, q, *context, *own).sum().backward()
+            visible(layer)(q, *context, *own).sum().backward()
 
     timed = {"context projection": project, "head and loss": head}
     return timed | {"attention": attend} if dflash else timed  # EAGLE-3's attention of each step differs: it stays in the rest
@@ -242,7 +243,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device, shape = torch.device(arguments.device), SHAPES[arguments.shape]
-    ours = Ours(shape, arguments.method, arguments.optimizer, arguments.negatives, device)
+    ours = Ours(shape, arguments.method, arguments.optimizer, arguments.negatives, device, arguments.compile)
     rivals, times = {"ours": ours.step}, {"ours": [], "peer": []}
     for seed in range(WARM_UP):
         ours.step(seed)
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--negatives", type=int, help="draft.loss_negatives; none: softmax over all tokens")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="training.compile, which is the default on a GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--peer", choices=("speculators",))

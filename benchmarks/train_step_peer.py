@@ -44,7 +44,8 @@ class Speculators:
         documents = torch.repeat_interleave(torch.arange(len(shape.lengths)), torch.tensor(shape.lengths)).to(device)
         positions = torch.cat([torch.arange(length) for length in shape.lengths]).to(device)
         self.inputs = {
-            "hidden_states": batch.context[None], "input_ids": batch.ids[None], "loss_mask": batch.loss_mask[None],
+            "hidden_states": batch.context[None], "input_ids": batch.ids[None].to(device),
+            "loss_mask": batch.loss_mask[None].to(device),
             "verifier_last_hidden_states": torch.randn(1, len(batch.ids), shape.hidden, device=device).to(torch.bfloat16),
             "document_ids": documents[None], "position_ids": positions[None],
             "max_anchors": shape.anchors * len(shape.lengths), "gamma": 7.0,

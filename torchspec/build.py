@@ -17,7 +17,7 @@ from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank
 from torchspec.distributed import World, parallelise, whole
 from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
-from torchspec.inference import cast_parameters, resolve_dtype
+from torchspec.inference import resolve_dtype
 from torchspec.log import console
 from torchspec.methods.base import Method, method_class
 from torchspec.optim import build_optimizers
@@ -48,11 +48,13 @@ class Run:
 
     @torch.no_grad()
     def whole_draft(self) -> nn.Module:
-        """The draft as it is served, unsharded and in model.dtype: every rank evaluates on its own."""
-        draft = self.method.skeleton().to(self.world.device)
-        values = {name: whole(value) for name, value in self.model.state_dict().items()}
-        draft.load_state_dict(values)
-        return cast_parameters(draft, resolve_dtype(self.config.model.dtype)).eval()
+        """The draft as it is served, unsharded and in model.dtype: every rank evaluates on its own. No weight is initialised twice."""
+        with torch.device("meta"):
+            draft = self.method.skeleton()
+        dtype, trained = resolve_dtype(self.config.model.dtype), {name for name, _ in draft.named_parameters()}
+        values = {name: whole(value).to(dtype if name in trained else value.dtype) for name, value in self.model.state_dict().items()}
+        draft.load_state_dict(values, assign=True)
+        return draft.to(self.world.device).eval()
 
     def say(self, text: str) -> None:
         if self.world.is_main:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from torchspec.config import TrainingConfig
 from torchspec.errors import UserError
-from torchspec.nn.precision import ComputeIn
+from torchspec.nn.precision import ComputeIn, recomputed
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,22 @@ def mesh(world: World, strategy: str) -> DeviceMesh:
 def parallelise(model: nn.Module, world: World, training: TrainingConfig, dtype: torch.dtype) -> Callable[..., Tensor]:
     """The draft as the loop calls it: float32 masters, computing in `dtype`, gradients reduced in float32.
 
-    Several ranks: FSDP2, a unit per layer and one for the rest. One rank: the same arithmetic without FSDP.
+    Several ranks: FSDP2, a unit per layer and one for the rest; a draft of one layer is one unit, since EAGLE-3 runs its layer once a
+    step and would gather it each time. One rank: the same arithmetic without FSDP.
     """
-    if training.activation_checkpointing:
-        for layer in model.layers:
-            layer.forward = _recomputed(layer.forward)
-    if training.compile:
-        for layer in model.layers:
-            layer.compile()
+    compiled = training.compile if training.compile is not None else world.device.type == "cuda"
+    for layer in model.layers:
+        if compiled:
+            layer.forward = torch.compile(layer.forward)
+        if training.activation_checkpointing:
+            layer.forward = recomputed(layer)
     if world.size == 1:
         return ComputeIn(model, dtype)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     ranks = mesh(world, training.fsdp_strategy)
-    for layer in model.layers:
+    for layer in model.layers if len(model.layers) > 1 else ():
         fully_shard(layer, mesh=ranks, mp_policy=policy)
     return fully_shard(model, mesh=ranks, mp_policy=policy)
-
-
-def _recomputed(forward: Callable) -> Callable:
-    return lambda *args: torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
 
 
 def sync_gradients(compute: Callable, wanted: bool) -> None:

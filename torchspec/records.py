@@ -80,9 +80,9 @@ class Features:
 class Batch:
     """Several documents packed end to end, without padding."""
 
-    ids: Tensor  # [T] int64
-    loss_mask: Tensor  # [T] bool
-    context: Tensor  # [T, K*H_t]
+    ids: Tensor  # [T] int64, on the host
+    loss_mask: Tensor  # [T] bool, on the host
+    context: Tensor  # [T, K*H_t], where the draft is trained
     lengths: tuple[int, ...]  # N document lengths; sum = T
     indices: tuple[int, ...]  # N dataset indices
     epoch: int

@@ -81,11 +81,10 @@ class FeatureStream:
 
 
 def pack(samples: list[Features], epoch: int) -> Batch:
-    """Documents end to end, no padding; ids and masks move to where the features are."""
-    device = samples[0].context.device
+    """Documents end to end, no padding. Ids and masks stay on the host, where anchors are drawn and labels looked up."""
     return Batch(
-        ids=torch.cat([s.prompt.ids for s in samples]).to(device),
-        loss_mask=torch.cat([s.prompt.loss_mask for s in samples]).to(device),
+        ids=torch.cat([s.prompt.ids for s in samples]),
+        loss_mask=torch.cat([s.prompt.loss_mask for s in samples]),
         context=torch.cat([s.context for s in samples]),
         lengths=tuple(len(s.prompt.ids) for s in samples),
         indices=tuple(s.prompt.index for s in samples),

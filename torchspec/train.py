@@ -1,5 +1,6 @@
 """Training, top to bottom: build -> loop -> save. Nothing here names a draft method, a capture backend or a launcher."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from torchspec import checkpoint
 from torchspec.build import Run, build
 from torchspec.config import RunConfig
 from torchspec.distributed import World, join_world, sync_gradients, whole
+from torchspec.errors import UserError
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.inference import resolve_device
 from torchspec.log import RunLog
@@ -66,6 +68,7 @@ class Window:
         self.tokens = 0
         self.step_weight: torch.Tensor | float = 0.0
         self.grad_norm: torch.Tensor | float = 0.0
+        self.worst_norm: torch.Tensor | float = 0.0  # of all steps; stays NaN
         self.rate = 0.0
 
     @contextmanager
@@ -84,27 +87,33 @@ class Window:
         self.tokens += len(batch.ids)
 
     def update(self, run: Run, rate: float) -> None:
-        """One optimizer step: one reduction and one division turn gradients of sums into the gradient of the mean over all ranks.
+        """One optimizer step: one reduction and one factor turn gradients of sums into the clipped gradient of the mean over all ranks.
 
-        FSDP has averaged the ranks' gradients, hence the factor. No supervised token on any rank, no step.
+        FSDP has averaged the ranks' gradients, hence the number of ranks. Where no token of any rank is supervised the gradient is zero.
+        Nothing here waits for a GPU: that the norm is finite is looked at when it is logged, which comes before anything is saved.
         """
         self.rate = rate
         weight = run.world.sum(torch.as_tensor(self.step_weight))
-        scale = run.world.size / weight.clamp(min=1e-12)
-        for parameter in run.model.parameters():
-            parameter.grad.mul_(scale)
-        parameters, limit = run.model.parameters(), run.config.training.max_grad_norm
-        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True))
-        if weight > 0:
-            for optimizer in run.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
+        mean, gradients = run.world.size / weight.clamp(min=1e-12), [parameter.grad for parameter in run.model.parameters()]
+        self.grad_norm = mean * whole(torch.nn.utils.get_total_norm(gradients))
+        self.worst_norm = torch.maximum(torch.as_tensor(self.worst_norm), self.grad_norm)
+        factor = mean * (run.config.training.max_grad_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+        for optimizer in run.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         run.model.zero_grad()
         self.step_weight = 0.0
 
     def log(self, log: RunLog, state: checkpoint.TrainState, run: Run, supply: dict) -> None:
         """Every rank calls it, one of them writes."""
+        if not math.isfinite(self.worst_norm):
+            raise UserError(
+                f"the gradient became infinite or NaN in the steps up to {state.step}, and nothing was saved since; "
+                "lower training.learning_rate or raise training.warmup_ratio"
+            )
         means, seconds = self.metrics.all_ranks(run.world).means(), time.perf_counter() - self.started
         tokens = int(run.world.sum(torch.tensor(self.tokens)))
         state.tokens += tokens

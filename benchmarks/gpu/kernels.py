@@ -10,7 +10,6 @@ from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structure
 
 HEADS = {"gqa 1": (8, 8, 64), "gqa 3": (9, 3, 64), "gqa 4": (32, 8, 128), "gqa 8": (32, 4, 128)}  # heads, kv heads, head size
 ROUNDING = 1e-2  # bfloat16 operands give 2e-3 to 5e-3
-HEAD_LOSSES = {"cross-entropy": frozen_head_cross_entropy}  # one entry per implementation that head_speed compares
 
 
 def random_layout(place: Place, lengths: tuple[int, ...], count: int, block: int) -> BlockLayout:
@@ -104,7 +103,7 @@ def cross_entropy(place: Place) -> dict:
 def divergence(place: Place, kind: str) -> dict:
     hidden, head, _ = head_inputs(place, place.pick(1000, 50))
     states, weights = place.normal(place.pick(400, 20), head.shape[1]), torch.rand(len(hidden), device=place.device)
-    rows = torch.randint(len(states), (len(hidden),), device=place.device)
+    rows = torch.randint(len(states), (len(hidden),))
     losses, predictions = frozen_head_divergence(hidden, head, states, rows, kind)
     losses.backward(weights)
 
@@ -113,8 +112,8 @@ def divergence(place: Place, kind: str) -> dict:
         p, q = target.softmax(-1), logits.softmax(-1)
         kl = (p * (target.log_softmax(-1) - logits.log_softmax(-1))).sum(-1)
         overlap = torch.minimum(p, q).sum(-1)
-        share = torch.exp(-3 * overlap.detach())
-        return kl if kind == "kl" else share * kl + (1 - share) * (1 - overlap), logits
+        share = {"kl": 1.0, "tv": 0.0, "lk": torch.exp(-3 * overlap.detach())}[kind]
+        return share * kl + (1 - share) * (1 - overlap), logits
 
     head64 = head.double()
     return judged(hidden, losses, predictions, weights, exact)
@@ -139,11 +138,9 @@ def judged(hidden: Tensor, losses: Tensor, predictions: Tensor, weights: Tensor,
 def head_speed(place: Place) -> dict:
     """Forward and backward at the scored rows of a step of Qwen3-8B with 512 anchors; two products of 2 r H V each."""
     hidden, head, labels = head_inputs(place, place.pick(7680, 50))
-    flops, upstream, numbers = 4 * len(hidden) * head.numel(), torch.rand(len(hidden), device=place.device), {}
-    for name, loss in HEAD_LOSSES.items():
-        place.forget_peak()
-        seconds = place.seconds(lambda loss=loss: loss(hidden, head, labels)[0].backward(upstream), times=5, warm_up=2)
-        numbers[name] = {"ms": 1000 * seconds, "tflops": flops / seconds / 1e12, **place.peak()}
-    states, rows = place.normal(place.pick(2048, 20), head.shape[1]), torch.arange(len(hidden), device=place.device) // 4
+    flops, upstream = 4 * len(hidden) * head.numel(), torch.rand(len(hidden), device=place.device)
+    seconds = place.seconds(lambda: frozen_head_cross_entropy(hidden, head, labels)[0].backward(upstream), times=5, warm_up=2)
+    numbers = {"cross-entropy": {"ms": 1000 * seconds, "tflops": flops / seconds / 1e12, **place.peak()}}
+    states, rows = place.normal(place.pick(2048, 20), head.shape[1]), torch.arange(len(hidden)) // 4
     seconds = place.seconds(lambda: frozen_head_divergence(hidden, head, states, rows, "kl")[0].backward(upstream), times=5, warm_up=2)
     return numbers | {"kl": {"ms": 1000 * seconds, "target_rows": int(rows[-1]) + 1}}

@@ -22,7 +22,7 @@ def memory(place: Place, method: str) -> dict:
     training, length = config.training, config.dataset.max_length
     documents = min(training.micro_batch_size, training.max_batch_tokens // length)
     shape = replace(SHAPES["qwen3-8b-512"], anchors=config.draft.num_anchors, lengths=(length,) * documents, **_draft(config))
-    ours = new(place, place.pick(shape, TINY), method)
+    ours = new(place, place.pick(shape, TINY), method, compile=True)
     per_sample = length * len(ours.method.layer_ids) * shape.hidden * 2
     ahead = (training.prefetch_depth + documents) * per_sample  # captured, not yet trained on
     ballast = torch.empty(place.pick(TARGET_BYTES + SECOND_TABLE + ahead, 1), dtype=torch.uint8, device=place.device)

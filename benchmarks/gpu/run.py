@@ -46,7 +46,7 @@ BESIDE: dict[str, dict[str, Check]] = {
     },
     "losses": {
         "losses cross-entropy": Check(kernels.cross_entropy),
-        **{f"losses {kind}": Check(partial(kernels.divergence, kind=kind)) for kind in ("kl", "lk")},
+        **{f"losses {kind}": Check(partial(kernels.divergence, kind=kind)) for kind in ("kl", "tv", "lk")},
     },
     "steps": {**for_methods("steps", steps.twenty_steps), **for_methods("recompute", steps.recompute)},
     "compile": for_methods("compile", steps.compiled, needs_cuda=True),

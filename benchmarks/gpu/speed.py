@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 
 from gpu.place import Place
-from gpu.steps import TINY, compute_with, new
+from gpu.steps import TINY, new
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from train_step import SHAPES, Ours, flops, matmul_ceiling, median_seconds, parts, seconds
@@ -27,8 +27,7 @@ def speed(place: Place, method: str) -> dict:
 
 
 def compiled(place: Place) -> dict:
-    ours = new(place, SHAPES["qwen3-8b-256"], "dflash")
-    compute_with(ours, compile=True)
+    ours = new(place, SHAPES["qwen3-8b-256"], "dflash", compile=True)
     return timed(place, ours) | profiled(place, ours, "dflash-compiled")
 
 

@@ -25,9 +25,9 @@ STEPS, RATE = 20, 1e-3
 PACKAGE = str(Path(torchspec.__file__).parent) + "/"
 
 
-def new(place: Place, shape: Shape, method: str) -> Ours:
+def new(place: Place, shape: Shape, method: str, compile: bool = False) -> Ours:
     torch.manual_seed(0)
-    return Ours(shape, method, "adamw", None, place.device)
+    return Ours(shape, method, "adamw", None, place.device, compile and place.cuda)
 
 
 def twenty_steps(place: Place, method: str) -> dict:

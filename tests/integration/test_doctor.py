@@ -1,5 +1,6 @@
 """`torchspec doctor` passes what works and turns red, with exit code 1, for what was broken on purpose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,12 @@ def rehearsal(tmp_path) -> dict[str, tuple[str, str]]:
 
 def test_planted_labels_of_the_next_slot_are_found(tmp_path, monkeypatch):
     right = method.block_labels
-    monkeypatch.setattr(method, "block_labels", lambda batch, layout: (right(batch, layout)[0].roll(-1, dims=-1), right(batch, layout)[1]))
+
+    def planted(batch, layout):
+        slots = right(batch, layout)
+        return replace(slots, labels=slots.labels.roll(-1, dims=-1))
+
+    monkeypatch.setattr(method, "block_labels", planted)
     assert rehearsal(tmp_path)["one sample by heart"] == (
         "bad", "a draft that cannot learn one sample sees the wrong features, labels or positions",
     )  # fmt: skip

@@ -50,7 +50,7 @@ def test_the_method_decides_which_keys_the_draft_section_has(file):
 
 
 @pytest.mark.parametrize(
-    "override", ["ttt_length=0", "loss=tv", "loss_step_decay=0", "loss_step_decay=1.5", "draft_vocab_size=0", "norm_output=yes please"]
+    "override", ["ttt_length=0", "loss=ce", "loss_step_decay=0", "loss_step_decay=1.5", "draft_vocab_size=0", "norm_output=yes please"]
 )
 def test_eagle3s_values_are_checked(file, override):
     assert f"draft.{override.split('=')[0]}=" in refused(file, "draft.method=eagle3", f"draft.{override}")

@@ -4,11 +4,14 @@ A block starts at an anchor, the last committed token; slot k = 1..B-1 predicts 
 pass over all slots (DFlash) or in B-1 steps (EAGLE-3).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchspec.nn.attention import BlockLayout
+from torchspec.nn.send import send
 from torchspec.records import Batch
 
 
@@ -19,32 +22,55 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -> BlockLayout:
-    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order.
+    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order; on the host.
 
     The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws the same.
-    CUDA keeps the shape [N, num_anchors] whatever the batch holds, so that less is compiled twice.
     """
     drawn = []
-    for index, loss_mask in zip(batch.indices, batch.loss_mask.cpu().split(batch.lengths), strict=True):
+    for index, loss_mask in zip(batch.indices, batch.loss_mask.split(batch.lengths), strict=True):
         candidates = (loss_mask[:-1] & loss_mask[1:]).nonzero().flatten()
         order = torch.randperm(len(candidates), generator=seeded(seed, batch.epoch, index))
         drawn.append(candidates[order[:num_anchors]].sort().values)
-    count = num_anchors if batch.ids.is_cuda else max(1, *map(len, drawn), 1)
+    count = padded(max(1, *map(len, drawn), 1), batch.context.is_cuda)
     anchors, valid = torch.zeros(len(drawn), count, dtype=torch.int64), torch.zeros(len(drawn), count, dtype=torch.bool)
     for n, positions in enumerate(drawn):
         anchors[n, : len(positions)], valid[n, : len(positions)] = positions, True
-    device = batch.ids.device
-    return BlockLayout(anchors.to(device, non_blocking=True), valid.to(device, non_blocking=True), batch.lengths, block_size)
+    return BlockLayout(anchors, valid, batch.lengths, block_size)
 
 
-def block_labels(batch: Batch, layout: BlockLayout) -> tuple[Tensor, Tensor]:
-    """Labels and binary mask [N, A, B]: slot k >= 1 of a valid block predicts x_{anchor+k}, until the answer or document ends."""
-    slots = torch.arange(layout.block_size, device=batch.ids.device)
-    position = layout.anchors[:, :, None] + slots
-    lengths = torch.tensor(layout.lengths).to(batch.ids.device, non_blocking=True)[:, None, None]
+def padded(count: int, on_gpu: bool) -> int:
+    """Blocks per document for the document that has most. A GPU takes them by eights: 128 rows of blocks of 16 are a tile of attention."""
+    return -(-count // 8) * 8 if on_gpu else count
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What the slots of a layout's blocks are to predict. Which of them count is known on the host, so no step waits for a GPU to tell."""
+
+    labels: Tensor  # [N, A, B] x_{anchor+k}; beyond the document's end its last token
+    mask: Tensor  # [N, A, B] bool: counts in the loss
+    rows: Tensor  # [r] the places of those among all N*A*B
+
+    def to(self, device: torch.device) -> "Slots":
+        return Slots(*(send(x, device) for x in (self.labels, self.mask, self.rows)))
+
+    def pick(self, values: Tensor) -> Tensor:
+        """[N*A*B, ...] -> [r, ...] of the slots that count."""
+        return values.index_select(0, self.rows)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[r] -> [N, A, B], zero where nothing counts."""
+        return values.new_zeros(self.mask.numel()).index_copy(0, self.rows, values).view(self.mask.shape)
+
+
+def block_labels(batch: Batch, layout: BlockLayout) -> Slots:
+    """Slot k >= 1 of a valid block predicts x_{anchor+k}, until the answer or the document ends. All on the host."""
+    slots = torch.arange(layout.block_size)
+    position, lengths = layout.anchors[:, :, None] + slots, torch.tensor(layout.lengths)[:, None, None]
     row = layout.starts[:, None, None] + position.minimum(lengths - 1)
     supervised = (position < lengths) & batch.loss_mask[row] & layout.valid[:, :, None]
-    return batch.ids[row], supervised.cumprod(-1).bool() & (slots > 0)
+    mask = supervised.cumprod(-1).bool() & (slots > 0)
+    return Slots(batch.ids[row], mask, mask.flatten().nonzero().flatten())
 
 
 def following_tokens(ids: Tensor, anchors: Tensor, block_size: int) -> Tensor:
@@ -53,11 +79,9 @@ def following_tokens(ids: Tensor, anchors: Tensor, block_size: int) -> Tensor:
     return ids[position.clamp(max=len(ids) - 1)]
 
 
-def slot_metrics(mask: Tensor, valid: Tensor, losses: Tensor, correct: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def slot_metrics(slots: Slots, valid: Tensor, losses: Tensor, correct: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts per slot [B-1], and the acceptance length averaged over blocks (prefix of right slots, plus one)."""
-    loss, right = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask)
-    loss[mask], right[mask] = losses, correct
-    counts = mask.sum((0, 1))[1:]
+    loss, right, counts = slots.spread(losses), slots.spread(correct), slots.mask.sum((0, 1))[1:]
     prefix = right[:, :, 1:].cumprod(-1).sum(-1) + 1
     return {
         "slot_loss": (loss.sum((0, 1))[1:], counts),

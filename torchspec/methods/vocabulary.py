@@ -48,11 +48,18 @@ class DraftVocabulary:
             count[right] += 1
         return count
 
+    def holds(self, tokens: Tensor) -> Tensor:
+        """Target ids [r] -> bool [r]: the draft can propose it."""
+        return self.ids[self._row(tokens)] == tokens
+
     def log_probability(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         """[r, H], target ids [r] -> log q [r]; -inf for a token that the draft does not have."""
-        row = torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)
-        log_q = head_log_probability(hidden, self.head, row, temperature)
-        return log_q.where(self.ids[row] == tokens, -torch.inf)
+        log_q = head_log_probability(hidden, self.head, self._row(tokens), temperature)
+        return log_q.where(self.holds(tokens), -torch.inf)
+
+    def _row(self, tokens: Tensor) -> Tensor:
+        """The rows of target ids [r], and any row for those that are not among the draft's."""
+        return torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)
 
 
 def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:

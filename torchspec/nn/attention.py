@@ -12,17 +12,20 @@ Legend: N documents, T context rows, A blocks per document, B slots, R = N*A*B d
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from torchspec.nn.send import send
 
 TILE = 128  # rows and keys of a tile of a BlockMask
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where the blocks of a packed batch sit."""
+    """Where the blocks of a packed batch sit: drawn on the host, then moved to where they are computed."""
 
     anchors: Tensor  # [N, A] int64, position of the anchor inside its document; 0 where invalid
     valid: Tensor  # [N, A] bool
@@ -32,8 +35,7 @@ class BlockLayout:
     @cached_property
     def starts(self) -> Tensor:
         """[N] first context row of each document."""
-        lengths = torch.tensor((0, *self.lengths[:-1])).to(self.anchors.device, non_blocking=True)  # a GPU is not waited for
-        return lengths.cumsum(0)
+        return send(torch.tensor([0, *accumulate(self.lengths[:-1])]), self.anchors.device)
 
     @cached_property
     def positions(self) -> tuple[Tensor, Tensor]:
@@ -41,6 +43,11 @@ class BlockLayout:
         context = torch.cat([torch.arange(length, device=self.anchors.device) for length in self.lengths])
         slots = torch.arange(self.block_size, device=self.anchors.device)
         return context, (self.anchors[:, :, None] + slots).flatten()
+
+    def to(self, device: torch.device) -> "BlockLayout":
+        if self.anchors.device == device:
+            return self
+        return BlockLayout(send(self.anchors, device), send(self.valid, device), self.lengths, self.block_size)
 
 
 def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout) -> Tensor:

@@ -23,7 +23,8 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.table = Qwen3RotaryEmbedding(config)
+        with torch.device("cpu"):  # its frequencies are computed, not loaded: a model made on "meta" has them too
+            self.table = Qwen3RotaryEmbedding(config)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [R] -> cos, sin [R, 1, d], broadcast over heads."""

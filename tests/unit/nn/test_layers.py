@@ -82,14 +82,14 @@ def test_a_draft_layer_without_context_is_a_qwen3_layer_without_a_mask(bias):
     """One block of 5 slots at position 11 that sees itself, both ways: names, norms, rotation and residuals agree."""
     settings = config(num_hidden_layers=1, attention_bias=bias, rope_parameters=dict(ROPES["default"]))
     settings._attn_implementation = "eager"
-    theirs, ours = Qwen3DecoderLayer(settings, 0), DFlashLayer(settings, 0)
+    theirs, ours = Qwen3DecoderLayer(settings, 0), DFlashLayer(settings)
     for seed, weight in enumerate(theirs.parameters()):
         weight.copy_(normal(*weight.shape, seed=seed) * 0.2 + (weight.dim() == 1))
     ours.load_state_dict(theirs.state_dict())
     x, positions = normal(5, 64), torch.arange(11, 16)
     expected = theirs(x[None], position_embeddings=Qwen3RotaryEmbedding(settings)(x, positions[None]), attention_mask=None)
 
-    def attend(_layer, q, _k, _v, k, v):
+    def attend(q, _k, _v, k, v):
         q, k, v = (y.transpose(0, 1)[None] for y in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)[0].transpose(0, 1)
 

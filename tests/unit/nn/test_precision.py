@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from torchspec.config import TrainingConfig
+from torchspec.distributed import World, parallelise
 from torchspec.nn.layers import MLP, RMSNorm
 from torchspec.nn.precision import ComputeIn
 
@@ -48,3 +50,35 @@ def test_a_second_forward_sees_the_stepped_weights():
     with torch.no_grad():
         masters[0].weight.mul_(-2)
     assert torch.equal(compute(x), copy.deepcopy(masters).to(torch.bfloat16)(x)) and not torch.equal(compute(x), before)
+
+
+class Stack(nn.Module):
+    """Two layers, as the trainer sees a draft."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(model() for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit_and_are_computed_twice():
+    """The second time `ComputeIn` has put the float32 masters back: multiplied with bfloat16 activations they would raise."""
+    x, gradients, calls = torch.randn(9, 16, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16), [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        stack, count = Stack(), 0
+        compute = parallelise(stack, World(0, 1, torch.device("cpu")), TrainingConfig(activation_checkpointing=recompute), torch.bfloat16)
+
+        def seen(*_arguments):
+            nonlocal count
+            count += 1
+
+        stack.layers[0][0].register_forward_hook(seen)
+        compute(x).float().square().sum().backward()
+        gradients.append([weight.grad for weight in stack.parameters()])
+        calls.append(count)
+    assert calls == [1, 2] and all(map(torch.equal, *gradients))

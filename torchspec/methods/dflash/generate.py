@@ -1,10 +1,12 @@
 """DFlash at inference: the draft with a cache that holds context keys and values only, block rows are thrown away."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from torchspec.evaluate.sampling import Sampler
-from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.target import FrozenTarget
 
@@ -36,9 +38,12 @@ class DFlashDrafter:
         rows[0] = last_token
         positions = torch.arange(self.committed, end + self.block_size, device=device)
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
-        hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attend)
+        hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention)
         self.committed, self.pending = end, []
         return self.vocabulary.choose(hidden[1:], sampler, len(self.target.embedding))
+
+    def _attention(self, layer: int) -> Attend:
+        return partial(self._attend, layer)
 
     def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
         """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""

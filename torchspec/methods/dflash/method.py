@@ -23,19 +23,17 @@ from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_folder, check_serves, draft_config
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
-from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
 
 Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
-PROPOSAL_BLOCKS, PROPOSAL_ROWS = (
-    256,
-    256,
-)  # per forward and per product with the head, when a whole document is proposed; bound memory
+PROPOSAL_BLOCKS = PROPOSAL_ROWS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
 
 
 class DFlash:
@@ -84,20 +82,22 @@ class DFlash:
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout = sample_anchors(batch, self.options.num_anchors, self.block_size, seed)
-        labels, mask = block_labels(batch, layout)  # [N, A, B]
-        hidden = model(*self.inputs(batch.ids, batch.context, layout)).view(*mask.shape, -1)
-        rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), labels[mask]
-        losses, predictions = frozen_head_cross_entropy(hidden[mask], rows.head, rows.index[label], rows.bias)
+        slots = block_labels(batch, layout).to(batch.context.device)
+        hidden = model(*self.inputs(batch.ids, batch.context, layout))
+        rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), slots.pick(slots.labels.flatten())
+        losses, predictions = frozen_head_cross_entropy(slots.pick(hidden), rows.head, rows.index[label], rows.bias)
         known, gamma = losses.detach(), self.options.loss_decay_gamma
-        weights = dpace_weights(mask, known) if gamma is None else decay_weights(mask, gamma)
-        return (losses * weights).sum(), weights.sum(), slot_metrics(mask, layout.valid, known, rows.ids[predictions] == label)
+        weights = dpace_weights(slots, known) if gamma is None else decay_weights(slots, gamma)
+        valid = send(layout.valid, batch.context.device)
+        return (losses * weights).sum(), weights.sum(), slot_metrics(slots, valid, known, rows.ids[predictions] == label)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
-        """Arguments of the draft for the blocks of a layout."""
-        rows = torch.full((*layout.anchors.shape, self.block_size), self.mask_token_id, device=ids.device)
-        anchor_tokens = ids[layout.starts[:, None] + layout.anchors]
-        rows[:, :, 0] = torch.where(layout.valid, anchor_tokens, self.mask_token_id)
+        """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context."""
+        tokens = torch.where(layout.valid, ids[layout.starts[:, None] + layout.anchors], self.mask_token_id)  # [N, A]
+        rows = torch.full((*tokens.shape, self.block_size), self.mask_token_id, device=context.device)
+        rows[:, :, 0] = send(tokens, context.device)
         embedded = torch.nn.functional.embedding(rows.flatten(), self.target.embedding)
+        layout = layout.to(context.device)
         return embedded, context, layout.positions, attention(layout)
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
@@ -128,9 +128,9 @@ class DFlash:
             yield hidden[:, 1:].flatten(0, 1)
 
 
-def attention(layout: BlockLayout):
-    """FlexAttention where it has a backward pass, tiles of blocks elsewhere."""
+def attention(layout: BlockLayout) -> Callable[[int], Attend]:
+    """FlexAttention where it has a backward pass, tiles of blocks elsewhere; the same for every layer."""
     if layout.anchors.is_cuda:
         mask = flex_block_mask(layout, layout.block_size, layout.block_size)
-        return lambda layer, *qkv: flex(*qkv, mask)
-    return lambda layer, *qkv: tiled_attention(*qkv, layout)
+        return lambda _layer: lambda *qkv: flex(*qkv, mask)
+    return lambda _layer: lambda *qkv: tiled_attention(*qkv, layout)

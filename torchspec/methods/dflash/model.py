@@ -18,13 +18,13 @@ from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
 Rope = tuple[Tensor, Tensor]
-Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # layer, q, k/v of the context, k/v of the blocks
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k/v of the context, k/v of the blocks
 
 
 class DFlashAttention(nn.Module):
-    def __init__(self, config: Qwen3Config, layer: int):
+    def __init__(self, config: Qwen3Config):
         super().__init__()
-        self.layer, self.head_dim, bias = layer, config.head_dim, config.attention_bias
+        self.head_dim, bias = config.head_dim, config.attention_bias
         query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
@@ -43,15 +43,15 @@ class DFlashAttention(nn.Module):
     def forward(self, x: Tensor, c: Tensor, ropes: tuple[Rope, Rope], attend: Attend) -> Tensor:
         context_rope, rope = ropes
         q = rotate(self.q_norm(self.heads(self.q_proj(x))), rope)
-        mixed = attend(self.layer, q, *self.key_value(c, context_rope), *self.key_value(x, rope))  # [R, heads, d]
+        mixed = attend(q, *self.key_value(c, context_rope), *self.key_value(x, rope))  # [R, heads, d]
         return self.o_proj(mixed.flatten(1))
 
 
 class DFlashLayer(nn.Module):
-    def __init__(self, config: Qwen3Config, layer: int):
+    def __init__(self, config: Qwen3Config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DFlashAttention(config, layer)
+        self.self_attn = DFlashAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
@@ -68,7 +68,7 @@ class DFlashDraft(VocabularyHolder):
         features = values.get("target_hidden_size", config.hidden_size) * len(config.dflash_config["target_layer_ids"])
         self.fc = nn.Linear(features, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(DFlashLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         if values.get("draft_vocab_size") is not None:  # drafts of others; ours read the target's head
@@ -90,13 +90,14 @@ class DFlashDraft(VocabularyHolder):
             else:
                 nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
 
-    def forward(self, e: Tensor, features: Tensor, positions: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, e: Tensor, features: Tensor, positions: tuple[Tensor, Tensor], attend: Callable[[int], Attend]) -> Tensor:
         """e [R, H] embedded draft rows, features [T, K*H_t], positions of the context rows [T] and draft rows [R] -> [R, H].
 
-        Training and serving differ only in `attend`: masked attention over all documents, or a cache that grows by T rows.
+        Training and serving differ only in `attend`, which gives each layer its attention: masked, over all documents, or with a cache
+        that grows by T rows. The layers themselves do not know their number: they compile to one graph.
         """
         c = self.hidden_norm(self.fc(features))
         ropes = tuple(self.rotary(p, e.dtype) for p in positions)
-        for layer in self.layers:
-            e = layer(e, c, ropes, attend)
+        for number, layer in enumerate(self.layers):
+            e = layer(e, c, ropes, attend(number))
         return self.norm(e)

@@ -11,7 +11,9 @@ class Eagle3Config(BaseModel):
     method: Literal["eagle3"] = "eagle3"
     ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
     num_anchors: PositiveInt = Field(512, description="chains per document and epoch, sampled without replacement")
-    loss: Literal["kl", "lk"] = Field("kl", description="forward KL to the target; lk: KL that gives way to 1 - acceptance as it rises")
+    loss: Literal["kl", "tv", "lk"] = Field(
+        "kl", description="forward KL to the target; tv: total variation, 1 - acceptance; lk: KL that gives way to tv as acceptance rises"
+    )
     loss_step_decay: float = Field(0.8, gt=0, le=1, strict=False, description="step i weighs decay^i")
     target_layer_ids: tuple[int, ...] | None = Field(
         None, strict=False, description="captured layers as z-ids; default: 1, N/2-1, N-4, as servers assume"

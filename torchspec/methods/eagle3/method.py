@@ -31,6 +31,7 @@ from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
 from torchspec.target import FrozenTarget
@@ -87,21 +88,23 @@ class Eagle3:
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
-        layout = chains(sample_anchors(batch, self.options.num_anchors, self.block_size, seed))
-        labels, mask = block_labels(batch, layout)  # [N, A, B]
-        hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(labels[:, :, step].flatten()))
-        steps = torch.arange(self.block_size - 1, device=mask.device)
-        rows = layout.starts[:, None, None] + layout.anchors[:, :, None] + steps  # whose last state gives a step's target
-        label, mask_steps = labels[mask], mask[:, :, 1:]
-        weights = (self.options.loss_step_decay**steps).expand(mask_steps.shape)[mask_steps]
-        by_chain = hidden.view(len(steps), *layout.anchors.shape, -1).permute(1, 2, 0, 3)  # [N, A, B-1, H]
+        layout, device = chains(sample_anchors(batch, self.options.num_anchors, self.block_size, seed)), batch.context.device
+        here = block_labels(batch, layout)
+        slots = here.to(device)
+        hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(slots.labels[:, :, step].flatten()))
+        step, chain = slots.rows % self.block_size - 1, slots.rows // self.block_size  # [r] slot k belongs to step k - 1
+        scored = hidden.flatten(0, 1).index_select(0, step * layout.anchors.numel() + chain)
+        before = (
+            layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(self.block_size) - 1
+        )  # whose state gives its target
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
         losses, predictions = frozen_head_divergence(
-            by_chain[mask_steps], self.vocabulary.head, last_states, rows[mask_steps], self.options.loss
+            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss
         )
-        metrics = slot_metrics(mask, layout.valid, losses.detach(), self.vocabulary.ids[predictions] == label)
+        weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
+        metrics = slot_metrics(slots, send(layout.valid, device), losses.detach(), self.vocabulary.ids[predictions] == label)
         if self.config.draft_vocab_size is not None:
-            metrics["vocabulary_coverage"] = (torch.isin(label, self.vocabulary.ids).sum(), mask.sum())
+            metrics["vocabulary_coverage"] = (self.vocabulary.holds(label).sum(), slots.mask.sum())
         return (losses * weights).sum(), weights.sum(), metrics
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -109,10 +112,12 @@ class Eagle3:
 
     def hidden(self, model: Model, ids: Tensor, context: Tensor, layout: BlockLayout, follow: Follow) -> Tensor:
         """The draft's normed outputs for all steps of all chains of a layout, [B-1, N*A, H]."""
-        features = context[:, : -self.target.head.shape[1]]
-        starts = (layout.starts[:, None] + layout.anchors - 1).flatten()
-        after = ids.roll(-1)  # a document's last row holds a token of the next one: no chain sees that row
-        return model(self.embed(after), features, layout.positions[0], starts, self.block_size - 1, follow, attention(layout))
+        features, device = context[:, : -self.target.head.shape[1]], context.device
+        starts = send((layout.starts[:, None] + layout.anchors - 1).flatten(), device)
+        after = send(ids.roll(-1), device)  # a document's last row holds a token of the next one: no chain sees that row
+        layout = layout.to(device)
+        steps = self.block_size - 1
+        return model(self.embed(after), features, layout.positions[0], starts, steps, follow, attention(layout, steps))
 
     def propose(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
@@ -162,17 +167,14 @@ def chains(layout: BlockLayout) -> BlockLayout:
     return BlockLayout(layout.anchors.clamp(min=1), layout.valid & (layout.anchors > 0), layout.lengths, layout.block_size)
 
 
-def attention(layout: BlockLayout) -> Attend:
+def attention(layout: BlockLayout, steps: int) -> Attend:
     """FlexAttention where it has a backward pass, tiles of blocks elsewhere. Rows of chains are ordered [N, A]."""
-    masks = {}
+    # made here and not when a step asks: that would be inside of a compiled layer
+    masks = [flex_block_mask(layout, 1, own) for own in range(steps)] if layout.anchors.is_cuda else []
 
     def attend(q: Tensor, past: tuple[KeyValue, ...]) -> Tensor:
         (k, v), *own = past
         k_own, v_own = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*own, strict=True)) if own else (k[:0], v[:0])
-        if not q.is_cuda:
-            return tiled_attention(q, k, v, k_own, v_own, layout)
-        if len(own) not in masks:  # activation checkpointing comes here twice
-            masks[len(own)] = flex_block_mask(layout, 1, len(own))
-        return flex(q, k, v, k_own, v_own, masks[len(own)])
+        return flex(q, k, v, k_own, v_own, masks[len(own)]) if masks else tiled_attention(q, k, v, k_own, v_own, layout)
 
     return attend

@@ -1,0 +1,78 @@
+"""`training.compile`: a draft's layers, attention included, are whole graphs, and few of them."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor import compile_fx
+from transformers import Qwen3Config
+
+from tests.cuda.draft_attention import layout
+from tests.cuda.lowering import DEVICE
+from torchspec.config import TrainingConfig
+from torchspec.distributed import World, parallelise
+from torchspec.methods.dflash import format as dflash_format
+from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash.method import attention as dflash_attention
+from torchspec.methods.dflash.model import DFlashDraft
+from torchspec.methods.eagle3 import format as eagle3_format
+from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.eagle3.method import attention as eagle3_attention
+from torchspec.methods.eagle3.model import Eagle3Draft
+from torchspec.target import FrozenTarget
+
+WIDTH, VOCABULARY, ANCHORS = 512, 1024, 32
+TARGET = Qwen3Config(
+    vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=1024, num_hidden_layers=12, num_attention_heads=8,
+    num_key_value_heads=2, head_dim=128,
+)  # fmt: skip
+BATCHES = ((4, 1536), (4, 1700), (4, 1290), (3, 1000), (4, 1800))  # documents, tokens
+
+
+def rows(count: int, width: int = WIDTH) -> Tensor:
+    return torch.empty(count, width, dtype=torch.bfloat16, device=DEVICE)
+
+
+def compiled(model: nn.Module):
+    return parallelise(model, World(0, 1, DEVICE), TrainingConfig(compile=True), torch.bfloat16)
+
+
+def breaks_and_graphs() -> tuple[dict, int]:
+    return dict(counters["graph_break"]), counters["stats"]["unique_graphs"]
+
+
+def only_traced(graph: torch.fx.GraphModule, inputs: list, **options) -> torch.fx.GraphModule:
+    return graph
+
+
+def test_dflash_layers(lowered, monkeypatch):
+    """Six: the first layer and, for all others, one in which its number is a symbol; each for the first batch, other lengths, other
+    numbers of documents.
+    """
+    config = dflash_format.draft_config(DFlashConfig(num_layers=2), TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
+    with DEVICE:
+        draft = compiled(DFlashDraft(config, torch.bfloat16))
+    for documents, tokens in BATCHES:
+        where = layout(documents, ANCHORS, tokens, 16)
+        out = draft(rows(documents * ANCHORS * 16), rows(tokens, 2 * WIDTH), where.positions, dflash_attention(where))
+        out.sum().backward()
+        monkeypatch.setattr(compile_fx, "compile_fx", only_traced)  # the first batch shows that they lower; it takes ten seconds a graph
+    breaks, graphs = breaks_and_graphs()
+    assert breaks == {} and graphs <= 6
+
+
+def test_eagle3_layer(lowered):
+    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), rows(WIDTH, 1))
+    with DEVICE:
+        draft = compiled(Eagle3Draft(eagle3_format.draft_config(Eagle3Config(), target), torch.bfloat16))
+    for documents, tokens in BATCHES[:2]:
+        where = layout(documents, ANCHORS, tokens, 4)
+        chains = documents * ANCHORS
+        starts, text = torch.empty(chains, dtype=torch.int64, device=DEVICE), rows(chains)
+        steps = (3, lambda step, hidden, text=text: text, eagle3_attention(where, 3))
+        out = draft(rows(tokens), rows(tokens, 3 * WIDTH), where.positions[0], starts, *steps)
+        assert breaks_and_graphs()[0] == {}
+        out.sum().backward()
+    breaks, graphs = breaks_and_graphs()
+    assert breaks == {} and graphs <= 6

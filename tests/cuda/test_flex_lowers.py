@@ -1,0 +1,48 @@
+"""FlexAttention has a kernel for the shapes of recipes and evaluations. Without one Inductor raises, on the first step of a real run."""
+
+import pytest
+import torch
+
+from tests.cuda.draft_attention import GROUPS_OF_8, QWEN3_8B, SMOLLM2_135M, WITHOUT_GROUPS, dflash, eagle3, layout
+from tests.cuda.h100 import SHARED_MEMORY
+
+GROUPS = {"1": WITHOUT_GROUPS, "3": SMOLLM2_135M, "4": QWEN3_8B, "8": GROUPS_OF_8}  # query heads per kv head
+every_group = pytest.mark.parametrize("heads", GROUPS.values(), ids=[f"group{name}" for name in GROUPS])
+
+
+@every_group
+def test_blocks_in_training(lowered, heads):
+    out = dflash(layout(2, 40, 1291, 16), heads, grad=True)
+    assert out.shape == (2 * 40 * 16, heads[0], heads[2])
+
+
+@every_group
+@pytest.mark.parametrize("blocks", (1, 3, 5, 7))
+def test_the_last_blocks_of_an_answer(lowered, heads, blocks):
+    """Fewer than 128 rows, for which PyTorch by itself takes its decoding kernel, where most groups of heads do not fit."""
+    with torch.inference_mode():
+        assert dflash(layout(1, blocks, 317, 16), heads, grad=False).shape == (blocks * 16, heads[0], heads[2])
+
+
+@pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
+@pytest.mark.parametrize("step", (0, 1, 6))
+def test_chains_in_training(lowered, heads, step):
+    assert eagle3(layout(2, 96, 1291, 8), heads, step, grad=True).shape == (2 * 96, heads[0], heads[2])
+
+
+@pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
+@pytest.mark.parametrize(("chains", "step"), ((1, 0), (1, 6), (40, 0), (40, 3)))
+def test_chains_of_an_answer(lowered, heads, chains, step):
+    with torch.inference_mode():
+        assert eagle3(layout(1, chains, 317, 8), heads, step, grad=False).shape == (chains, heads[0], heads[2])
+
+
+@pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
+def test_kernels_fit_an_h100(kernels, heads):
+    """ptxas accepts them for sm_90, and one program has the shared memory that they ask for."""
+    dflash(layout(2, 40, 1291, 16), heads, grad=True)
+    names = " ".join(kernel.metadata.name for kernel in kernels)
+    assert "tem_fused_flex_attention_0" in names and "tem_fused_flex_attention_backward" in names
+    for kernel in kernels:
+        assert kernel.metadata.target.arch == 90 and kernel.asm["cubin"].startswith(b"\x7fELF"), kernel.metadata.name
+        assert kernel.metadata.shared <= SHARED_MEMORY, kernel.metadata.name
