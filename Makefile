@@ -7,7 +7,7 @@ INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test lint cuda-lowering interop faults stream clean
+.PHONY: setup demo test lint cuda-lowering interop faults stream gpu clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,9 @@ $(VENV)/.ray: $(VENV)/.ready
 
 stream: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## what the pull stream costs and carries: benchmarks/results/stream.json
 	$(WITH_MOONCAKE) $(BIN)/python benchmarks/stream.py
+
+gpu: setup ## results, gradients, speed and memory on this machine's GPU, in six minutes: benchmarks/results/CARD-TIME.jsonl
+	$(BIN)/python benchmarks/gpu_check.py --out benchmarks/results/
 
 interop: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## real engines load the draft and accept what we say they accept
 	$(WITH_MOONCAKE) $(BIN)/python -m pytest -s tests/interop

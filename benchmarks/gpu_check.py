@@ -5,8 +5,8 @@
     python benchmarks/gpu_check.py --device cpu --small                   a rehearsal without a GPU: every check, tiny shapes
 
 Each check writes one JSON line as soon as it is done: check, ok (null where there is nothing to judge), seconds, peak_gib and its
-numbers; or error and where. A failed check stops none of the others. The first ones ask whether the results are right, the later ones
-what they cost. Needs no network, no server and no installation: the repository is found beside this file.
+numbers; or error and where. A failed check stops none of the others. Those that ask whether the results are right run side by side, then
+those that ask what they cost, alone. Needs no network, no server and no installation: the repository is found beside this file.
 """
 
 import argparse
@@ -28,13 +28,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of checks, or how they begin; several with commas")
     parser.add_argument("--budget", type=float, default=480, help="seconds; a check that would not fit any more is skipped")
     parser.add_argument("--out", type=Path, help="file for the lines, or a folder to name one in after the card")
-    parser.add_argument("--scratch", type=Path, help="folder for files that later checks read; default: a new one")
     arguments = parser.parse_args()
     from gpu.place import Place
-    from gpu.run import run_checks, selected
+    from gpu.run import FAILED, run_checks
 
-    place = Place.of(arguments.device, arguments.small, _file(arguments.out, arguments.device), arguments.scratch)
-    raise SystemExit(0 if run_checks(place, selected(arguments.only), arguments.budget) else 1)
+    place = Place.of(arguments.device, arguments.small, _file(arguments.out, arguments.device))
+    raise SystemExit(0 if run_checks(place, arguments.only, arguments.budget) else FAILED)
 
 
 def _file(out: Path | None, device: str) -> Path | None:

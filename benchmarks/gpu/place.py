@@ -23,10 +23,10 @@ class Place:
     scratch: Path  # files that later checks read
 
     @classmethod
-    def of(cls, device: str, small: bool, out: Path | None, scratch: Path | None) -> "Place":
+    def of(cls, device: str, small: bool, out: Path | None) -> "Place":
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-        return cls(torch.device(device), small, out, scratch or Path(tempfile.mkdtemp(prefix="gpu-check-")))
+        return cls(torch.device(device), small, out, Path(tempfile.mkdtemp(prefix="gpu-check-")))
 
     @property
     def cuda(self) -> bool:
@@ -87,8 +87,8 @@ class Place:
 
 def relative(got: Tensor, expected: Tensor) -> float:
     """||got - expected|| / ||expected||"""
-    expected = expected.double()
-    return float((got.double() - expected).norm() / expected.norm())
+    expected = expected.detach().double()
+    return float((got.detach().double() - expected).norm() / expected.norm())
 
 
 def within(errors: Iterable[float], most: float) -> bool:

@@ -40,7 +40,8 @@ def _compared(place: Place) -> dict:
         errors.append(max(relative(whole(b.grad), a.grad) for a, b in pairs))
         for ours in (plain, sharded):
             ours.update()
-    return {"ok": within(errors, 2e-2), "gradient_errors": errors, "bitwise": max(errors) == 0.0}
+    # the first differ by the order in which bfloat16 gradients of the context are added up, the later ones by Adam's answer to that as well
+    return {"ok": errors[0] <= 1e-2 and within(errors, 5e-2), "gradient_errors": errors, "bitwise": max(errors) == 0.0}
 
 
 def shard(ours: Ours) -> None:
