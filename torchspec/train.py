@@ -1,6 +1,7 @@
 """Training, top to bottom: build -> loop -> save. Nothing here names a draft method, a capture backend or a launcher."""
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torchspec.start import begin
 
 def train(config: RunConfig) -> checkpoint.TrainState:
     """Runs to the last step, from the latest checkpoint in output_dir if there is one. Every rank calls it."""
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches differ in size: no memory lost between
     with join_world(resolve_device(config.model.device)) as world:
         return train_rank(config, world)
 

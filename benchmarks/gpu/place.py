@@ -74,6 +74,18 @@ class Place:
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000
 
+    def pace(self, works: list[Callable[[], object]]) -> list[float]:
+        """Seconds of each of several calls that follow one another without a pause."""
+        if not self.cuda:
+            return [self._once(work) for work in works]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(works) + 1)]
+        marks[0].record()
+        for work, mark in zip(works, marks[1:], strict=True):
+            work()
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
+
     def forget_peak(self) -> None:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()

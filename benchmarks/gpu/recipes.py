@@ -33,7 +33,10 @@ def memory(place: Place, method: str) -> dict:
     ours.update()
     place.synchronize()
     row = {"ok": True, "documents": documents, "tokens": sum(ours.shape.lengths), "beside_gib": ballast.numel() / GIB, **place.peak()}
-    return row | ({"free_gib": torch.cuda.mem_get_info()[0] / GIB} if place.cuda else {})
+    if not place.cuda:
+        return row
+    expandable = any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
+    return row | {"free_gib": torch.cuda.mem_get_info()[0] / GIB, "expandable_segments": expandable}
 
 
 def _draft(config: RunConfig) -> dict:

@@ -36,6 +36,7 @@ class HFCapture:
         if loading["missing_keys"]:  # Transformers fills them with random numbers
             raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
         pack_linears(self.model.to(spec.device).eval().requires_grad_(False))
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length: 25 ms for each step of a growing sequence
         self.device = self.model.device
         layers = self._layers(folder)
         if not layer_ids or max(layer_ids) >= len(layers):

@@ -130,8 +130,9 @@ class Difference:
 def first_difference(target: HFCapture, prompt: Tensor, plain: list[int], speculative: list[int]) -> Difference | None:
     """None if the answers are token-identical. In float32 no difference is a tie.
 
-    In bfloat16 a logit near x is known to one unit in the last place, 2^(floor(log2 |x|) - 7), and each of the two forward
-    passes may round it once: two leading logits closer than two units have no defined order.
+    In bfloat16 a product of one row and of several rounds differently, in every layer. By how much is measured on the spot: the largest
+    difference of any logit between the text read token by token and read whole, and no less than one unit of the last place, 2^-7 of
+    the power of two below the logit. Two logits closer than two such differences have no defined order.
     """
     if plain == speculative:
         return None
@@ -142,7 +143,9 @@ def first_difference(target: HFCapture, prompt: Tensor, plain: list[int], specul
     logits, _ = target.step(prompt, cache, logits_to_keep=1)
     for token in plain[:position]:
         logits, _ = target.step(torch.tensor([token]), cache)
-    ours, theirs = float(logits[-1][plain[position]]), float(logits[-1][speculative[position]])
+    whole, _ = target.step(torch.cat((prompt, torch.tensor(plain[:position], dtype=prompt.dtype))), target.new_cache(), logits_to_keep=1)
+    logits, whole = logits[-1], whole[-1].float()
+    ours, theirs = float(logits[plain[position]]), float(logits[speculative[position]])
     unit = 2.0 ** (torch.tensor(abs(ours)).log2().floor().item() - 7)
-    gap = abs(ours - theirs)
-    return Difference(position, gap, tie=logits.dtype == torch.bfloat16 and gap <= 2 * unit)
+    rounding, gap = max(unit, float((logits.float() - whole).abs().max())), abs(ours - theirs)
+    return Difference(position, gap, tie=logits.dtype == torch.bfloat16 and gap <= 2 * rounding)
