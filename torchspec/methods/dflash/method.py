@@ -23,6 +23,7 @@ from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_folder, check_serves, draft_config
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
+from torchspec.methods.dflash.memory import kept_values
 from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
@@ -78,6 +79,10 @@ class DFlash:
 
     def drafter(self, model: DFlashDraft) -> DFlashDrafter:
         return DFlashDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
+
+    def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
+        """What a forward pass over documents of so many blocks each, and so many tokens in all, keeps for its backward pass."""
+        return kept_values(self.config, documents * blocks * self.block_size, tokens, compiled)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""

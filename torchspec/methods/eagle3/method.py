@@ -28,6 +28,7 @@ from torchspec.methods.blocks import block_labels, following_tokens, sample_anch
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
+from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
@@ -85,6 +86,10 @@ class Eagle3:
 
     def drafter(self, model: Eagle3Draft) -> Eagle3Drafter:
         return Eagle3Drafter(model, self.target, self.served_vocabulary(model), self.block_size)
+
+    def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
+        """What a forward pass over documents of so many chains each, and so many tokens in all, keeps for its backward pass."""
+        return kept_values(self.config, self.block_size - 1, documents * blocks, tokens, compiled)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
