@@ -15,6 +15,7 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.data.plan import MicroBatch
 from torchspec.meter import Meter
 from torchspec.records import Batch, Features, Prompt
+from torchspec.transfer.staging import bring
 
 
 class Pending(Protocol):
@@ -81,11 +82,11 @@ class FeatureStream:
 
 
 def pack(samples: list[Features], epoch: int) -> Batch:
-    """Documents end to end, no padding; ids and masks move to where the features are."""
+    """Documents end to end, no padding; ids and masks go to where the features are."""
     device = samples[0].context.device
     return Batch(
-        ids=torch.cat([s.prompt.ids for s in samples]).to(device),
-        loss_mask=torch.cat([s.prompt.loss_mask for s in samples]).to(device),
+        ids=bring(torch.cat([s.prompt.ids for s in samples]), device),
+        loss_mask=bring(torch.cat([s.prompt.loss_mask for s in samples]), device),
         context=torch.cat([s.context for s in samples]),
         lengths=tuple(len(s.prompt.ids) for s in samples),
         indices=tuple(s.prompt.index for s in samples),
