@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from torchspec.capture.base import Capture, CaptureSpec, open_capture
+from torchspec.capture.base import OWN_DEVICE, SHARED_DEVICE, Capture, CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
 from torchspec.config import DatasetConfig, RunConfig
 from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
@@ -92,22 +92,32 @@ def build(config: RunConfig, world: World) -> Run:
         workers = capture_workers(config, folder, method.layer_ids)
         source = capture = RemoteCapture(workers, config, method.layer_ids, width, samples, device)
     else:
-        capture = open_engine(config, capture_spec(config, folder, method.layer_ids, device))
-        source = InProcess(CachedCapture(capture, limit - held_out_limit))
+        capture = open_engine(config, capture_spec(config, folder, method.layer_ids, device, target))
+        source = InProcess(CachedCapture(capture, limit - held_out_limit, device))
     if world.is_main:
-        capture.verify(target, [dataset[i] for i in range(min(len(dataset), CHECKED_SAMPLES))])
+        capture.verify([dataset[i] for i in range(min(len(dataset), CHECKED_SAMPLES))])
     return Run(
         config, dataset, held_out, plan, ends, method, model, compute, build_optimizers(model, config.training), source,
-        CachedCapture(capture, held_out_limit), world,
+        CachedCapture(capture, held_out_limit, device), world,
     )  # fmt: skip
 
 
-def capture_spec(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], device: torch.device) -> CaptureSpec:
+def capture_spec(
+    config: RunConfig, folder: Path, layer_ids: tuple[int, ...], device: torch.device, target: FrozenTarget | None = None
+) -> CaptureSpec:
+    """target: where this process has it."""
     inference = config.inference
     return CaptureSpec(
-        folder, layer_ids, resolve_dtype(config.model.dtype), device, inference.gpus_per_worker, config.dataset.max_length,
-        config.model.trust_remote_code, inference.server_url,
+        folder, layer_ids, resolve_dtype(config.model.dtype), device, inference.gpus_per_worker, memory_fraction(config, device),
+        config.dataset.max_length, config.model.trust_remote_code, inference.server_url, inference.transfer_dtype == "fp8", target,
     )  # fmt: skip
+
+
+def memory_fraction(config: RunConfig, device: torch.device) -> float:
+    """Of each device, for an engine. Only a capture worker on a GPU is alone there; on a CPU all of them share the host's memory."""
+    if config.inference.memory_fraction is not None:
+        return config.inference.memory_fraction
+    return OWN_DEVICE if config.inference.num_workers and device.type == "cuda" else SHARED_DEVICE
 
 
 def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:
@@ -118,7 +128,7 @@ def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:
     from torchspec.capture.replay import ReplayCapture
 
     limit = int(inference.replay_gib * 2**30)
-    return ReplayCapture(engine, spec, Path(inference.replay_dir), limit, fp8=inference.transfer_dtype == "fp8")
+    return ReplayCapture(engine, spec, Path(inference.replay_dir), limit, spec.fp8)
 
 
 def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, PromptDataset | None]:

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from torchspec.capture.remote import CaptureWorker, WorkerPool
+from torchspec.capture.remote import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.inference import resolve_device
@@ -23,6 +23,7 @@ from torchspec.train import train
 from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
+RANK_CPUS, WORKER_CPUS = 1, 4  # on GPUs, and so many OpenMP threads by Ray. A worker's engine has processes of its own, and two requests
 
 
 def train_on_cluster(config: RunConfig) -> None:
@@ -41,6 +42,7 @@ def train_on_cluster(config: RunConfig) -> None:
 def run_ranks(config: RunConfig) -> None:
     """Runs `train` on every rank until it is done or has been restarted too often."""
     on_gpu = resolve_device(config.model.device).type == "cuda"
+    share = _share(1, RANK_CPUS, on_gpu)
     check_resources(config, on_gpu)
     reason = _reason_file(config)
     reason.unlink(missing_ok=True)
@@ -48,7 +50,7 @@ def run_ranks(config: RunConfig) -> None:
         _rank,
         train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd()},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=_share(1, on_gpu)),
+        scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=share),
         run_config=RayRunConfig(
             name=run_name(config),
             storage_path=str(reason.parent),
@@ -94,29 +96,31 @@ def run_name(config: RunConfig) -> str:
     return str(Path(config.output_dir).resolve()).strip("/").replace("/", "-")
 
 
-def _share(gpus: int, on_gpu: bool) -> dict[str, float]:
+def _share(gpus: int, cpus: int, on_gpu: bool) -> dict[str, float]:
     """Resources of one worker or rank. Without GPUs several share a core: the demand is then a matter of taste, not of placement."""
-    return {"GPU": gpus, "CPU": 1} if on_gpu else {"CPU": 0.01}
+    return {"GPU": gpus, "CPU": cpus} if on_gpu else {"CPU": 0.01}
 
 
 def check_resources(config: RunConfig, on_gpu: bool) -> None:
     if not on_gpu:
         return
-    wanted = config.training.num_ranks + config.inference.num_workers * config.inference.gpus_per_worker
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if wanted > there:
-        raise UserError(
-            f"training.num_ranks={config.training.num_ranks} and inference.num_workers={config.inference.num_workers} x gpus_per_worker="
-            f"{config.inference.gpus_per_worker} need {wanted} GPUs, the cluster has {there}; lower one of them"
-        )
+    ranks, workers, per_worker = config.training.num_ranks, config.inference.num_workers, config.inference.gpus_per_worker
+    there = ray.cluster_resources()
+    for kind, wanted in {"GPU": ranks + workers * per_worker, "CPU": ranks * RANK_CPUS + workers * WORKER_CPUS}.items():
+        if wanted > there.get(kind, 0):
+            raise UserError(
+                f"training.num_ranks={ranks} and inference.num_workers={workers} x gpus_per_worker={per_worker} need {wanted} {kind}s, "
+                f"the cluster has {there.get(kind, 0):g}; lower one of them"
+            )
 
 
 def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...]) -> WorkerPool:
     """The run's capture workers, by name: whoever comes first starts them, all others find them."""
     connect(config)
     on_gpu = resolve_device(config.model.device).type == "cuda"
-    share = _share(config.inference.gpus_per_worker, on_gpu)
-    options = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "max_restarts": -1, "get_if_exists": True}
+    share = _share(config.inference.gpus_per_worker, WORKER_CPUS, on_gpu)
+    options = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "max_concurrency": REQUESTS}
+    options |= {"max_restarts": -1, "get_if_exists": True}
     actor, arguments = ray.remote(CaptureWorker), (config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
     names = [f"{run_name(config)}-capture-{i}" for i in range(config.inference.num_workers)]
     workers = [actor.options(name=name, **options).remote(*arguments) for name in names]

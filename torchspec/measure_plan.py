@@ -13,6 +13,7 @@ from itertools import cycle
 import torch
 
 from torchspec.build import Run, build
+from torchspec.capture.cache import CachedCapture
 from torchspec.config import RunConfig
 from torchspec.distributed import World
 from torchspec.evaluate.acceptance import evaluate_offline
@@ -24,7 +25,7 @@ from torchspec.train import Window
 
 CAPTURE_SECONDS, TRAIN_SECONDS, EVALUATE_SECONDS = 15.0, 30.0, 10.0
 CURVE = ((0.07, 0.09), (0.14, 0.38), (0.54, 0.72), (0.95, 1.0))  # share of the steps, share of the gain: GSM8K on two cores
-KEPT = 16  # micro-batches that are trained on while measuring; their features fit into memory
+KEPT = 16  # micro-batches that are trained on while measuring; their features, 5 GiB with Qwen3-8B, wait on the host
 WARM_UP = 2  # calls that are not counted: memory is allocated, kernels are chosen
 
 
@@ -59,12 +60,15 @@ def measure_plan(config: RunConfig, price: float | None) -> Prediction:
 
 
 def alone(config: RunConfig) -> RunConfig:
-    """The same optimizer steps in this process: one rank that captures for itself."""
-    training = config.training
+    """The same optimizer steps in this process: one rank that captures for itself, so an engine has no device of its own."""
+    training, inference = config.training, config.inference
     per_step = training.draft_accumulation_steps * training.num_ranks
+    here = {"num_workers": 0, "server_url": None}
+    if inference.num_workers:  # what was meant for devices of their own, and for the way between them
+        here |= {"memory_fraction": None, "transfer_dtype": inference.transfer_dtype if inference.replay_dir else "model"}
     return config.model_copy(
         update={
-            "inference": config.inference.model_copy(update={"num_workers": 0, "server_url": None}),
+            "inference": inference.model_copy(update=here),
             "training": training.model_copy(update={"num_ranks": 1, "draft_accumulation_steps": per_step}),
         }
     )
@@ -79,14 +83,14 @@ def measure(run: Run) -> Rates:
         features = run.source.request([run.dataset[i] for i in micro_batch.indices]).result()
         tokens += sum(len(f.context) for f in features)
         if len(kept) < KEPT:
-            kept.append(pack(features, micro_batch.epoch))
+            kept.append(pack(features, micro_batch.epoch).to(torch.device("cpu")))
 
     capture_seconds, _ = timed(capture, CAPTURE_SECONDS, device)
     window, batches = Window(), cycle(kept)
 
     def train() -> None:
         for _ in range(run.config.training.draft_accumulation_steps):
-            window.backward(run, next(batches), run.config.training.seed)
+            window.backward(run, next(batches).to(device), run.config.training.seed)
         window.update(run, run.config.training.min_lr)
 
     for _ in range(WARM_UP):
@@ -100,11 +104,10 @@ def _evaluation(run: Run) -> float:
     """Seconds of a held-out sample, its capture included."""
     if run.held_out is None:
         return 0.0
+    capture = CachedCapture(run.held_out_capture.inner, 0, run.world.device)  # every call captures anew
     draft, prompts = run.whole_draft(), [run.held_out[i] for i in range(min(4, len(run.held_out)))]
     with torch.inference_mode():
-        seconds, calls = timed(
-            lambda: evaluate_offline(run.method, draft, run.held_out_capture.inner, prompts), EVALUATE_SECONDS, run.world.device
-        )
+        seconds, calls = timed(lambda: evaluate_offline(run.method, draft, capture, prompts), EVALUATE_SECONDS, run.world.device)
     return seconds / calls / len(prompts)
 
 

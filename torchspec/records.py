@@ -4,12 +4,13 @@ Shapes: L tokens of one document, T tokens of all documents of a packed batch, N
 H_t hidden size of the target.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from torchspec.errors import ContractError
+from torchspec.transfer.staging import bring
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Features:
     context: Tensor  # [L, K*H_t] outputs of the captured layers, concatenated in ascending layer order
     layer_ids: tuple[int, ...]  # z-ids: index of the decoder layer whose output was taken
     producer: str  # backend and engine that captured them
+    scales: Tensor | None = None  # [L, K] float32 where the context travels as float8: a value is context x scale
+
+    def to(self, device: torch.device) -> "Features":
+        return replace(self, context=bring(self.context, device))
 
     def check_length(self) -> "Features":
         if len(self.context) != len(self.prompt.ids):
@@ -61,19 +66,27 @@ class Features:
             )
         return self
 
-    def check(self) -> "Features":
-        """Where features are made or read from disk; what only travelled is checked for its length."""
+    def check(self, sizes: Tensor | None = None) -> "Features":
+        """Where features are made or read from disk; what only travelled is checked for its length.
+
+        sizes: `row_sizes` where they were taken beside the states, on the device; none takes them here.
+        """
         self.check_length()
         who = f"sample {self.prompt.index} captured by {self.producer}"
-        row_norm = torch.linalg.vector_norm(self.context.unflatten(1, (len(self.layer_ids), -1)).float(), dim=-1)  # [L, K]
-        if not torch.isfinite(row_norm).all():
+        sizes = row_sizes(self.context, len(self.layer_ids)) if sizes is None else sizes
+        if not torch.isfinite(sizes).all():
             raise ContractError(f"{who}: features hold NaN or infinity, so the target overflowed; capture in bfloat16 or float32")
-        if (row_norm == 0).any():
-            row, k = (row_norm == 0).nonzero()[0].tolist()
+        if (sizes == 0).any():
+            row, k = (sizes == 0).nonzero()[0].tolist()
             raise ContractError(
                 f"{who}: features of token {row} at layer {self.layer_ids[k]} are all zero, so the engine did not fill the row"
             )
         return self
+
+
+def row_sizes(context: Tensor, num_layers: int) -> Tensor:
+    """[L, K] float32: the largest magnitude of each token and layer. NaN and infinity show in it, and rows that nobody filled."""
+    return context.unflatten(1, (num_layers, -1)).abs().amax(-1).float()
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,10 @@ class Batch:
     lengths: tuple[int, ...]  # N document lengths; sum = T
     indices: tuple[int, ...]  # N dataset indices
     epoch: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """With its features there; ids and masks stay on the host."""
+        return replace(self, context=bring(self.context, device))
 
     def check(self) -> "Batch":
         total = sum(self.lengths)

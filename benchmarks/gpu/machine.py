@@ -46,13 +46,16 @@ def transfer(place: Place) -> dict:
     features = Features(prompt, place.normal(tokens, width * len(LAYER_IDS)), LAYER_IDS, "random")
     on_host = replace(features, context=features.context.cpu())
     plain, small = encode(features, fp8=False), encode(features, fp8=True)
-    arrived, rounded = decode(plain, prompt, place.device).context, decode(small, prompt, place.device).context
+    arrived, rounded = (decode(wire, prompt, place.device, torch.bfloat16).context for wire in (plain, small))
+        decode(plain, prompt, place.device, torch.bfloat16).context,
+        decode(small, prompt, place.device, torch.bfloat16).context,
+    )
     ways = {
         "encode": lambda: encode(features, fp8=False),
-        "decode": lambda: decode(plain, prompt, place.device),
+        "decode": lambda: decode(plain, prompt, place.device, torch.bfloat16),
         "encode fp8 on the device": lambda: encode(features, fp8=True),
         "encode fp8 on the host": lambda: encode(on_host, fp8=True),
-        "decode fp8": lambda: decode(small, prompt, place.device),
+        "decode fp8": lambda: decode(small, prompt, place.device, torch.bfloat16),
         **(_pinned(features.context, on_host.context) if place.cuda else {}),
     }
     error = relative(rounded, features.context)

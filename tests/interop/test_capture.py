@@ -22,6 +22,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import open_or_prepare
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
+from torchspec.transfer.codec import decode, encode
 
 LAYERS = {"dflash": (1, 14, 27), "eagle3": (1, 14, 26, 29)}  # the last one is what the backend checks itself against, too
 SAMPLES = 12
@@ -40,11 +41,11 @@ def layers(request) -> tuple[int, ...]:
 
 
 def captured(
-    engine: str, target: Path, layers: tuple[int, ...], samples: list[Prompt], folder: Path, server_url: str | None = None
+    engine: str, target: Path, layers: tuple[int, ...], samples: list[Prompt], folder: Path, **options
 ) -> tuple[dict, list[Features]]:
     request = {
         "engine": engine, "target": str(target.resolve()), "layer_ids": layers, "prompts": [s.ids.tolist() for s in samples],
-        "file": str(folder / "features.safetensors"), "server_url": server_url,
+        "file": str(folder / "features.safetensors"), "server_url": None, "fp8": False, **options,
     }  # fmt: skip
     answer = in_engine(engine, "engine_capture.py", request, folder)
     contexts = load_file(request["file"])
@@ -75,6 +76,14 @@ def test_features_are_those_of_transformers(engine, oracle):
 
 def test_a_batch_yields_the_features_of_each_prompt(engine):
     assert engine[0]["largest_batch_error"] < ROUNDING[torch.bfloat16]
+
+
+def test_what_the_engine_rounds_is_what_we_would_have_rounded(engine, target_folder, layers, samples, tmp_path):
+    """Oracle: our own rounding of the states that the same engine gave whole."""
+    name = "vllm" if engine[0]["producer"].startswith("vllm") else "sgl"
+    rounded = captured(name, target_folder, layers, samples, tmp_path, fp8=True)[1]
+    for ours, theirs in zip(engine[1], rounded, strict=True):
+        assert torch.equal(decode(encode(ours, fp8=True), ours.prompt, torch.device("cpu"), torch.bfloat16).context, theirs.context)
 
 
 def test_a_shift_of_the_layers_is_named(engine, oracle, layers):
@@ -115,10 +124,10 @@ def test_a_running_sglang_server_is_refused_with_the_command_that_it_should_have
 ):
     plain = f"python -m sglang.launch_server --model-path {target_folder.resolve()} --dtype bfloat16"
     with sglang_server(plain, 30117, tmp_path) as url, pytest.raises(subprocess.CalledProcessError):
-        captured("sgl", target_folder, layers, samples, tmp_path, url)
+        captured("sgl", target_folder, layers, samples, tmp_path, server_url=url)
     sentence = capfd.readouterr().err
     assert "was started with enable_return_aux_hidden_states=False" in sentence
     command = sentence[sentence.index("python -m sglang.launch_server") :].splitlines()[0]
     with sglang_server(command, 30118, tmp_path) as url:
-        answer, features = captured("sgl", target_folder, layers, samples, tmp_path, url)
+        answer, features = captured("sgl", target_folder, layers, samples, tmp_path, server_url=url)
     check(answer, features, oracle)  # when the server, which never sleeps, is gone

@@ -129,6 +129,12 @@ def test_numbers_that_would_fail_or_spoil_the_run_later_are_refused_now(file, ke
         (["inference.transfer=mooncake"], "transfer=mooncake concerns capture workers"),
         (["inference.transfer_dtype=fp8"], "transfer_dtype concerns capture workers"),
         (["inference.server_url=http://here"], "is for inference_engine_type: sgl"),
+        (["inference.memory_fraction=0.5"], "memory_fraction=0.5 is for an engine that the run starts; leave it out with inference_engine"),
+        (["inference.inference_engine_type=vllm", "inference.memory_fraction=1"], "memory_fraction=1 is refused: Input should be less"),
+        (
+            ["inference.inference_engine_type=sgl", "inference.server_url=http://here", "inference.memory_fraction=0.5"],
+            "memory_fraction=0.5 is for an engine that the run starts; leave it out with server_url='http://here'",
+        ),
         (["inference.num_workers=1", "inference.cache_gib=1"], "cache_gib=1 keeps features in the trainer's process"),
     ],
 )

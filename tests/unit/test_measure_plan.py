@@ -5,7 +5,8 @@ import torch
 
 from tests.tiny import recipe, write_chats, write_tiny_target
 from torchspec import measure_plan
-from torchspec.build import build
+from torchspec.build import build, memory_fraction
+from torchspec.capture.base import OWN_DEVICE, SHARED_DEVICE
 from torchspec.config import load_config
 from torchspec.distributed import World
 from torchspec.measure_plan import Rates, alone, best_split, captured_tokens, predict
@@ -56,6 +57,32 @@ def test_ranks_and_workers_share_the_same_work(recipe_file):
     predicted = predict(config, run, RATES)
     assert predicted.train == 24.0
     assert predicted.run == pytest.approx(max(predicted.capture / 3, 24.0 / 2) + predicted.evaluate / 2)
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "set_to", "share", "share_in_plan"),
+    [
+        (CUDA, 1, None, OWN_DEVICE, SHARED_DEVICE),
+        (CUDA, 0, None, SHARED_DEVICE, SHARED_DEVICE),
+        (CPU, 2, None, SHARED_DEVICE, SHARED_DEVICE),
+        (CUDA, 0, 0.3, 0.3, 0.3),
+        (CUDA, 1, 0.85, 0.85, SHARED_DEVICE),
+    ],
+)
+def test_an_engine_leaves_room_for_the_trainer_beside_it(recipe_file, device, workers, set_to, share, share_in_plan):
+    """`plan` captures in the trainer's process: what a run's engine may take of its own device says nothing there."""
+    overrides = ["inference.inference_engine_type=vllm", f"inference.num_workers={workers}"]
+    config = load_config(str(recipe_file), [*overrides, *([f"inference.memory_fraction={set_to}"] if set_to else [])])
+    assert (memory_fraction(config, device), memory_fraction(alone(config), device)) == (share, share_in_plan)
+
+
+def test_what_is_rounded_on_the_way_to_ranks_is_not_rounded_in_the_plan_unless_it_is_kept_so(recipe_file, tmp_path):
+    rounding = ["inference.num_workers=1", "inference.transfer_dtype=fp8"]
+    assert alone(load_config(str(recipe_file), rounding)).inference.transfer_dtype == "model"
+    assert alone(load_config(str(recipe_file), [*rounding, f"inference.replay_dir={tmp_path}"])).inference.transfer_dtype == "fp8"
 
 
 def test_best_split_is_the_best_of_all():

@@ -17,6 +17,7 @@ BACKENDS = {
     "sgl": "torchspec.capture.sglang.backend:SGLangCapture",
     "vllm": "torchspec.capture.vllm.backend:VLLMCapture",
 }
+OWN_DEVICE, SHARED_DEVICE = 0.9, 0.4  # shares of a device's memory for an engine: beside nobody, and beside a trainer or other workers
 EXTRAS = {"sgl": "sglang", "vllm": "vllm"}  # engine -> extra that installs it
 
 
@@ -29,9 +30,16 @@ class CaptureSpec:
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")
     num_devices: int = 1  # tensor parallel size
+    memory_fraction: float = SHARED_DEVICE  # of each of these devices: what an engine may take
     max_length: int = 4096  # tokens of the longest prompt
     trust_remote_code: bool = False
     server_url: str | None = None  # of a running engine; none starts one
+    fp8: bool = False  # whoever asks wants fp8, so an engine may round before its states leave the device
+    target: FrozenTarget | None = None  # that this process has anyway
+
+    def frozen(self, device: torch.device) -> FrozenTarget:
+        """What a check compares with. Where nobody has it, it is read and let go again: 2.3 GiB of Qwen3-8B for one prompt in 1,000."""
+        return self.target or FrozenTarget.load(self.folder, self.dtype, device, self.trust_remote_code)
 
 
 class Capture(Protocol):
@@ -46,8 +54,8 @@ class Capture(Protocol):
         """Features of one micro-batch's prompts; a pure function of all of them, since other rows round a row differently."""
         ...
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        """Raises ContractError unless final norm and head over the last state give the engine's own next tokens."""
+    def verify(self, prompts: list[Prompt]) -> None:
+        """Raises ContractError unless final norm and head, read from the target's files, give the engine's own next tokens."""
         ...
 
 

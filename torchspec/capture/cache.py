@@ -1,33 +1,38 @@
-"""Features of earlier prompts kept in memory, so that later epochs cost no target forward."""
+"""Features of earlier prompts kept in the host's memory, so that later epochs cost no target forward."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from torchspec.capture.base import Capture
 from torchspec.records import Features, Prompt
+from torchspec.transfer.staging import to_host
 
 
 class CachedCapture:
-    """Keeps what `inner` captured, up to `limit_bytes`. First come, first kept: evicting would miss in every epoch."""
+    """Keeps what `inner` captured, up to `limit_bytes`. First come, first kept: evicting would miss in every epoch.
 
-    def __init__(self, inner: Capture, limit_bytes: int):
-        self.inner, self.limit_bytes = inner, limit_bytes
+    Yields features on `device`, wherever `inner` has them: engines leave theirs on the host.
+    """
+
+    def __init__(self, inner: Capture, limit_bytes: int, device: torch.device):
+        self.inner, self.limit_bytes, self.device = inner, limit_bytes, device
         self.layer_ids, self.producer = inner.layer_ids, inner.producer
         self.kept: dict[int, Tensor] = {}
         self.bytes = 0
 
     def capture(self, prompt: Prompt) -> Features:
         if prompt.index in self.kept:
-            return Features(prompt, self.kept[prompt.index], self.layer_ids, self.producer)
+            return Features(prompt, self.kept[prompt.index], self.layer_ids, self.producer).to(self.device)
         features = self.inner.capture(prompt)
         if self.bytes + features.context.nbytes <= self.limit_bytes:
-            self.kept[prompt.index] = features.context
+            self.kept[prompt.index] = to_host(features.context)
             self.bytes += features.context.nbytes
-        return features
+        return features.to(self.device)
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
         """What is kept for later epochs, with other neighbours, is captured alone."""
         if self.limit_bytes == 0:
-            return self.inner.capture_batch(prompts)
+            return [features.to(self.device) for features in self.inner.capture_batch(prompts)]
         return [self.capture(prompt) for prompt in prompts]

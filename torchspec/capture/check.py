@@ -11,7 +11,10 @@ from torchspec.records import Features, Prompt
 from torchspec.target import FrozenTarget
 
 if TYPE_CHECKING:
+    from torchspec.capture.base import CaptureSpec
     from torchspec.capture.hf import HFCapture
+
+CHECK_EVERY = 1000  # prompts. One product with the head of Qwen3-8B is 190 ms of a core, and an engine captures 45 prompts in a second
 
 # Largest relative error of a token's state that another order of additions explains. Token by token, since the first token of a
 # text is a hundred times larger than the others in real targets and would hide them all. Seen in bfloat16: 0.023 with vLLM, 0.080 with
@@ -47,29 +50,51 @@ def check_next_tokens(target: FrozenTarget, last_state: torch.Tensor, engine_tok
         )
 
 
-class NextTokenCheck:
-    """For engines that give states and one next token per prompt: every capture is compared, the recent share must hold.
+class Rounds:
+    """Counts a running engine's prompts: `due` once in CHECK_EVERY."""
 
-    A wrong norm, head or layer id agrees with almost no token; ties of two logits cost a few percent.
+    def __init__(self):
+        self.prompts = 0
+
+    def due(self, more: int) -> bool:
+        before, self.prompts = self.prompts // CHECK_EVERY, self.prompts + more
+        return self.prompts // CHECK_EVERY > before
+
+
+class NextTokenCheck:
+    """For engines that give states and one next token per prompt: the share of agreement among the last compared prompts must hold.
+
+    A wrong norm, head or layer id agrees with almost no token; ties of two logits cost a few percent. The head is multiplied on the
+    host, whose files are mapped and not copied: the devices belong to the engine.
     """
 
-    def __init__(self, target: FrozenTarget, producer: str):
-        self.target, self.producer = target, producer
+    def __init__(self, spec: "CaptureSpec", producer: str):
+        self.spec, self.producer = spec, producer
         self.recent: deque[bool] = deque(maxlen=32)
+        self.rounds = Rounds()
 
-    def compare(self, last_state: torch.Tensor, engine_token: int) -> None:
-        """last_state [H_t]: output of the last layer for the prompt's last token, before the final norm."""
-        own = self.target.logits(last_state[None].to(self.target.head.dtype)).argmax(-1)
-        self.recent.append(int(own) == engine_token)
-        if len(self.recent) == self.recent.maxlen:
-            self.conclude()
+    def watch(self, last_states: list[torch.Tensor], engine_tokens: list[int]) -> None:
+        """One prompt in CHECK_EVERY; after one that disagrees, one of each micro-batch until they agree again, so that 32 decide soon."""
+        doubtful = bool(self.recent) and not self.recent[-1]
+        if self.rounds.due(len(engine_tokens)) or doubtful:
+            self.compare(last_states[:1], engine_tokens[:1])
+            if len(self.recent) == self.recent.maxlen:
+                self.conclude()
+
+    @torch.inference_mode()
+    def compare(self, last_states: list[torch.Tensor], engine_tokens: list[int]) -> None:
+        """last_states, N times [H_t]: output of the last layer for a prompt's last token, before the final norm."""
+        target = self.spec.frozen(torch.device("cpu"))
+        own = target.logits(torch.stack(last_states).to(target.head)).argmax(-1)
+        self.recent += [mine == theirs for mine, theirs in zip(own.tolist(), engine_tokens, strict=True)]
 
     def conclude(self) -> None:
         agreement = sum(self.recent) / len(self.recent)
         if agreement < 0.75:
             raise EngineMismatch(
                 f"final norm and head over the last state agree with {self.producer}'s own next token for {agreement:.0%} of the last "
-                f"{len(self.recent)} prompts; the likely cause is a layer id that is off by one, or a state taken after the final norm"
+                f"{len(self.recent)} prompts compared; the likely cause is a layer id that is off by one, or a state taken after the "
+                "final norm"
             )
 
 

@@ -10,14 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Cache, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import capture_checks
+from torchspec.capture.check import Rounds, capture_checks
 from torchspec.errors import UserError
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
 
 MOST_PADDING = 0.125
-CHECK_EVERY = 1000
 
 
 class _LastLayerReached(Exception):
@@ -29,7 +27,7 @@ class HFCapture:
 
     def __init__(self, spec: CaptureSpec):
         folder, layer_ids = spec.folder, spec.layer_ids
-        self.layer_ids = layer_ids
+        self.spec, self.layer_ids = spec, layer_ids
         self.producer = f"transformers {transformers.__version__} {str(spec.dtype).removeprefix('torch.')}"
         options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, "output_loading_info": True}
         self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -41,8 +39,7 @@ class HFCapture:
         layers = self._layers(folder)
         if not layer_ids or max(layer_ids) >= len(layers):
             raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
-        self.captured = 0  # prompts
-        self.target: FrozenTarget | None = None  # that the engine is compared with
+        self.rounds: Rounds | None = None  # of checks, once `verify` has made the first
         self._states: dict[int, Tensor] = {}
         self._stop_at: int | None = None
         for layer_id in layer_ids:
@@ -93,15 +90,14 @@ class HFCapture:
             contexts |= {i: rows[: len(prompts[i].ids)].clone() for i, rows in zip(group, self.features(ids), strict=True)}
         return [Features(p, contexts[i], self.layer_ids, self.producer).check() for i, p in enumerate(prompts)]
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        capture_checks(self, target, prompts)
-        self.target = target
+    def verify(self, prompts: list[Prompt]) -> None:
+        capture_checks(self, self.spec.frozen(self.device), prompts)
+        self.rounds = Rounds()
 
     def _check_again(self, prompts: Sequence[Prompt]) -> None:
-        """What was true at the start must stay so: one prompt of every CHECK_EVERY."""
-        rounds, self.captured = self.captured // CHECK_EVERY, self.captured + len(prompts)
-        if self.target is not None and self.captured // CHECK_EVERY > rounds:
-            capture_checks(self, self.target, prompts[:1])
+        """What was true at the start must stay so."""
+        if self.rounds is not None and self.rounds.due(len(prompts)):
+            capture_checks(self, self.spec.frozen(self.device), prompts[:1])
 
     def new_cache(self) -> DynamicCache:
         """Keeps all rows, of sliding layers too: what slid out could not come back when drafts are rejected. The masks slide."""

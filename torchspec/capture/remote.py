@@ -21,15 +21,16 @@ from torchspec.config import RunConfig
 from torchspec.errors import ContractError, EngineMismatch, FeaturesLost, TransferDown, UserError
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
 from torchspec.transfer.base import open_transfer
 from torchspec.transfer.codec import Wire, decode, encode
+from torchspec.transfer.staging import CopyStream, copy_stream
 
 PATIENCE = 60.0  # seconds without any living worker after which the run stops
+REQUESTS = 2  # that a worker has in hand: its engine runs one while the answer to the other is sent
 
 
 class CaptureWorker:
-    """One target on its own device or devices. A Ray actor: one request at a time, the others wait in its queue."""
+    """One target on its own device or devices. A Ray actor of REQUESTS threads; further requests wait in its queue."""
 
     def __init__(self, config: str, working_folder: str, target: str, layer_ids: tuple[int, ...]):
         os.chdir(working_folder)
@@ -38,18 +39,20 @@ class CaptureWorker:
         self.spec = capture_spec(self.config, Path(target), layer_ids, resolve_device(self.config.model.device))
         self.backend = open_engine(self.config, self.spec)
         self.transfer = open_transfer(self.config, sends=True)
+        self.engine = threading.Lock()  # engines and their devices serve one thread at a time
 
     def verify(self, prompts: list[Prompt]) -> None:
-        model, folder = self.config.model, self.spec.folder
-        self.backend.verify(FrozenTarget.load(folder, self.spec.dtype, self.spec.device, model.trust_remote_code), prompts)
+        with self.engine:
+            self.backend.verify(prompts)
 
     def producer(self) -> str:
         return self.backend.producer
 
     def capture(self, prompts: list[Prompt]) -> list:
-        """What the trainer's end of the transfer gets each prompt's features with."""
-        fp8 = self.config.inference.transfer_dtype == "fp8"
-        return [self.transfer.put(encode(features, fp8)) for features in self.backend.capture_batch(prompts)]
+        """What the trainer's end of the transfer gets each prompt's features with. Putting, and Ray's copying, leave the engine free."""
+        with self.engine:
+            wires = [encode(features, self.spec.fp8) for features in self.backend.capture_batch(prompts)]
+        return [self.transfer.put(wire) for wire in wires]
 
 
 class WorkerPool:
@@ -112,6 +115,19 @@ class WorkerPool:
         raise UserError(f"no capture worker has answered for {PATIENCE:.0f} seconds; see the workers' logs of Ray")
 
 
+class Arriving:
+    """Features of a request, which another thread receives and copies to the device."""
+
+    def __init__(self, received: Future, stream: CopyStream):
+        self.received, self.stream = received, stream
+
+    def result(self) -> list[Features]:
+        """Waits until they are received; for the copy only the device waits."""
+        features, there = self.received.result()
+        self.stream.hand_over([f.context for f in features], there)
+        return features
+
+
 class RemoteCapture:
     """A rank's source of features, and its capture for evaluation. width: K*H_t of the context; samples: in this rank's plan.
 
@@ -127,9 +143,10 @@ class RemoteCapture:
         self.sender, self.receiver = (ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) for name in ("requests", "features"))
         self.producer = pool.producer()
 
-    def request(self, prompts: list[Prompt]) -> Future:
+    def request(self, prompts: list[Prompt]) -> Arriving:
         """The features of one micro-batch, from one worker."""
-        return self.receiver.submit(self._resolve, prompts, self.sender.submit(self.pool.send, prompts))
+        stream, sent = copy_stream(self.device), self.sender.submit(self.pool.send, prompts)
+        return Arriving(self.receiver.submit(stream.run, self._resolve, prompts, sent), stream)
 
     def capture(self, prompt: Prompt) -> Features:
         return self.request([prompt]).result()[0]
@@ -139,7 +156,8 @@ class RemoteCapture:
         (worker, reference), reasons = sent.result(), []
         while True:
             try:
-                return [decode(wire, prompt, self.device) for wire, prompt in zip(self._receive(worker, reference), prompts, strict=True)]
+                wires = self._receive(worker, reference)
+                return [decode(wire, prompt, self.device, self.dtype) for wire, prompt in zip(wires, prompts, strict=True)]
             except RayActorError as error:
                 reasons.append(f"the capture worker died: {_last_line(error)}")
                 self.pool.rest(worker)
@@ -165,8 +183,8 @@ class RemoteCapture:
         finally:
             self.pool.done(worker)
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        """Each worker compares its engine with the target that it reads itself."""
+    def verify(self, prompts: list[Prompt]) -> None:
+        """Each worker compares its engine with the target's files."""
         try:
             ray.get([worker.verify.remote(prompts) for worker in self.pool.workers])
         except RayTaskError as error:

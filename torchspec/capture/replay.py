@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torchspec.capture.base import Capture, CaptureSpec
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
 from torchspec.transfer.codec import Wire, decode, encode
 
 
@@ -24,12 +23,13 @@ class ReplayCapture:
     def __init__(self, inner: Capture, spec: CaptureSpec, folder: Path, limit_bytes: int, fp8: bool):
         self.inner, self.folder, self.limit_bytes, self.fp8 = inner, folder, limit_bytes, fp8
         self.layer_ids, self.producer, self.device = inner.layer_ids, inner.producer, spec.device
-        self.dtype = str(spec.dtype).removeprefix("torch.")
+        self.dtype = spec.dtype
+        self.stored = "float8_e4m3fn" if fp8 else str(spec.dtype).removeprefix("torch.")
         config = (spec.folder / "config.json").read_bytes()
         manifest = {
             "target": hashlib.sha256(config).hexdigest()[:16],
             "layer_ids": list(inner.layer_ids),
-            "dtype": "fp8" if fp8 else self.dtype,
+            "dtype": "fp8" if fp8 else self.stored,
             "producer": inner.producer,
         }
         self._agree(manifest)
@@ -44,14 +44,14 @@ class ReplayCapture:
         if self.bytes + wire.nbytes <= self.limit_bytes:
             self._write(file, wire)
             self.bytes += file.stat().st_size
-        return decode(wire, prompt, self.device)  # what a second run will read, rounding included
+        return decode(wire, prompt, self.device, self.dtype)  # what a second run will read, rounding included
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
         """What is kept for other runs, with other neighbours, is captured alone."""
         return [self.capture(prompt) for prompt in prompts]
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        self.inner.verify(target, prompts)
+    def verify(self, prompts: list[Prompt]) -> None:
+        self.inner.verify(prompts)
 
     def _agree(self, manifest: dict) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,7 @@ class ReplayCapture:
 
     def _read(self, file: Path, prompt: Prompt) -> Features:
         tensors, rows = load_file(file), len(prompt.ids)
-        stored = "float8_e4m3fn" if self.fp8 else self.dtype
-        width = tensors["data"].numel() // rows // getattr(torch, stored).itemsize
+        width = tensors["data"].numel() // rows // getattr(torch, self.stored).itemsize
         scales = tensors["scales"].numpy() if self.fp8 else None
-        wire = Wire(tensors["data"].numpy(), (rows, width), stored, self.dtype, scales, self.layer_ids, self.producer)
-        return decode(wire, prompt, self.device).check()
+        wire = Wire(tensors["data"].numpy(), (rows, width), self.stored, scales, self.layer_ids, self.producer)
+        return decode(wire, prompt, self.device, self.dtype).check()

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchspec.records import Features, Prompt
+from torchspec.nn.send import send
+from torchspec.records import Features, Prompt, row_sizes
+from torchspec.transfer.staging import to_host
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -23,7 +25,6 @@ class Wire:
     data: np.ndarray  # [bytes] uint8
     shape: tuple[int, int]  # of the context, [L, K*H_t]
     dtype: str  # of the data
-    original: str  # of the context
     scales: np.ndarray | None  # [L, K] float32, fp8 only
     layer_ids: tuple[int, ...]
     producer: str
@@ -33,25 +34,38 @@ class Wire:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
+def fp8_scales(sizes: Tensor) -> Tensor:
+    """[L, K] scales of states with these `row_sizes`."""
+    return sizes.clamp(min=1e-12) / FP8_MAX
+
+
+def to_fp8(context: Tensor, scales: Tensor) -> Tensor:
+    """[L, K*H_t] rounded, on the device where the states are."""
+    layers = context.float().unflatten(1, (scales.shape[1], -1))  # [L, K, H_t]
+    return (layers / scales[..., None]).to(torch.float8_e4m3fn).flatten(1)
+
+
 def encode(features: Features, fp8: bool) -> Wire:
-    """Rounds where the features are, so that only the small bytes leave the device."""
-    context, scales = features.context, None
-    original = _name(context.dtype)
-    if fp8:
-        layers = context.float().unflatten(1, (len(features.layer_ids), -1))  # [L, K, H_t]
-        factors = layers.abs().amax(-1).clamp(min=1e-12) / FP8_MAX
-        context, scales = (layers / factors[..., None]).to(torch.float8_e4m3fn).flatten(1), factors.cpu().numpy()
-    data = context.cpu().contiguous().view(torch.uint8).numpy().reshape(-1)
-    return Wire(data, tuple(context.shape), _name(context.dtype), original, scales, features.layer_ids, features.producer)
+    """Rounds where the features are, so that only the small bytes leave the device; some engines have rounded them already."""
+    context, scales = features.context, features.scales
+    if fp8 and scales is None:
+        scales = fp8_scales(row_sizes(context, len(features.layer_ids)))
+        context = to_fp8(context, scales)
+    data = to_host(context).contiguous().view(torch.uint8).numpy().reshape(-1)
+    scales = None if scales is None else to_host(scales).numpy()
+    return Wire(data, tuple(context.shape), _name(context.dtype), scales, features.layer_ids, features.producer)
 
 
-def decode(wire: Wire, prompt: Prompt, device: torch.device) -> Features:
-    """The data may be read-only memory of a store: it is copied to the device, or joined into a batch, and never written."""
-    context = _tensor(wire.data).view(getattr(torch, wire.dtype)).view(wire.shape).to(device)
+def decode(wire: Wire, prompt: Prompt, device: torch.device, dtype: torch.dtype) -> Features:
+    """dtype: that fp8 is widened to; all else keeps its bits. On the stream that is current, which nobody waits for here.
+
+    The data may be read-only memory of a store: it is copied to the device, or joined into a batch, and never written.
+    """
+    context = send(_tensor(wire.data), device).view(getattr(torch, wire.dtype)).view(wire.shape)
     if wire.scales is not None:
-        factors = torch.from_numpy(wire.scales.copy()).to(device)
-        layers = context.float().unflatten(1, (len(wire.layer_ids), -1)) * factors[..., None]
-        context = layers.flatten(1).to(getattr(torch, wire.original))
+        scales = send(_tensor(wire.scales), device)
+        layers = context.float().unflatten(1, (len(wire.layer_ids), -1)) * scales[..., None]
+        context = layers.flatten(1).to(dtype)
     return Features(prompt, context, wire.layer_ids, wire.producer).check_length()
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from tests.unit.capture.conftest import REAL_LAYERS
-from tests.unit.tiny import LAYERS, random_prompt
-from torchspec.capture.check import NextTokenCheck, capture_checks, check_features, check_next_tokens
+from tests.unit.tiny import HIDDEN, LAYERS, random_prompt
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.check import CHECK_EVERY, NextTokenCheck, capture_checks, check_features, check_next_tokens
 from torchspec.errors import ContractError, EngineMismatch
 from torchspec.records import Features, Prompt
+from torchspec.target import FrozenTarget
 
 
 def features_of(prompt: Prompt, states, layers: tuple[int, ...], labels: tuple[int, ...]) -> Features:
@@ -110,19 +112,66 @@ def honest(tiny_oracle) -> Features:
     return tiny_oracle.capture(Prompt(4, ids, torch.arange(12) > 5))
 
 
-def test_an_engine_is_stopped_when_its_last_state_is_the_layer_belows_or_normed(real_target, real_states, last):
+def check_of(folder) -> NextTokenCheck:
+    return NextTokenCheck(CaptureSpec(folder, REAL_LAYERS, torch.bfloat16), "engine")
+
+
+def test_an_engine_is_stopped_when_its_last_state_is_the_layer_belows_or_normed(target_folder, real_states, last):
     """One comparison per prompt, as with engines that give one next token: 32 of them decide."""
     state, tokens = last[0][:32], last[1][:32].tolist()
-    honest = NextTokenCheck(real_target, "engine")
-    for row, token in zip(state, tokens, strict=True):
-        honest.compare(row, token)
+    honest = check_of(target_folder)
+    honest.compare(list(state), tokens)
     honest.conclude()
     normed = real_states[30][:32]  # hidden_states' last entry has passed the final norm
     for planted in (real_states[29][:32], normed):
-        check = NextTokenCheck(real_target, "engine")
-        with pytest.raises(EngineMismatch, match="engine's own next token for .* of the last 32 prompts; the likely cause"):
-            for row, token in zip(planted, tokens, strict=True):
-                check.compare(row, token)
+        check = check_of(target_folder)
+        check.compare(list(planted), tokens)
+        with pytest.raises(EngineMismatch, match="engine's own next token for .* of the last 32 prompts compared; the likely cause"):
+            check.conclude()
+
+
+class Counting(FrozenTarget):
+    products = 0
+
+    def logits(self, last_state):
+        Counting.products += len(last_state)
+        return super().logits(last_state)
+
+
+@pytest.fixture
+def watched(tiny_folder, tiny_target) -> tuple[NextTokenCheck, list[torch.Tensor], list[int]]:
+    """A check that has seen the start of a run, the last states of a micro-batch of four, and the engine's tokens for them."""
+    states = list(torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(0)))
+    tokens = tiny_target.logits(torch.stack(states)).argmax(-1).tolist()
+    check = NextTokenCheck(CaptureSpec(tiny_folder, LAYERS, torch.float32, target=Counting(**vars(tiny_target))), "engine")
+    check.compare(states, tokens)
+    check.conclude()
+    Counting.products = 0
+    return check, states, tokens
+
+
+def test_a_thousand_prompts_cost_one_product_with_the_head(watched):
+    check, states, tokens = watched
+    for _ in range(3 * CHECK_EVERY // 4):
+        check.watch(states, tokens)
+    assert Counting.products == 3
+
+
+def test_an_engine_that_goes_wrong_is_stopped_soon_after_the_next_check(watched):
+    """The first disagreement makes every micro-batch show one prompt, until 32 have been compared."""
+    check, states, tokens = watched
+    wrong = [token + 1 for token in tokens]
+    with pytest.raises(EngineMismatch, match="the likely cause is a layer id that is off by one"):
+        for _ in range(CHECK_EVERY // 4 + 32):
+            check.watch(states, wrong)
+
+
+def test_a_tie_is_forgotten_when_the_next_prompt_agrees(watched):
+    check, states, tokens = watched
+    for micro_batch in range(2 * CHECK_EVERY // 4):
+        tie = micro_batch == CHECK_EVERY // 4 - 1
+        check.watch(states, [token + tie for token in tokens])
+    assert Counting.products == 3 and list(check.recent) == [True] * 4 + [False, True, True]
 
 
 def test_honest_features_pass_and_are_returned(tiny_oracle):

@@ -14,7 +14,6 @@ from torchspec.capture.cache import CachedCapture
 from torchspec.capture.hf import MOST_PADDING, HFCapture, similar_lengths
 from torchspec.errors import EngineMismatch, UserError
 from torchspec.records import Prompt
-from torchspec.target import FrozenTarget
 
 
 def prompt(index: int, length: int = 20) -> Prompt:
@@ -134,7 +133,7 @@ def test_the_cache_keeps_the_first_that_fit_and_returns_them_bitwise(tiny_folder
     inner = Counting(CaptureSpec(tiny_folder, LAYERS, torch.float32))
     prompts = [prompt(0, 20), prompt(1, 30), prompt(2, 10), prompt(3, 20)]
     row = HIDDEN * len(LAYERS) * 4  # bytes of one token's features
-    cached = CachedCapture(inner, 30 * row)
+    cached = CachedCapture(inner, 30 * row, torch.device("cpu"))
     epochs = [[cached.capture(p) for p in prompts] for _ in range(3)]
     assert inner.asked == [0, 1, 2, 3] + [1, 3] * 2  # 20 + 10 rows fit, 30 more or 20 more do not
     assert cached.bytes == 30 * row == sum(kept.nbytes for kept in cached.kept.values())
@@ -146,7 +145,7 @@ def test_the_cache_keeps_the_first_that_fit_and_returns_them_bitwise(tiny_folder
 
 def test_a_cache_of_no_bytes_keeps_nothing(tiny_folder):
     inner = Counting(CaptureSpec(tiny_folder, LAYERS, torch.float32))
-    cached = CachedCapture(inner, 0)
+    cached = CachedCapture(inner, 0, torch.device("cpu"))
     for _ in range(3):
         cached.capture(prompt(0))
     assert inner.asked == [0, 0, 0] and cached.bytes == 0
@@ -192,10 +191,10 @@ def test_a_batch_yields_each_prompts_own_features_in_their_order(tiny_oracle):
 
 def test_a_target_that_goes_wrong_in_the_middle_of_a_run_is_noticed(tiny_folder, monkeypatch):
     """Planted: the engine's final norm changes after the start. The check is repeated and fires."""
-    monkeypatch.setattr("torchspec.capture.hf.CHECK_EVERY", 10)
+    monkeypatch.setattr("torchspec.capture.check.CHECK_EVERY", 10)
     oracle = HFCapture(CaptureSpec(tiny_folder, LAYERS, torch.float32))
     prompts = [prompt(i) for i in range(4)]
-    oracle.verify(FrozenTarget.load(tiny_folder, torch.float32), prompts)
+    oracle.verify(prompts)
     for _ in range(4):
         oracle.capture_batch(prompts)
     oracle.model.get_decoder().norm.weight.data.normal_(generator=torch.Generator().manual_seed(0))

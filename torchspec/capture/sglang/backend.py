@@ -8,15 +8,15 @@ from pathlib import Path
 
 import requests
 import sglang
-from torch import Tensor
 
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
 from torchspec.capture.sglang.hook import MARK, MODULES, recorder
+from torchspec.capture.shared_memory import States
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
+from torchspec.target import load_config
 
 ONE_TOKEN = {"temperature": 0.0, "max_new_tokens": 1}
 SERVER_PATIENCE = 300.0  # seconds for one prompt, other users' requests before it included
@@ -30,11 +30,10 @@ class SGLangCapture:
 
     def __init__(self, spec: CaptureSpec):
         self.layer_ids = spec.layer_ids
-        self.target = FrozenTarget.load(spec.folder, spec.dtype, trust_remote_code=spec.trust_remote_code)
         self.producer = f"sglang {sglang.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        self.truth = NextTokenCheck(self.target, self.producer)
-        asked = [z for z in spec.layer_ids if z < self.target.num_layers - 1]
-        self.columns = [z if z < len(asked) else len(asked) for z in range(len(spec.layer_ids))]  # of the hook's K+1 states
+        self.truth = NextTokenCheck(spec, self.producer)
+        last = load_config(spec.folder, spec.trust_remote_code).num_hidden_layers - 1
+        asked = [z for z in spec.layer_ids if z < last]
         if not asked:
             raise UserError(f"layer ids {list(spec.layer_ids)}: SGLang captures the last layer only beside others; add one below it")
         self.engine = Engine(spec, asked) if spec.server_url is None else Server(spec, asked)
@@ -44,35 +43,34 @@ class SGLangCapture:
         return self.capture_batch([prompt])[0]
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
-        contexts = [states[:, self.columns].flatten(1) for states in self._run(prompts)]
-        return [Features(p, context, self.layer_ids, self.producer).check() for p, context in zip(prompts, contexts, strict=True)]
+        states, tokens = self._run(prompts)
+        self.truth.watch([rows.last for rows in states], tokens)
+        return [rows.features(prompt, self.layer_ids, self.producer) for prompt, rows in zip(prompts, states, strict=True)]
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        """Runs the prompts; each capture compares the engine's next token with ours."""
-        self.capture_batch(prompts)
+    def verify(self, prompts: list[Prompt]) -> None:
+        states, tokens = self._run(prompts)
+        self.truth.compare([rows.last for rows in states], tokens)
         self.truth.conclude()
 
-    def _run(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """N times [L, K+1, H_t]: the asked layers and the last one."""
+    def _run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
+        """What the engine left of each prompt, and its next token."""
         names = [f"{MARK}{uuid.uuid4().hex}" for _ in prompts]
         tokens = self.engine.next_tokens([prompt.ids.tolist() for prompt in prompts], names)
-        states = [shared_memory.take(self.folder, name, self.producer) for name in names]
-        for rows, token in zip(states, tokens, strict=True):
-            self.truth.compare(rows[-1, -1], token)
-        return states
+        return [shared_memory.take(self.folder, name, self.producer) for name in names], tokens
 
     def close(self) -> None:
         self.engine.close()
 
 
-def settings(layer_ids: list[int], folder: Path) -> dict:
+def settings(spec: CaptureSpec, layer_ids: list[int], folder: Path) -> dict:
     """What an engine must be told for its states to be whole and to reach us; names of SGLang's arguments."""
+    config = {"folder": str(folder), "layers": len(spec.layer_ids), "fp8": spec.fp8}
     hook = {"name": "torchspec", "target_modules": MODULES, "hook_factory": f"{recorder.__module__}:{recorder.__name__}"}
     return {
         "speculative_algorithm": "DFLASH",  # names the layer-id convention; there is no draft
         "enable_return_aux_hidden_states": True,
         "return_aux_hidden_state_layer_ids": layer_ids,
-        "forward_hooks": [hook | {"config": {"folder": str(folder)}}],
+        "forward_hooks": [hook | {"config": config}],
         "disable_radix_cache": True,  # a cached prefix has no states
         "chunked_prefill_size": -1,  # a prompt runs in one step
         "disable_cuda_graph": True,  # replayed graphs call no hooks
@@ -84,15 +82,16 @@ class Engine:
 
     def __init__(self, spec: CaptureSpec, layer_ids: list[int]):
         self.folder = shared_memory.new_folder()
-        on_cpu = {"device": "cpu", "attention_backend": "torch_native", "sampling_backend": "pytorch", "mem_fraction_static": 0.5}
+        on_cpu = {"device": "cpu", "attention_backend": "torch_native", "sampling_backend": "pytorch"}
         self.engine = sglang.Engine(
             model_path=str(spec.folder),
             dtype=str(spec.dtype).removeprefix("torch."),
             tp_size=spec.num_devices,
+            mem_fraction_static=spec.memory_fraction,
             trust_remote_code=spec.trust_remote_code,
             max_total_tokens=max(8192, 2 * spec.max_length),
             log_level="warning",
-            **settings(layer_ids, self.folder),
+            **settings(spec, layer_ids, self.folder),
             **(on_cpu if spec.device.type == "cpu" else {}),
         )
 
@@ -132,7 +131,7 @@ class Server:
         running = self._ask("GET", "/server_info")
         hooks = [hook for hook in running["forward_hooks"] or [] if hook["name"] == "torchspec"]
         folder = Path(hooks[0]["config"]["folder"]) if hooks else shared_memory.ROOT / "torchspec-server"
-        wanted = settings(layer_ids, folder) | {"speculative_algorithm": None}  # SGLang forgets it once it has chosen the convention
+        wanted = settings(spec, layer_ids, folder) | {"speculative_algorithm": None}  # SGLang forgets it once it has chosen the convention
         wrong = [f"{name}={running[name]!r}" for name, value in wanted.items() if running[name] != value]
         if wrong:
             raise UserError(
@@ -147,7 +146,7 @@ class Server:
 def command(spec: CaptureSpec, layer_ids: list[int], folder: Path) -> str:
     """The shell command that starts a server which captures these layers."""
     words = ["python -m sglang.launch_server", f"--model-path {spec.folder}", f"--dtype {str(spec.dtype).removeprefix('torch.')}"]
-    for name, value in settings(layer_ids, folder).items():
+    for name, value in settings(spec, layer_ids, folder).items():
         flag = f"--{name.replace('_', '-')}"
         if name == "forward_hooks":
             words.append(f"{flag} '{json.dumps(value)}'")

@@ -19,7 +19,7 @@ MARK = "torchspec-"  # request ids that begin so are captured; a shared server a
 
 
 def recorder(config: dict) -> Callable:
-    folder = Path(config["folder"])
+    folder, num_layers, fp8 = Path(config["folder"]), config["layers"], config["fp8"]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     last: list[torch.Tensor] = []  # of the running batch: the last layer's output, [tokens, H_t]
 
@@ -29,14 +29,11 @@ def recorder(config: dict) -> Callable:
             return
         batch, layers = inputs[3], inputs[4]
         if batch.forward_mode.is_extend() and get_tensor_model_parallel_rank() == 0:  # every rank has the whole states
-            save(folder, batch.rids, batch.extend_seq_lens_cpu, torch.stack([*layers, *last], dim=1))
+            context = torch.cat([*layers, *last][:num_layers], dim=-1)  # [tokens, K*H_t]; a method may want the last layer itself
+            lengths = list(batch.extend_seq_lens_cpu)  # of the batch's prompts, which lie end to end
+            for request, rows, ends in zip(batch.rids, context.split(lengths), last[0].split(lengths), strict=True):
+                if request.startswith(MARK):
+                    shared_memory.put(folder, request, rows, ends[-1], num_layers, fp8)
         last.clear()
 
     return hook
-
-
-def save(folder: Path, requests: list[str], lengths: list[int], states: torch.Tensor) -> None:
-    """states [tokens, K+1, H_t] of all prompts of the batch, end to end."""
-    for request, rows in zip(requests, states.split(list(lengths)), strict=True):
-        if request.startswith(MARK):
-            shared_memory.put(folder, request, rows)

@@ -4,15 +4,15 @@ import shutil
 from collections.abc import Sequence
 
 import vllm
-from torch import Tensor
 from vllm import LLM, SamplingParams
 
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
-from torchspec.capture.vllm.connector import FOLDER, NAME, SharedMemoryConnector
+from torchspec.capture.shared_memory import States
+from torchspec.capture.vllm.connector import FOLDER, FP8, LAYERS, NAME, SharedMemoryConnector
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
+from torchspec.target import load_config
 
 
 class VLLMCapture:
@@ -23,16 +23,17 @@ class VLLMCapture:
 
     def __init__(self, spec: CaptureSpec):
         self.layer_ids = spec.layer_ids
-        self.target = FrozenTarget.load(spec.folder, spec.dtype, trust_remote_code=spec.trust_remote_code)
         self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        self.truth = NextTokenCheck(self.target, self.producer)
+        self.truth = NextTokenCheck(spec, self.producer)
         self.folder = shared_memory.new_folder()
-        states = sorted({z + 1 for z in spec.layer_ids} | {self.target.num_layers})  # a method may want the last layer itself
-        longest = min(spec.max_length + 1, self.target.config.max_position_embeddings)
+        config = load_config(spec.folder, spec.trust_remote_code)
+        states = sorted({z + 1 for z in spec.layer_ids} | {config.num_hidden_layers})  # a method may want the last layer itself
+        longest = min(spec.max_length + 1, config.max_position_embeddings)
         self.engine = LLM(
             str(spec.folder),
             dtype=str(spec.dtype).removeprefix("torch."),
             tensor_parallel_size=spec.num_devices,
+            gpu_memory_utilization=spec.memory_fraction,  # on a CPU of the host's memory, unless VLLM_CPU_KVCACHE_SPACE is set
             trust_remote_code=spec.trust_remote_code,
             max_model_len=longest,
             max_num_batched_tokens=max(2048, longest),  # a prompt runs in one step
@@ -48,7 +49,7 @@ class VLLMCapture:
                 "kv_connector": SharedMemoryConnector.__name__,
                 "kv_connector_module_path": SharedMemoryConnector.__module__,
                 "kv_role": "kv_producer",
-                "kv_connector_extra_config": {FOLDER: str(self.folder)},
+                "kv_connector_extra_config": {FOLDER: str(self.folder), LAYERS: len(spec.layer_ids), FP8: spec.fp8},
             },
         )
 
@@ -56,23 +57,22 @@ class VLLMCapture:
         return self.capture_batch([prompt])[0]
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
-        states = self._run(prompts)  # N times [L, K or K+1, H_t]
-        k = len(self.layer_ids)
-        return [Features(p, rows[:, :k].flatten(1), self.layer_ids, self.producer).check() for p, rows in zip(prompts, states, strict=True)]
+        states, tokens = self._run(prompts)
+        self.truth.watch([rows.last for rows in states], tokens)
+        return [rows.features(prompt, self.layer_ids, self.producer) for prompt, rows in zip(prompts, states, strict=True)]
 
-    def verify(self, target: FrozenTarget, prompts: list[Prompt]) -> None:
-        """Runs the prompts; each capture compares the engine's next token with ours."""
-        self.capture_batch(prompts)
+    def verify(self, prompts: list[Prompt]) -> None:
+        states, tokens = self._run(prompts)
+        self.truth.compare([rows.last for rows in states], tokens)
         self.truth.conclude()
 
-    def _run(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+    def _run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
+        """What the engine left of each prompt, and its next token."""
         names = [f"{prompt.index}.safetensors" for prompt in prompts]
         sampling = [SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}}) for name in names]
         answers = self.engine.generate([{"prompt_token_ids": p.ids.tolist()} for p in prompts], sampling, use_tqdm=False)
         states = [shared_memory.take(self.folder, name, self.producer) for name in names]
-        for rows, answer in zip(states, answers, strict=True):
-            self.truth.compare(rows[-1, -1], answer.outputs[0].token_ids[0])
-        return states
+        return states, [answer.outputs[0].token_ids[0] for answer in answers]
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -17,7 +17,8 @@ from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 
 from torchspec.capture import shared_memory
 
-FOLDER, NAME = "torchspec_folder", "torchspec_name"  # keys of the connector's and of a request's extra settings
+FOLDER, LAYERS, FP8 = "torchspec_folder", "torchspec_layers", "torchspec_fp8"  # keys of the connector's extra settings
+NAME = "torchspec_name"  # of a request's
 
 
 @dataclass
@@ -47,7 +48,8 @@ def cache_group(specs: list) -> int:
 class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        self.folder = Path(self._kv_transfer_config.get_from_extra_config(FOLDER, ""))
+        settings = self._kv_transfer_config.kv_connector_extra_config
+        self.folder, self.num_layers, self.fp8 = Path(settings[FOLDER]), settings[LAYERS], settings[FP8]
         self.group = cache_group([group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
 
     # the scheduler's side
@@ -75,14 +77,15 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         (name,) = get_layers_from_vllm_config(self._vllm_config, CacheOnlyAttentionLayer, list(kv_caches))
-        self.cache = kv_caches[name]  # [blocks, K, block size, H_t]
+        self.cache = kv_caches[name]  # [blocks, K or K+1, block size, H_t]: the captured layers, and the last one
 
     def wait_for_save(self) -> None:
         if get_tensor_model_parallel_rank() != 0:  # every rank has the whole states
             return
         for rows in self._get_connector_metadata().prompts:
-            states = self.cache[rows.blocks].transpose(1, 2).flatten(0, 1)[: rows.count]  # [L, K, H_t]
-            shared_memory.put(self.folder, rows.name, states)
+            states = self.cache[rows.blocks].transpose(1, 2).flatten(0, 1)[: rows.count]  # [L, K or K+1, H_t]
+            context = states[:, : self.num_layers].flatten(1)
+            shared_memory.put(self.folder, rows.name, context, states[-1, -1], self.num_layers, self.fp8)
 
     def start_load_kv(self, forward_context, **kwargs) -> None:
         pass
