@@ -79,9 +79,8 @@ def parallelise(model: nn.Module, world: World, training: TrainingConfig, dtype:
     Several ranks: FSDP2, a unit per layer and one for the rest; a draft of one layer is one unit, since EAGLE-3 runs its layer once a
     step and would gather it each time. One rank: the same arithmetic without FSDP.
     """
-    compiled = training.compile if training.compile is not None else world.device.type == "cuda"
     for layer in model.layers:
-        if compiled:
+        if compiles(training, world.device):
             layer.forward = torch.compile(layer.forward)
         if training.activation_checkpointing:
             layer.forward = recomputed(layer)
@@ -92,6 +91,10 @@ def parallelise(model: nn.Module, world: World, training: TrainingConfig, dtype:
     for layer in model.layers if len(model.layers) > 1 else ():
         fully_shard(layer, mesh=ranks, mp_policy=policy)
     return fully_shard(model, mesh=ranks, mp_policy=policy)
+
+
+def compiles(training: TrainingConfig, device: torch.device) -> bool:
+    return device.type == "cuda" if training.compile is None else training.compile
 
 
 def sync_gradients(compute: Callable, wanted: bool) -> None:

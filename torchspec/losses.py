@@ -27,6 +27,11 @@ def _arithmetic(head: Tensor) -> ModuleType:
     return loss_kernels
 
 
+def loss_values(rows: int, width: int, vocabulary: int, laws: int) -> int:
+    """Values that a loss over so many rows holds on a GPU at once: the rows and their gradients, and a chunk of logits for each law."""
+    return 2 * rows * width + laws * min(rows, CUDA_CHUNK_ROWS) * vocabulary
+
+
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """The head has no gradient, so d loss / d hidden can be finished in the forward pass, chunk by chunk.
 

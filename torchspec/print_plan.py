@@ -9,11 +9,11 @@ from torchspec.errors import UserError
 from torchspec.fetch import resolve_target
 from torchspec.inference import resolve_device, resolve_dtype
 from torchspec.log import console
-from torchspec.methods.base import Method
+from torchspec.plan_memory import count_parameters, rank_memory
 from torchspec.target import FrozenTarget
 
 GIB = 2.0**30
-TRAINED_BYTES = 16  # per parameter of the draft: float32 masters, gradients, two moments
+ROOM = 0.93  # share of a GPU's memory that a run can fill: the rest goes to libraries, and to gaps between tensors
 CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
 
 
@@ -28,8 +28,9 @@ def print_plan(config: RunConfig) -> None:
     steps, planned = len(plan) // training.draft_accumulation_steps, [dataset.lengths[list(batch.indices)].sum() for batch in plan]
     values = len(method.layer_ids) * target.config.hidden_size  # of one token's features
     wire = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
-    feature_bytes, shards = manifest.tokens * values * dtype.itemsize, training.num_ranks if training.fsdp_strategy == "FULL_SHARD" else 1
-    ahead = training.prefetch_depth * int(dataset.lengths.max()) * values * dtype.itemsize
+    feature_bytes, longest = manifest.tokens * values * dtype.itemsize, int(dataset.lengths.max())
+    device, documents = resolve_device(config.model.device), max(len(batch.indices) for batch in plan)
+    parts = rank_memory(config, method, documents, int(max(planned)), longest, device)
     rows = {
         "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
         "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
@@ -38,8 +39,7 @@ def print_plan(config: RunConfig) -> None:
         "topology": topology(config),
         "steps": f"{steps} of {training.num_ranks} x {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
         f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
-        "memory": f"per rank: draft {TRAINED_BYTES * parameters / shards / GIB:.2f} GiB (masters, gradients, moments), frozen embedding "
-        f"and head {target_bytes(target) / GIB:.2f} GiB, features ahead {ahead / GIB:.3f} GiB",
+        "memory": memory(parts, device),
         "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
         "disk": f"{CHECKPOINT_BYTES * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
     }
@@ -50,7 +50,7 @@ def print_plan(config: RunConfig) -> None:
     if inference.num_workers:
         rows["wire"] = (
             f"{inference.transfer}, {wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained; "
-            f"{under_way(config, int(dataset.lengths.max()) * wire) / GIB:.3f} GiB under way at one end"
+            f"{under_way(config, longest * wire) / GIB:.3f} GiB under way at one end"
         )
     coverage = method.config.to_dict().get("draft_vocab_coverage")
     if coverage is not None:
@@ -60,14 +60,17 @@ def print_plan(config: RunConfig) -> None:
         console.print(f"{name:>9}  {text}", markup=False)
 
 
-def count_parameters(method: Method) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in method.skeleton().parameters())
-
-
-def target_bytes(target: FrozenTarget) -> int:
-    tied = target.head is target.embedding
-    return target.embedding.nbytes + (0 if tied else target.head.nbytes)
+def memory(parts: dict[str, int], device: torch.device) -> str:
+    """One line, with advice where a GPU has less."""
+    total = sum(parts.values())
+    text = f"per rank {total / GIB:.2f} GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    if device.type != "cuda":
+        return text
+    there = torch.cuda.get_device_properties(device).total_memory
+    text += f"; {there / GIB:.1f} GiB are there"
+    return (
+        text if total < ROOM * there else text + ", too few: lower training.micro_batch_size, or set training.activation_checkpointing=true"
+    )
 
 
 def under_way(config: RunConfig, largest: int) -> int:

@@ -27,7 +27,7 @@ class FrozenTarget:
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> "FrozenTarget":
         config = load_config(folder, trust_remote_code)
-        files = _tensor_files(folder)
+        files = tensor_files(folder)
         read = {suffix: _read(folder, files, suffix, dtype, device) for suffix in (EMBEDDING, NORM)}
         head = read[EMBEDDING] if config.tie_word_embeddings else _read(folder, files, HEAD, dtype, device)
         return cls(folder, config, read[EMBEDDING], head, read[NORM])
@@ -53,7 +53,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
         raise UserError(f"target {folder}: config.json cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index of a sharded checkpoint or from its single file."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():

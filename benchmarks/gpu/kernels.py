@@ -1,5 +1,7 @@
 """FlexAttention and the losses against references in higher precision, at the sizes that drafts have."""
 
+import time
+
 import torch
 from gpu.place import Place, relative, within
 from torch import Tensor
@@ -77,6 +79,28 @@ def compared_output(place: Place, layout: BlockLayout, slots: int, own: int, hea
     inputs = attention_inputs(place, layout, slots, own, heads)
     expected = structured_attention(*(x.float() for x in inputs), layout)
     return relative(flex(*inputs, flex_block_mask(layout, slots, own)), expected)
+
+
+def growing(place: Place) -> dict:
+    """Attention of one row of two sequences as they grow by a token, with an explicit mask: does each new length cost a plan?"""
+    rows, times = place.pick(64, 4), {}
+    q, k, v = (place.normal(2, heads, length, 128) for heads, length in ((32, 1), (32, 500), (32, 500)))
+
+    def attend(end: int) -> Tensor:
+        visible = torch.ones(2, 1, 1, end, dtype=torch.bool, device=place.device)
+        return torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=visible)
+
+    for name, allowed, first in (("without cuDNN", False, 100), ("with cuDNN", True, 101)):
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
+        attend(first - 2)
+        place.synchronize()
+        started = time.perf_counter()
+        for end in range(first, first + 2 * rows, 2):
+            attend(end)
+        place.synchronize()
+        times[name] = 1000 * (time.perf_counter() - started) / rows
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return {"ms_of_a_new_length": times}
 
 
 def head_inputs(place: Place, rows: int) -> tuple[Tensor, Tensor, Tensor]:

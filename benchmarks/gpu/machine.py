@@ -47,9 +47,6 @@ def transfer(place: Place) -> dict:
     on_host = replace(features, context=features.context.cpu())
     plain, small = encode(features, fp8=False), encode(features, fp8=True)
     arrived, rounded = (decode(wire, prompt, place.device, torch.bfloat16).context for wire in (plain, small))
-        decode(plain, prompt, place.device, torch.bfloat16).context,
-        decode(small, prompt, place.device, torch.bfloat16).context,
-    )
     ways = {
         "encode": lambda: encode(features, fp8=False),
         "decode": lambda: decode(plain, prompt, place.device, torch.bfloat16),

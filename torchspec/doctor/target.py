@@ -11,7 +11,8 @@ from torchspec.doctor.finding import Finding
 from torchspec.doctor.machine import enough_space
 from torchspec.inference import resolve_dtype
 from torchspec.methods.base import Method
-from torchspec.print_plan import CHECKPOINT_BYTES, TRAINED_BYTES, count_parameters, target_bytes
+from torchspec.plan_memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, target_bytes, weight_bytes
+from torchspec.print_plan import CHECKPOINT_BYTES
 from torchspec.target import FrozenTarget
 
 HELLO = [{"role": "user", "content": "Hello."}]
@@ -57,6 +58,6 @@ def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Findi
 def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
     """Whether one trainer rank fits into memory, and its checkpoints onto the disk."""
     here = config.inference.num_workers == 0  # the whole target stands in the trainer's process
-    weights = sum(file.stat().st_size for file in target.folder.glob("*.safetensors")) if here else target_bytes(target)
-    memory, files = TRAINED_BYTES * count_parameters(method) + weights, CHECKPOINT_BYTES * count_parameters(method)
+    weights = weight_bytes(target) if here else target_bytes(target)
+    memory, files = (MASTER_BYTES + GRADIENT_BYTES) * count_parameters(method) + weights, CHECKPOINT_BYTES * count_parameters(method)
     return enough_space(config, memory, files * (config.training.max_checkpoints + 2))

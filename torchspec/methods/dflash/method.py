@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from torchspec.data.dataset import PromptDataset
 from torchspec.evaluate.sampling import GREEDY
-from torchspec.losses import LossVocabulary, frozen_head_cross_entropy
+from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_folder, check_serves, draft_config
@@ -81,8 +81,9 @@ class DFlash:
         return DFlashDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
 
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
-        """What a forward pass over documents of so many blocks each, and so many tokens in all, keeps for its backward pass."""
-        return kept_values(self.config, documents * blocks * self.block_size, tokens, compiled)
+        """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
+        rows, head = documents * blocks * self.block_size, self.target.head
+        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""

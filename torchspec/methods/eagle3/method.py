@@ -23,7 +23,7 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.evaluate.sampling import GREEDY
-from torchspec.losses import frozen_head_divergence
+from torchspec.losses import frozen_head_divergence, loss_values
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config
@@ -88,8 +88,10 @@ class Eagle3:
         return Eagle3Drafter(model, self.target, self.served_vocabulary(model), self.block_size)
 
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
-        """What a forward pass over documents of so many chains each, and so many tokens in all, keeps for its backward pass."""
-        return kept_values(self.config, self.block_size - 1, documents * blocks, tokens, compiled)
+        """Values alive when the backward pass of a micro-batch begins: documents of so many chains each, and so many tokens in all."""
+        chains, steps, head = documents * blocks, self.block_size - 1, self.vocabulary.head
+        kept = kept_values(self.config, steps, chains, tokens, compiled)
+        return kept + loss_values(chains * steps, head.shape[1], len(head), laws=2)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
