@@ -81,7 +81,7 @@ def parallelise(model: nn.Module, world: World, training: TrainingConfig, dtype:
     """
     for layer in model.layers:
         if compiles(training, world.device):
-            layer.forward = torch.compile(layer.forward)
+            layer.forward = compiled(layer.forward)
         if training.activation_checkpointing:
             layer.forward = recomputed(layer)
     if world.size == 1:
@@ -91,6 +91,14 @@ def parallelise(model: nn.Module, world: World, training: TrainingConfig, dtype:
     for layer in model.layers if len(model.layers) > 1 else ():
         fully_shard(layer, mesh=ranks, mp_policy=policy)
     return fully_shard(model, mesh=ranks, mp_policy=policy)
+
+
+def compiled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Lengths are symbols from the first batch on: what a step computes does not depend on which batch a process saw first, so that a
+    resumed run is the run that was never killed. The epsilon of a norm is none.
+    """
+    torch._dynamo.config.specialize_float = True
+    return torch.compile(forward, dynamic=True)
 
 
 def compiles(training: TrainingConfig, device: torch.device) -> bool:

@@ -56,13 +56,13 @@ BESIDE: dict[str, dict[str, Check]] = {
 }
 FIRST = {"environment": Check(machine.environment, 10)}
 ALONE = {
-    "head speed": Check(kernels.head_speed, 10),
-    "speed dflash": Check(partial(speed.speed, method="dflash"), 40),
+    "speed compiled dflash": Check(speed.compiled, 90, needs_cuda=True),
     "transfer": Check(machine.transfer, 10),
     "growing lengths": Check(kernels.growing, 10),
     **for_methods("memory", recipes.memory, seconds=40),
-    "speed compiled dflash": Check(speed.compiled, 60, needs_cuda=True),
     "speed eagle3": Check(partial(speed.speed, method="eagle3"), 40),
+    "head speed": Check(kernels.head_speed, 10),
+    "speed dflash": Check(partial(speed.speed, method="dflash"), 40),
 }
 CHECKS = {name: check for group in (FIRST, *BESIDE.values(), ALONE) for name, check in group.items()}
 

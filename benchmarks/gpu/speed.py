@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from gpu.place import Place
 from gpu.steps import TINY, new
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from train_step import SHAPES, Ours, flops, matmul_ceiling, median_seconds, parts, seconds
+from train_step import SHAPES, Ours, flops, matmul_ceiling, median_seconds, parts, random_batch, seconds
 
 WARM_UP, STEPS, KERNELS = 3, 10, 25
 
@@ -28,7 +28,27 @@ def speed(place: Place, method: str) -> dict:
 
 def compiled(place: Place) -> dict:
     ours = new(place, SHAPES["qwen3-8b-256"], "dflash", compile=True)
-    return timed(place, ours) | profiled(place, ours, "dflash-compiled")
+    numbers = timed(place, ours) | profiled(place, ours, "dflash-compiled")
+    place.report("speed compiled dflash, one shape", {"ok": None, **numbers})
+    return numbers | {"mixed_lengths": mixed(place, ours)}
+
+
+def mixed(place: Place, ours: Ours) -> dict:
+    """Documents of changing lengths, as in a run: lengths are symbols then."""
+    shapes = [replace(ours.shape, lengths=lengths) for lengths in ((768, 768), (700, 836), (641, 777), (900, 501))]
+    batches = [random_batch(shape, ours.batch.context.shape[1], place.device) for shape in shapes]
+
+    def step(seed: int) -> None:
+        ours.batch = batches[seed % len(batches)]
+        ours.step(seed)
+
+    started = time.perf_counter()
+    for seed in range(2 * len(batches)):
+        step(seed)
+    place.synchronize()
+    warm = time.perf_counter() - started
+    times = place.pace([lambda seed=seed: step(seed) for seed in range(3 * len(batches))])
+    return {"ms": 1000 * statistics.median(times), "all_ms": [1000 * value for value in times], "first_eight_steps_seconds": warm}
 
 
 def timed(place: Place, ours: Ours) -> dict:
