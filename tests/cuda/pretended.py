@@ -77,7 +77,8 @@ class PretendedDevice(TorchDispatchMode):
         """Refuses a mix of devices, counts a wait."""
         if operation in COPIES:
             source, arrives = (args[1], pretended(args[0])) if operation is aten.copy_ else (args[0], device == DEVICE)
-            if arrives != pretended(source) and not kwargs.get("non_blocking"):
+            freely = kwargs.get("non_blocking") and (not arrives or hasattr(source, "pinned"))
+            if arrives != pretended(source) and not freely:
                 self.count("copy to the device" if arrives else "copy to the host")
             return
         indices = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)] if operation in INDEXING else []

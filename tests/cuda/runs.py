@@ -39,10 +39,10 @@ def run_of(config: RunConfig, method: Method, model: torch.nn.Module, device: to
 
 
 def batch_of(method: Method, lengths: tuple[int, ...], prompt: int, context: Tensor) -> Batch:
-    """Documents of random tokens, the first `prompt` of each not supervised."""
+    """Documents of random tokens, the first `prompt` of each not supervised; features where `context` is."""
     vocabulary, generator = method.target.config.vocab_size, torch.Generator().manual_seed(2)
-    ids = torch.randint(vocabulary * 9 // 10, (sum(lengths),), generator=generator).to(context.device)
-    mask = torch.cat([torch.arange(length) >= prompt for length in lengths]).to(context.device)
+    ids = torch.randint(vocabulary * 9 // 10, (sum(lengths),), generator=generator)
+    mask = torch.cat([torch.arange(length) >= prompt for length in lengths])
     return Batch(ids, mask, context, lengths, tuple(range(len(lengths))), 0).check()
 
 

@@ -47,8 +47,8 @@ def only_traced(graph: torch.fx.GraphModule, inputs: list, **options) -> torch.f
 
 
 def test_dflash_layers(lowered, monkeypatch):
-    """Six: the first layer and, for all others, one in which its number is a symbol; each for the first batch, other lengths, other
-    numbers of documents.
+    """Two: of the first layer, whose input has no gradient, and of all others. Lengths are symbols; two lengths that happen to be equal,
+    here slots and tiles, are taken for one symbol and cost two more.
     """
     config = dflash_format.draft_config(DFlashConfig(num_layers=2), TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
     with DEVICE:
@@ -59,10 +59,11 @@ def test_dflash_layers(lowered, monkeypatch):
         out.sum().backward()
         monkeypatch.setattr(compile_fx, "compile_fx", only_traced)  # the first batch shows that they lower; it takes ten seconds a graph
     breaks, graphs = breaks_and_graphs()
-    assert breaks == {} and graphs <= 6
+    assert breaks == {} and graphs <= 4
 
 
 def test_eagle3_layer(lowered):
+    """One for each of three steps."""
     target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), rows(WIDTH, 1))
     with DEVICE:
         draft = compiled(Eagle3Draft(eagle3_format.draft_config(Eagle3Config(), target), torch.bfloat16))
@@ -75,4 +76,4 @@ def test_eagle3_layer(lowered):
         assert breaks_and_graphs()[0] == {}
         out.sum().backward()
     breaks, graphs = breaks_and_graphs()
-    assert breaks == {} and graphs <= 6
+    assert breaks == {} and graphs <= 3

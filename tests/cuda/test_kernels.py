@@ -1,5 +1,9 @@
 """Triton kernels compile for an H100; the ones of this file show that the check can tell."""
 
+import os
+import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -9,8 +13,18 @@ import triton.language as tl
 
 import torchspec
 from tests.cuda.cubin import compile_for_h100
+from tests.cuda.guard import FOLDER
+from torchspec.nn import loss_kernels
 
-KERNELS: dict[str, tuple[dict[str, str], dict[str, int]]] = {}  # "module:kernel" of torchspec -> signature, constants; none so far
+LOSSES = "torchspec.nn.loss_kernels"
+CROSS_ENTROPY = {"logits": "*bf16", "bias": "*fp32", "labels": "*i64", "losses": "*fp32", "predictions": "*i64", "size": "i32"}
+DIVERGENCE = {"logits": "*bf16", "targets": "*bf16", "rows": "*i64", "losses": "*fp32", "predictions": "*i64", "size": "i32"}
+KERNELS = (  # module and kernel of torchspec, signature, constants
+    *((LOSSES, "_cross_entropy", CROSS_ENTROPY, {"BIASED": biased}) for biased in (False, True)),
+    *((LOSSES, "_divergence", DIVERGENCE, {"KIND": kind}) for kind in loss_kernels.KINDS.values()),
+)
+PARTS = {"_better", "_more"}  # called by kernels
+ROOT = Path(__file__).parents[2]
 ELF = b"\x7fELF"
 
 
@@ -39,9 +53,20 @@ def test_a_kernel_that_wants_too_much_shared_memory_is_refused():
         compile_for_h100(long_product, {"x": "*bf16", "y": "*bf16", "out": "*fp32"}, {"ROWS": 64, "LENGTH": 1024})
 
 
-def test_every_kernel_of_torchspec_becomes_code():
+def test_every_kernel_of_torchspec_is_listed():
     files = Path(torchspec.__file__).parent.rglob("*.py")
-    assert sum(file.read_text().count("@triton.jit") for file in files) == len(KERNELS), "list the kernel in KERNELS"
-    for name, (signature, constants) in KERNELS.items():
-        module, _, kernel = name.partition(":")
-        assert compile_for_h100(vars(import_module(module))[kernel], signature, constants).startswith(ELF), name
+    written = {name for file in files for name in re.findall(r"@triton\.jit\ndef (\w+)", file.read_text())}
+    assert written == {kernel for _, kernel, *_ in KERNELS} | PARTS
+
+
+@pytest.mark.parametrize(("module", "kernel", "signature", "constants"), KERNELS)
+def test_every_kernel_of_torchspec_becomes_code(module, kernel, signature, constants):
+    constants = constants | {"BLOCK": loss_kernels.BLOCK}
+    kernel = vars(import_module(module))[kernel]
+    assert compile_for_h100(kernel, signature, constants, num_warps=loss_kernels.WARPS).startswith(ELF)
+
+
+def test_the_losses_are_right():
+    """In Triton's interpreter, which must be chosen before Triton is imported."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{FOLDER}"}
+    subprocess.run([sys.executable, ROOT / "tests" / "cuda" / "interpreted.py"], env=environment, check=True, timeout=300)
