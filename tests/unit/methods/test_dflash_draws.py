@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unit.tiny import B, make_method, random_features
 from torchspec.errors import ContractError, UserError
+from torchspec.methods.blocks import padded
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_layer_ids, default_layer_ids
 from torchspec.methods.dflash.mask_token import choose_mask_token
@@ -60,6 +61,12 @@ def test_every_candidate_is_drawn_equally_often():
 def test_a_document_in_which_nothing_can_be_an_anchor_gets_invalid_blocks_at_zero():
     layout = sample_anchors(pack([SAMPLES[3]], 0), 4, B, 0)
     assert layout.anchors.tolist() == [[0]] and layout.valid.tolist() == [[False]]
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(1, 8), (8, 8), (9, 16), (150, 152), (512, 512)])
+def test_a_gpu_computes_as_many_blocks_as_the_fullest_document_has_by_eights(count, blocks):
+    """Not all of `num_anchors`: 512 blocks for 150 candidates are 70% waste."""
+    assert padded(count, on_gpu=True) == blocks and padded(count, on_gpu=False) == count
 
 
 # --- layers
