@@ -101,9 +101,8 @@ class Eagle3:
         hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(slots.labels[:, :, step].flatten()))
         step, chain = slots.rows % self.block_size - 1, slots.rows // self.block_size  # [r] slot k belongs to step k - 1
         scored = hidden.flatten(0, 1).index_select(0, step * layout.anchors.numel() + chain)
-        before = (
-            layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(self.block_size) - 1
-        )  # whose state gives its target
+        slot = torch.arange(self.block_size)
+        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
         losses, predictions = frozen_head_divergence(
             scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss
