@@ -1,5 +1,9 @@
 """One Triton kernel, compiled for an H100."""
 
+import re
+import subprocess
+from pathlib import Path
+
 import triton
 from triton.compiler import ASTSource
 
@@ -18,3 +22,13 @@ def compile_for_h100(
     compiled = triton.compile(ASTSource(kernel, signature, constants), target=TARGET, options=options)
     compiled._init_handles()  # as at a launch: checks what the kernel asks for against the card
     return compiled.asm["cubin"]
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    """What one thread (REG, STACK: bytes that did not fit registers) and one program (SHARED: bytes) take."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    listing = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file], check=True, capture_output=True, text=True
+    ).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", listing)}

@@ -1,5 +1,7 @@
 """The attention of one layer as each method asks for it, forward and where wanted backward, on tensors without values."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,12 +36,16 @@ def dflash(where: BlockLayout, heads: Heads, grad: bool) -> Tensor:
     return _back(dflash_attention(where)(0)(rows(slots, queries, size, grad), *context, *own))
 
 
-def eagle3(where: BlockLayout, heads: Heads, step: int, grad: bool) -> Tensor:
-    """One row of each chain, which has `step` rows of its own behind it."""
-    queries, keys, size = heads
-    past = [tuple(rows(sum(where.lengths), keys, size, grad) for _ in "kv")]
-    past += [tuple(rows(where.anchors.numel(), keys, size, grad) for _ in "kv") for _ in range(step)]
-    return _back(eagle3_attention(where, len(past))(rows(where.anchors.numel(), queries, size, grad), tuple(past)))
+def eagle3(where: BlockLayout, heads: Heads, steps: Sequence[int], grad: bool) -> list[Tensor]:
+    """One row of each chain in each step, with as many rows of its own behind it. The masks are made once, as in a forward pass."""
+    attend, chains = eagle3_attention(where, max(steps) + 1), where.anchors.numel()
+
+    def attended(step: int) -> Tensor:
+        queries, keys, size = heads
+        past = [tuple(rows(count, keys, size, grad) for _ in "kv") for count in (sum(where.lengths), *[chains] * step)]
+        return _back(attend(rows(chains, queries, size, grad), tuple(past)))
+
+    return [attended(step) for step in steps]
 
 
 def _back(output: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The loss kernels, run by Triton's interpreter on a CPU, against float64. `test_kernels.py` starts it.
 
-Rows of several blocks, the last one not full. Logits are float32 here: what is left is float32's own rounding of sums over 300 terms.
+Rows of several blocks, the last one not full. What is left is float32's own rounding of sums over 300 terms: 1e-5 in a loss of 20.
+A slope is stored in the logits' dtype: bfloat16 keeps 8 bits, and the interpreter cuts off where a GPU rounds, hence 2 ** -7.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchspec.nn import loss_kernels
 
 ROWS, CLOSE = 7, {"rtol": 1e-5, "atol": 1e-5}
+SLOPE = {torch.float32: CLOSE, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5}}
 loss_kernels.BLOCK = 64
 
 
@@ -38,22 +40,46 @@ def divergence(logits: Tensor, p: Tensor, kind: str) -> Tensor:
     return share * kl + (1 - share) * tv
 
 
+def compare(kernel, logits: Tensor, loss) -> None:
+    """All rows, and none."""
+    exact = expected(logits, loss)
+    for found, wanted, close in zip(ran(kernel, logits), exact, (CLOSE, SLOPE[logits.dtype], CLOSE), strict=True):
+        torch.testing.assert_close(found.to(wanted.dtype), wanted, **close)
+    assert all(len(x) == 0 for x in ran(kernel, logits[:0]))
+
+
+def cross_entropies(logits: Tensor, generator: torch.Generator) -> None:
+    size = logits.shape[1]
+    labels = torch.randint(size, (ROWS,), generator=generator)
+    for bias in (None, torch.randn(size, generator=generator)):
+
+        def kernel(x, *out, bias=bias):
+            loss_kernels.cross_entropy_(x, bias, labels[: len(x)], *out)
+
+        def loss(x, bias=bias):
+            return torch.nn.functional.cross_entropy(x if bias is None else x + bias.double(), labels, reduction="none")
+
+        compare(kernel, logits, loss)
+
+
+def divergences(logits: Tensor, generator: torch.Generator) -> None:
+    targets, rows = logits_of(4, logits.shape[1], generator).to(logits.dtype), torch.randint(4, (ROWS,), generator=generator)
+    p = targets.double().softmax(-1)[rows]
+    for kind in loss_kernels.KINDS:
+
+        def kernel(x, *out, kind=kind):
+            loss_kernels.divergence_(x, targets, rows[: len(x)], kind, *out)
+
+        compare(kernel, logits, lambda x, kind=kind: divergence(x, p, kind))
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    for size in (64, 101, 300):
-        logits, labels = logits_of(ROWS, size, generator), torch.randint(size, (ROWS,), generator=generator)
-        for bias in (None, torch.randn(size, generator=generator)):
-            biased = 0.0 if bias is None else bias.double()
-            exact = expected(logits, lambda x, b=biased, y=labels: torch.nn.functional.cross_entropy(x + b, y, reduction="none"))
-            torch.testing.assert_close(ran(loss_kernels.cross_entropy_, logits, bias, labels), exact, **CLOSE)
-        targets, rows = logits_of(4, size, generator), torch.randint(4, (ROWS,), generator=generator)
-        p = targets.double().softmax(-1)[rows]
-        for kind in loss_kernels.KINDS:
-            losses, slope, predictions = ran(lambda x, *out, t=targets, r=rows, k=kind: loss_kernels.divergence_(x, t, r, k, *out), logits)
-            exact = expected(logits, lambda x, p=p, k=kind: divergence(x, p, k))
-            torch.testing.assert_close((losses, slope, predictions), exact, **CLOSE)
-    nothing = ran(loss_kernels.cross_entropy_, logits[:0], None, labels[:0])
-    assert all(len(x) == 0 for x in nothing)
+    for dtype in SLOPE:
+        for size in (64, 101, 300):
+            logits = logits_of(ROWS, size, generator).to(dtype)
+            cross_entropies(logits, generator)
+            divergences(logits, generator)
 
 
 if __name__ == "__main__":

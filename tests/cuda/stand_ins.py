@@ -1,6 +1,6 @@
 """What stands in for kernels that exist on a GPU only; every such kernel of torchspec has its line in `kernels_replaced`."""
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -8,29 +8,13 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from torchspec import losses
 from torchspec.nn import attention
-from torchspec.nn.loss_tiles import DIVERGENCES
 
 
-def kernels_replaced(monkeypatch, flex, loss_kernels: SimpleNamespace) -> None:
+def kernels_replaced(monkeypatch, flex, loss_kernels: ModuleType | SimpleNamespace) -> None:
     monkeypatch.setattr(attention, "_compiled_flex", flex)
     monkeypatch.setattr(losses, "_arithmetic", lambda head: loss_kernels)
 
 
-def plain_cross_entropy_(logits: Tensor, bias: Tensor | None, labels: Tensor, losses: Tensor, predictions: Tensor) -> None:
-    predictions.copy_(logits.argmax(-1))
-    x = logits if bias is None else logits + bias
-    losses.copy_(-x.log_softmax(-1).gather(1, labels[:, None])[:, 0])
-    logits.copy_(x.softmax(-1).scatter_add(1, labels[:, None], -torch.ones_like(x[:, :1])))
-
-
-def plain_divergence_(logits: Tensor, targets: Tensor, rows: Tensor, kind: str, losses: Tensor, predictions: Tensor) -> None:
-    predictions.copy_(logits.argmax(-1))
-    value, slope = DIVERGENCES[kind](targets[rows].log_softmax(-1), logits.log_softmax(-1))
-    losses.copy_(value)
-    logits.copy_(slope)
-
-
-PLAIN_LOSSES = SimpleNamespace(cross_entropy_=plain_cross_entropy_, divergence_=plain_divergence_)
 LOSSES_IN_PLACE = SimpleNamespace(cross_entropy_=lambda *tensors: None, divergence_=lambda *tensors: None)  # the kernels allocate nothing
 
 

@@ -17,9 +17,9 @@ def test_blocks_in_training(lowered, heads):
 
 
 @every_group
-@pytest.mark.parametrize("blocks", (1, 3, 5, 7))
+@pytest.mark.parametrize("blocks", (1, 3, 7))
 def test_the_last_blocks_of_an_answer(lowered, heads, blocks):
-    """Fewer than 128 rows, for which PyTorch by itself takes its decoding kernel, where most groups of heads do not fit."""
+    """Fewer than 128 rows, padded to 16, 64 and 128: PyTorch by itself takes its decoding kernel, where most groups do not fit."""
     with torch.inference_mode():
         assert dflash(layout(1, blocks, 317, 16), heads, grad=False).shape == (blocks * 16, heads[0], heads[2])
 
@@ -27,14 +27,16 @@ def test_the_last_blocks_of_an_answer(lowered, heads, blocks):
 @pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
 @pytest.mark.parametrize("step", (0, 1, 6))
 def test_chains_in_training(lowered, heads, step):
-    assert eagle3(layout(2, 96, 1291, 8), heads, step, grad=True).shape == (2 * 96, heads[0], heads[2])
+    (out,) = eagle3(layout(2, 96, 1291, 8), heads, (step,), grad=True)
+    assert out.shape == (2 * 96, heads[0], heads[2])
 
 
 @pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
 @pytest.mark.parametrize(("chains", "step"), ((1, 0), (1, 6), (40, 0), (40, 3)))
 def test_chains_of_an_answer(lowered, heads, chains, step):
     with torch.inference_mode():
-        assert eagle3(layout(1, chains, 317, 8), heads, step, grad=False).shape == (chains, heads[0], heads[2])
+        (out,) = eagle3(layout(1, chains, 317, 8), heads, (step,), grad=False)
+    assert out.shape == (chains, heads[0], heads[2])
 
 
 @pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))

@@ -27,11 +27,9 @@ def test_a_dflash_run_compiles_six(lowered):
 def test_an_eagle3_run_compiles_seven(lowered):
     """As above; the number of own rows is one of the lengths that change."""
     for documents, tokens in TRAINING:
-        for step in range(7):
-            eagle3(layout(documents, 128, tokens, 8), QWEN3_8B, step, grad=True)
+        eagle3(layout(documents, 128, tokens, 8), QWEN3_8B, range(7), grad=True)
     with torch.inference_mode():
         for anchors, tokens in EVALUATION:
-            for step in range(3):
-                eagle3(layout(1, anchors, tokens, 8), QWEN3_8B, step, grad=False)
-    eagle3(layout(4, 128, 1777, 8), QWEN3_8B, 0, grad=True)
+            eagle3(layout(1, anchors, tokens, 8), QWEN3_8B, range(3), grad=False)
+    eagle3(layout(4, 128, 1777, 8), QWEN3_8B, (0,), grad=True)
     assert compiled() <= 7 < torch._dynamo.config.recompile_limit

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 import torchspec
-from tests.cuda.cubin import compile_for_h100
+from tests.cuda.cubin import compile_for_h100, resources
 from tests.cuda.guard import FOLDER
+from tests.cuda.h100 import PROPERTIES
 from torchspec.nn import loss_kernels
 
 LOSSES = "torchspec.nn.loss_kernels"
@@ -60,10 +61,16 @@ def test_every_kernel_of_torchspec_is_listed():
 
 
 @pytest.mark.parametrize(("module", "kernel", "signature", "constants"), KERNELS)
-def test_every_kernel_of_torchspec_becomes_code(module, kernel, signature, constants):
+def test_every_kernel_of_torchspec_becomes_code(module, kernel, signature, constants, tmp_path):
+    """Two programs at a time on a multiprocessor, so that one loads while the other reduces; 128 registers and 8 bytes beside them."""
     constants = constants | {"BLOCK": loss_kernels.BLOCK}
     kernel = vars(import_module(module))[kernel]
-    assert compile_for_h100(kernel, signature, constants, num_warps=loss_kernels.WARPS).startswith(ELF)
+    code = compile_for_h100(kernel, signature, constants, num_warps=loss_kernels.WARPS)
+    assert code.startswith(ELF)
+    used = resources(code, tmp_path)
+    assert 2 * used["REG"] * 32 * loss_kernels.WARPS <= PROPERTIES.regs_per_multiprocessor
+    assert used["STACK"] <= 16 and used["LOCAL"] == 0
+    assert 2 * used["SHARED"] <= PROPERTIES.shared_memory_per_multiprocessor
 
 
 def test_the_losses_are_right():

@@ -10,11 +10,12 @@ from transformers import Qwen3Config
 
 from tests.cuda.pretended import DEVICE, PretendedDevice, on_host
 from tests.cuda.runs import batch_of, method_of, run_of, width_of
-from tests.cuda.stand_ins import PLAIN_LOSSES, kernels_replaced, plain_flex
+from tests.cuda.stand_ins import kernels_replaced, plain_flex
 from torchspec.build import Run
 from torchspec.config import RunConfig
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.evaluate.sampling import Sampler
+from torchspec.nn import loss_tiles
 from torchspec.records import Batch, Features, Prompt
 from torchspec.train import Window
 
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def device(monkeypatch) -> PretendedDevice:
-    kernels_replaced(monkeypatch, plain_flex, PLAIN_LOSSES)
+    kernels_replaced(monkeypatch, plain_flex, loss_tiles)
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # a parameter cannot become another class
     tensor = torch.tensor  # makes its copy where no mode sees it
     monkeypatch.setattr(torch, "tensor", lambda data, device="cpu", **options: tensor(data, **options).to(device))
