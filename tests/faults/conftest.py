@@ -14,7 +14,7 @@ import torch
 from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec import checkpoint
 
-DEADLINE, STEPS = 600.0, 40
+DEADLINE, STEPS = 180.0, 40
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
