@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchspec.checkpoint import best
+from torchspec.checkpoint import latest
 from torchspec.config import load_config
 from torchspec.data.dataset import open_or_prepare
 from torchspec.evaluate.decode import speculative_decode, stop_ids
@@ -18,6 +18,7 @@ from torchspec.train import train
 ROOT = Path(__file__).parents[2]
 ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}
 RECIPES = {"dflash": "torchspec/demo/smollm2_dflash.yaml", "eagle3": "configs/hf_smollm2_eagle3.yaml"}
+STEPS = 100  # a draft that is accepted now and then (τ 1.3) shows all that a better one would; a CPU without bfloat16 takes 4 s a step
 MAX_NEW_TOKENS = 128
 PROMPTS = 24
 
@@ -53,11 +54,11 @@ def draft(method, target_folder, tmp_path_factory) -> Path:
     data = Path(str(files("torchspec.demo")))
     overrides = [
         f"output_dir={folder}", f"model.target_model_path={target_folder}", f"dataset.train_data_path={data / 'train.jsonl'}",
-        f"dataset.eval_data_path={data / 'heldout.jsonl'}", "training.max_steps=200", "evaluation.interval=200",
+        "dataset.eval_data_path=null", f"training.max_steps={STEPS}",
     ]  # fmt: skip
     config = load_config(str(ROOT / RECIPES[method]), overrides)
     train(config)
-    return export_checkpoint(best(config.checkpoints), folder / "draft")
+    return export_checkpoint(latest(config.checkpoints), folder / "draft")
 
 
 @pytest.fixture(scope="session")
