@@ -17,6 +17,7 @@ from torchspec.config import RunConfig
 from torchspec.distributed import World
 from torchspec.errors import UserError
 from torchspec.optim import build_optimizers
+from torchspec.same_run import check_same_run
 from torchspec.stream import pack
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -28,6 +29,7 @@ class Trainer:
     def __init__(self, method, steps: int, seed: int = 0, **training):
         values = {"output_dir": "o", "model": {"target_model_path": "t", "dtype": "float32"}, "dataset": {"train_data_path": "d"}}
         self.config = RunConfig(**values, training={"weight_decay": 0.1, **training})
+        self.facts = {"fingerprint": "ids", "held_out": None, "target_contents": "weights"}
         self.method, self.model = method, method.build(torch.Generator().manual_seed(seed))
         self.optimizers = build_optimizers(self.model, self.config.training)
         for _ in range(steps):
@@ -42,13 +44,14 @@ class Trainer:
             optimizer.zero_grad()
 
     def save(self, root: Path, step: int, **state) -> Path:
-        saver = checkpoint.Saver(root, self.config, ALONE, self.method.config, {"thinking": None})
+        saver = checkpoint.Saver(root, self.config, ALONE, self.method.config, self.facts)
         saver.save(TrainState(step=step, **state), self.model, self.optimizers)
         saver.finish()
         return checkpoint.folder(root, step)
 
     def load(self, folder: Path) -> TrainState:
-        return checkpoint.load(folder, self.model, self.optimizers, self.config, ALONE)
+        check_same_run(folder, self.config, ALONE, self.facts, self.method.config)
+        return checkpoint.load(folder, self.model, self.optimizers, ALONE)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -150,7 +153,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best):
     for step in steps:
         (checkpoint.folder(tmp_path, step) / "deep").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
-    checkpoint.rotate(tmp_path, keep, best)
+    checkpoint.rotate(tmp_path, keep, best, 600)
     left = {int(path.name.removeprefix("iter_")) for path in tmp_path.glob("iter_*")}
     assert left == set(steps[-keep:]) | ({best} & set(steps)) and (tmp_path / "notes").is_dir()
 
@@ -158,7 +161,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best):
 def test_steps_beyond_the_zero_padding_still_rotate_by_age(tmp_path):
     for step in (9_999_998, 9_999_999, 10_000_000):
         checkpoint.folder(tmp_path, step).mkdir(parents=True)
-    checkpoint.rotate(tmp_path, 1, 0)
+    checkpoint.rotate(tmp_path, 1, 0, 10_000_000)
     assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_10000000"]
 
 
@@ -174,7 +177,7 @@ def test_a_failed_delete_warns_with_the_folder_and_the_others_still_go(tmp_path,
 
     monkeypatch.setattr(shutil, "rmtree", stuck)
     with pytest.warns(UserWarning, match="iter_0000001 could not be deleted .device busy.; delete it by hand") as warned:
-        checkpoint.rotate(tmp_path, 2, 0)
+        checkpoint.rotate(tmp_path, 2, 0, 4)
     assert len(warned) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000001", "iter_0000003", "iter_0000004"]
 
 
@@ -183,7 +186,7 @@ def test_a_successful_rotation_warns_of_nothing(tmp_path):
         checkpoint.folder(tmp_path, step).mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.rotate(tmp_path, 1, 0)
+        checkpoint.rotate(tmp_path, 1, 0, 2)
 
 
 def test_the_best_is_the_one_recorded_and_else_the_latest(tiny_method, tmp_path):
