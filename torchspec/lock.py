@@ -20,9 +20,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     The lock lies beside `path`, whose folder is made if it is not there, and goes when the writer is done.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock")
-    descriptor = _hold(file, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _hold(file, path)
+    except OSError as error:
+        raise UserError(f"{path.parent.resolve()} cannot be written ({error.strerror}); mend it, or write elsewhere") from error
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{what}, pid {os.getpid()} on {os.uname().nodename}".encode())
