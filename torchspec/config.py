@@ -115,7 +115,9 @@ class InferenceConfig(Section):
     transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
     transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
     mooncake: MooncakeConfig = MooncakeConfig()
-    replay_dir: str | None = Field(None, description="folder that keeps features on disk for later runs on the same text")
+    replay_dir: str | None = Field(
+        None, description="folder that keeps features on disk for later runs on the same text; refused where they are another target's"
+    )
     replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
     max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
     max_dropped: Share = Field(0.01, strict=False, description="share of a rank's samples above which the run stops")
