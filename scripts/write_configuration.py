@@ -13,8 +13,15 @@ A run is one YAML file and any number of overrides: `torchspec train -c FILE sec
 refused, and so is a value of the wrong type; the sentence names the field, the value and the fix. A relative path counts from the
 current folder. `run.json` in every checkpoint holds the whole config, defaults included.
 
-A run that is started again with the same `output_dir` resumes from its latest checkpoint, and must then have the same `model`, `draft`,
-`dataset` and `training` values, except those that do not change the weights (`max_checkpoints`, `prefetch_depth`, ...).
+A run that is started again with the same `output_dir` resumes from its latest checkpoint, as if it had never been stopped. It is refused,
+with the field and both values, where that cannot be: another value of `model`, `draft`, `dataset` or `training`, another
+`inference.inference_engine_type`, `transfer_dtype` or `evaluation.max_samples`; other tokens or loss masks of the training or held-out
+data; another file of the target; another mask token. Free to change (`FREE_TO_CHANGE` in `torchspec/config.py`): paths, whose contents
+alone count; ranks x accumulation as long as their product stays; what is saved, logged, cached and prefetched; capture workers.
+
+One run writes an `output_dir` at a time: the second is refused with the first one's process, and a lock goes with its holder, however it
+ends. The lock is flock of the file system, on NFS also between nodes; where there is none, a warning says so. Ctrl-C and SIGTERM stop a
+run with exit code 130 and the checkpoint that the same command goes on from; so does a full disk, with exit code 2.
 """
 
 

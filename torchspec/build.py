@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from torchspec.capture.base import OWN_DEVICE, SHARED_DEVICE, Capture, CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
 from torchspec.config import DatasetConfig, RunConfig
+from torchspec.contents import folder_key
 from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank_plan
@@ -68,7 +69,9 @@ class Run:
     def data_facts(self) -> dict:
         """Facts about the text that the draft learned from; they travel with the draft into every report."""
         manifest = self.dataset.manifest
-        return {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
+        facts = {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
+        held_out = None if self.held_out is None else self.held_out.manifest.fingerprint
+        return {**facts, "held_out": held_out, "target_contents": folder_key(self.method.target.folder)}
 
 
 def build(config: RunConfig, world: World) -> Run:

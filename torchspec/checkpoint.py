@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torchspec.config import RunConfig
 from torchspec.distributed import World
 from torchspec.errors import UserError
+from torchspec.finite import check_finite, is_finite
 
 # DCP says so at every save and load of a single process, which is a mode of its own here
 warnings.filterwarnings("ignore", ".*assuming the intent is to (save|load) in a single process", UserWarning)
@@ -66,9 +67,8 @@ class Saver:
     def save(self, state: TrainState, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
         """Every rank calls it. A kill at any moment leaves the old checkpoint or the new one, never half of one."""
         self.finish()
-        self.state = TrainState(**asdict(state))
-        if folder(self.root, state.step).exists():  # a run that was killed right after the rename arrives here again
-            return self._publish()
+        self.state, saved = TrainState(**asdict(state)), tensors(model, optimizers)
+        self._check_finite(saved)
         partial = self._partial(state.step)
         if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -79,7 +79,7 @@ class Saver:
             (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
         self.world.barrier()
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        started = dcp.async_save(tensors(model, optimizers), storage_writer=writer, process_group=self.group, no_dist=self.world.size == 1)
+        started = dcp.async_save(saved, storage_writer=writer, process_group=self.group, no_dist=self.world.size == 1)
         self.writing = started.upload_completion if isinstance(started, AsyncSaveResponse) else started
 
     def finish_if_written(self) -> None:
@@ -90,11 +90,24 @@ class Saver:
         """Waits for the files, renames, points to the new checkpoint, rotates: an old one goes only after the new one is complete."""
         if self.writing is None:
             return
-        self.writing.result()
-        self.writing = None
+        writing, self.writing = self.writing, None
+        _written(writing, self._partial(self.state.step))
         if self.world.is_main:  # its result comes after every rank's
-            self._partial(self.state.step).rename(folder(self.root, self.state.step))
+            complete = folder(self.root, self.state.step)
+            if complete.exists():  # of a run that was killed before it was published, or that was sent back to an older one
+                shutil.rmtree(complete)
+            self._partial(self.state.step).rename(complete)
         self._publish()
+
+    def _check_finite(self, saved: dict[str, Tensor]) -> None:
+        """Ranks stop together, though the broken numbers may be one rank's."""
+        broken = [name for name, value in saved.items() if not is_finite(value)]
+        if self.world.sum(torch.tensor(len(broken))) > 0:
+            where = f" in {', '.join(broken[:3])}" if broken else ""
+            raise UserError(
+                f"after step {self.state.step} the draft holds NaN or infinity{where}, and nothing was saved since; "
+                "lower training.learning_rate or raise training.warmup_ratio"
+            )
 
     def _publish(self) -> None:
         if not self.world.is_main:
@@ -102,10 +115,22 @@ class Saver:
         _replace(self.root / LATEST, str(self.state.step))
         if self.state.best_step == self.state.step:
             _replace(self.root / BEST, json.dumps({"step": self.state.best_step, "tau": self.state.best_tau}))
-        rotate(self.root, self.config.training.max_checkpoints, self.state.best_step)
+        rotate(self.root, self.config.training.max_checkpoints, self.state.best_step, self.state.step)
 
     def _partial(self, step: int) -> Path:
         return self.root / f".partial_{step}"
+
+
+def _written(writing: Future, partial: Path) -> None:
+    """Waits for a checkpoint's files. Half of them are no use to anybody, and the disk may need the room."""
+    try:
+        writing.result()
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
+        if not causes:
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(causes[0].errno, causes[0].strerror, str(partial)) from error
 
 
 def tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -126,9 +151,12 @@ def _replace(file: Path, text: str) -> None:
     partial.rename(file)
 
 
-def rotate(root: Path, keep: int, best_step: int) -> None:
-    """Deletes all but the newest `keep` and the best, oldest first. A failed delete costs disk, not the run."""
-    by_age = sorted(root.glob("iter_*"), key=lambda path: int(path.name.removeprefix("iter_")))
+def rotate(root: Path, keep: int, best_step: int, newest: int) -> None:
+    """Deletes all but the newest `keep` and the best, oldest first. A failed delete costs disk, not the run.
+
+    What lies beyond `newest` was made before the run was sent back to an older checkpoint: it counts for nothing here.
+    """
+    by_age = sorted((path for path in root.glob("iter_*") if _step(path) <= newest), key=_step)
     for old in by_age[:-keep]:
         if old == folder(root, best_step):
             continue
@@ -138,9 +166,17 @@ def rotate(root: Path, keep: int, best_step: int) -> None:
             warnings.warn(f"checkpoint {old} could not be deleted ({error}); delete it by hand", stacklevel=2)
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("iter_"))
+
+
 def latest(root: Path) -> Path | None:
     pointer = root / LATEST
-    return folder(root, int(pointer.read_text())) if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    if not pointer.read_text().strip().isdecimal():
+        raise UserError(f"{pointer.resolve()} holds no step; write that of a checkpoint into it: the N of an iter_N folder beside it")
+    return folder(root, int(pointer.read_text()))
 
 
 def best(root: Path) -> Path:
@@ -159,25 +195,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     metadata = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     weights = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in metadata.items() if name.startswith("model/")}
     _read_tensors(path, weights, alone=True)
+    check_finite(weights, path, "take an older checkpoint")
     return {name.removeprefix("model/"): value for name, value in weights.items()}
 
 
-def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], config: RunConfig, world: World) -> TrainState:
-    """Restores weights and moments in place, whatever number of ranks saved them; refuses a checkpoint of another run."""
-    saved = RunConfig.model_validate(read_json(path / "run.json"), strict=False).resumable_fields()
-    wanted = config.resumable_fields()
-    changed = [f"{s}.{key}: {saved[s][key]!r} -> {wanted[s][key]!r}" for s in saved for key in saved[s] if saved[s][key] != wanted[s][key]]
-    if changed:
-        raise UserError(f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir or restore these values")
-    state, per_step = TrainState(**read_json(path / "state.json")), micro_batches_per_step(config, world)
-    if state.micro_batches_per_step != per_step:
-        raise UserError(
-            f"{path} was made with {state.micro_batches_per_step} micro-batches per step, but {world.size} ranks x "
-            f"training.draft_accumulation_steps={config.training.draft_accumulation_steps} are {per_step}; change the accumulation to match"
-        )
+def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], world: World) -> TrainState:
+    """Restores weights and moments in place, whatever number of ranks saved them."""
+    state = TrainState(**read_json(path / "state.json"))
     _check_shards(path)
     _make_moments(optimizers)
-    _read_tensors(path, tensors(model, optimizers), alone=world.size == 1)
+    wanted = tensors(model, optimizers)
+    _read_tensors(path, wanted, alone=world.size == 1)
+    check_finite(wanted, path, f"resume from an older checkpoint: write its step into {LATEST}")
     return state
 
 

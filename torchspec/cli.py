@@ -1,13 +1,14 @@
 """Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
 
 import os
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchspec.errors import UserError
+from torchspec.errors import Stopped, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -79,12 +80,14 @@ def prepare(
     from torchspec.data.show import show as show_samples
     from torchspec.fetch import resolve_target
     from torchspec.log import console
+    from torchspec.writing import writing
 
     check_arguments(out, target, sample_size)
-    if target is None:
-        return collect(inputs, out, sample_size, seed, max_rejected).report(console)
-    options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
-    manifest = run(inputs, out, resolve_target(target), options, workers=workers)
+    with writing(out, "torchspec prepare", lambda: f"{out} is as it was before"):
+        if target is None:
+            return collect(inputs, out, sample_size, seed, max_rejected).report(console)
+        options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
+        manifest = run(inputs, out, resolve_target(target), options, workers=workers)
     console.print(
         f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
         f"{manifest.truncated} cut to max_length"
@@ -308,10 +311,20 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for every
     run_demo(out)
 
 
+def _stop(_number, _frame) -> None:
+    raise Stopped
+
+
 def main() -> None:
-    """What a user can mend is one sentence and exit code 2; anything else is a bug and keeps its traceback."""
+    """What a user can mend is one sentence and exit code 2, what a user stopped one and 130; anything else is a bug and keeps its
+    traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
+    except Stopped as stop:
+        typer.echo("".join(stop.args) or "stopped; what was complete before is as it was", err=True)
+        raise SystemExit(130) from None
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

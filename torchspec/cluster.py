@@ -19,15 +19,25 @@ from torchspec.capture.remote import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.inference import resolve_device
-from torchspec.train import train
+from torchspec.log import METRICS
+from torchspec.train import kept, train_together
 from torchspec.transfer.mooncake_master import run_master
+from torchspec.writing import writing
 
 NAMESPACE = "torchspec"
 RANK_CPUS, WORKER_CPUS = 1, 4  # on GPUs, and so many OpenMP threads by Ray. A worker's engine has processes of its own, and two requests
 
 
 def train_on_cluster(config: RunConfig) -> None:
-    """Starts or joins Ray, then runs the ranks, with a Mooncake master beside them where features travel that way and none is given."""
+    """Starts or joins Ray, then runs the ranks, with a Mooncake master beside them where features travel that way and none is given.
+
+    This process holds the lock of output_dir: ranks that outlive it by a second do not keep the next run from starting.
+    """
+    with writing(Path(config.output_dir) / METRICS, "torchspec train", lambda: kept(config)):
+        _train_on_cluster(config)
+
+
+def _train_on_cluster(config: RunConfig) -> None:
     connect(config)
     try:
         if config.inference.transfer != "mooncake" or config.inference.mooncake.master is not None:
@@ -40,7 +50,7 @@ def train_on_cluster(config: RunConfig) -> None:
 
 
 def run_ranks(config: RunConfig) -> None:
-    """Runs `train` on every rank until it is done or has been restarted too often."""
+    """Runs `train_together` on every rank until it is done or has been restarted too often."""
     on_gpu = resolve_device(config.model.device).type == "cuda"
     share = _share(1, RANK_CPUS, on_gpu)
     check_resources(config, on_gpu)
@@ -74,7 +84,7 @@ def _rank(arguments: dict) -> None:
     if reason.is_file():
         return
     try:
-        train(config)
+        train_together(config)
     except UserError as error:
         reason.write_text(str(error))
         raise

@@ -115,7 +115,9 @@ class InferenceConfig(Section):
     transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
     transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
     mooncake: MooncakeConfig = MooncakeConfig()
-    replay_dir: str | None = Field(None, description="folder that keeps features on disk for later runs on the same text")
+    replay_dir: str | None = Field(
+        None, description="folder that keeps features on disk for later runs on the same text; refused where they are another target's"
+    )
     replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
     max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
     max_dropped: Share = Field(0.01, strict=False, description="share of a rank's samples above which the run stops")
@@ -162,10 +164,21 @@ class TrackingConfig(Section):
     wandb_project: str | None = None
 
 
-NOT_IN_THE_WEIGHTS = (
-    "num_ranks", "draft_accumulation_steps", "fsdp_strategy", "compile", "activation_checkpointing", "prefetch_depth", "save_interval",
-    "max_checkpoints", "save_per_epoch", "load_path", "continual_training",
-)  # fmt: skip  # ranks x accumulation is compared as one number, when a checkpoint is loaded
+FREE_TO_CHANGE = {  # in a run that is resumed; all other fields of these sections determine the weights, or which of them are the best
+    "model": {"target_model_path", "trust_remote_code"},  # paths may change, the contents under them may not (torchspec/start.py)
+    "draft": set(),
+    "dataset": {"train_data_path", "eval_data_path", "mix"},
+    "training": {
+        "num_ranks", "draft_accumulation_steps",  # their product is compared when a checkpoint is loaded
+        "fsdp_strategy", "compile", "activation_checkpointing", "prefetch_depth",
+        "save_interval", "save_per_epoch", "max_checkpoints", "load_path", "continual_training",
+    },
+    "inference": {
+        "num_workers", "gpus_per_worker", "memory_fraction", "server_url", "transfer", "mooncake", "replay_dir", "replay_gib",
+        "max_tries", "max_dropped", "cache_gib",
+    },
+    "evaluation": {"interval", "served", "served_samples", "served_max_new_tokens", "served_python", "served_args"},
+}  # fmt: skip
 
 
 def _method_of(draft) -> str:
@@ -207,9 +220,7 @@ class RunConfig(Section):
     def resumable_fields(self) -> dict:
         """What determines the weights step by step; a run may only be resumed with the same values."""
         everything = json.loads(self.model_dump_json())
-        for field in NOT_IN_THE_WEIGHTS:
-            everything["training"].pop(field)
-        return {key: everything[key] for key in ("model", "draft", "dataset", "training")}
+        return {section: {f: v for f, v in everything[section].items() if f not in free} for section, free in FREE_TO_CHANGE.items()}
 
 
 def load_config(file: str, overrides: list[str]) -> RunConfig:

@@ -11,6 +11,7 @@ from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.meter import suggested_split, verdict
 
+METRICS = "metrics.jsonl"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -22,7 +23,7 @@ class RunLog:
 
     def __init__(self, config: RunConfig, step: int, total_steps: int, is_main: bool):
         self.config, self.is_main = config, is_main
-        self.file = Path(config.output_dir) / "metrics.jsonl"
+        self.file = Path(config.output_dir) / METRICS
         if is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             _forget_after(self.file, step)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from torchspec.errors import UserError
+from torchspec.finite import check_finite
 
 EMBEDDING, HEAD, NORM = "embed_tokens.weight", "lm_head.weight", "norm.weight"
 
@@ -90,4 +91,6 @@ def _read(folder: Path, files: dict[str, Path], suffix: str, dtype: torch.dtype,
     with _open(files[names[0]]) as tensors:
         if names[0] not in tensors.keys():  # noqa: SIM118 - a file of tensors is no mapping
             raise UserError(f"{files[names[0]]} lacks {names[0]}, which the index says it holds; fetch it again")
-        return tensors.get_tensor(names[0]).to(device=device, dtype=dtype)
+        value = tensors.get_tensor(names[0]).to(device=device, dtype=dtype)
+    check_finite({names[0]: value}, files[names[0]], f"in {dtype} the target's weights must be numbers, so fetch it again")
+    return value

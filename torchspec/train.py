@@ -4,7 +4,8 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -15,18 +16,32 @@ from torchspec.distributed import World, join_world, sync_gradients, whole
 from torchspec.errors import UserError
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.inference import resolve_device
-from torchspec.log import RunLog
+from torchspec.log import METRICS, RunLog
 from torchspec.metrics import MetricSums
 from torchspec.optim import learning_rate
 from torchspec.records import Batch
 from torchspec.start import begin
+from torchspec.writing import writing
 
 
 def train(config: RunConfig) -> checkpoint.TrainState:
-    """Runs to the last step, from the latest checkpoint in output_dir if there is one. Every rank calls it."""
+    """Runs to the last step, from the latest checkpoint in output_dir if there is one: alone, or as one rank of torchrun's."""
+    main = os.environ.get("RANK", "0") == "0"
+    with writing(Path(config.output_dir) / METRICS, "torchspec train", lambda: kept(config)) if main else nullcontext():
+        return train_together(config)
+
+
+def train_together(config: RunConfig) -> checkpoint.TrainState:
+    """Every rank calls it, and somebody holds the lock of output_dir."""
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches differ in size: no memory lost between
     with join_world(resolve_device(config.model.device)) as world:
         return train_rank(config, world)
+
+
+def kept(config: RunConfig) -> str:
+    """What an interrupted run leaves, and how it goes on."""
+    newest = checkpoint.latest(config.checkpoints)
+    return "it has written no checkpoint yet" if newest is None else f"the same command goes on from {newest}"
 
 
 def train_rank(config: RunConfig, world: World) -> checkpoint.TrainState:

@@ -98,6 +98,28 @@ def test_an_own_checkpoint_comes_before_load_path(work):
     assert begin(run).step == 24
 
 
+def test_a_run_goes_on_with_what_its_paths_hold_and_not_with_their_names(work):
+    """Data and target may move; other contents under the old names are refused."""
+    here = work / "contents"
+    shutil.copytree(work / "run", here / "run")
+    files = {name: shutil.copy(work / f"{name}.jsonl", here / f"{name}.jsonl") for name in ("train", "heldout")}
+    shutil.copytree(work / "target", here / "target")
+    moved = [f"dataset.train_data_path={files['train']}", f"dataset.eval_data_path={files['heldout']}"]
+    moved.append(f"model.target_model_path={here / 'target'}")
+    run = config(work, "contents/run", *moved)
+    assert begin(build(run, ALONE)).step == 24
+    for file, first, name in ((here / "train.jsonl", 300, "training data"), (here / "heldout.jsonl", 400, "held-out data")):
+        before = file.read_bytes()
+        write_chats(file, 16, first)
+        with pytest.raises(UserError, match=f"made from other contents .tokens and loss masks of the {name}: "):
+            begin(build(run, ALONE))
+        file.write_bytes(before)
+    with (here / "target" / "generation_config.json").open("a") as settings:
+        settings.write(" ")
+    with pytest.raises(UserError, match="made from other contents .files of the target: "):
+        begin(build(run, ALONE))
+
+
 def test_sources_that_cannot_be_begun_with(work, monkeypatch):
     monkeypatch.chdir(work)
     assert f"training.load_path='nowhere': {work / 'nowhere'} is no checkpoint" in refused(work, "training.load_path=nowhere")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.unit.tiny import random_features
@@ -17,6 +19,7 @@ from torchspec.config import RunConfig
 from torchspec.distributed import World
 from torchspec.errors import UserError
 from torchspec.optim import build_optimizers
+from torchspec.same_run import check_same_run
 from torchspec.stream import pack
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -28,6 +31,7 @@ class Trainer:
     def __init__(self, method, steps: int, seed: int = 0, **training):
         values = {"output_dir": "o", "model": {"target_model_path": "t", "dtype": "float32"}, "dataset": {"train_data_path": "d"}}
         self.config = RunConfig(**values, training={"weight_decay": 0.1, **training})
+        self.facts = {"fingerprint": "ids", "held_out": None, "target_contents": "weights"}
         self.method, self.model = method, method.build(torch.Generator().manual_seed(seed))
         self.optimizers = build_optimizers(self.model, self.config.training)
         for _ in range(steps):
@@ -42,13 +46,14 @@ class Trainer:
             optimizer.zero_grad()
 
     def save(self, root: Path, step: int, **state) -> Path:
-        saver = checkpoint.Saver(root, self.config, ALONE, self.method.config, {"thinking": None})
+        saver = checkpoint.Saver(root, self.config, ALONE, self.method.config, self.facts)
         saver.save(TrainState(step=step, **state), self.model, self.optimizers)
         saver.finish()
         return checkpoint.folder(root, step)
 
     def load(self, folder: Path) -> TrainState:
-        return checkpoint.load(folder, self.model, self.optimizers, self.config, ALONE)
+        check_same_run(folder, self.config, ALONE, self.facts, self.method.config)
+        return checkpoint.load(folder, self.model, self.optimizers, ALONE)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -150,7 +155,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best):
     for step in steps:
         (checkpoint.folder(tmp_path, step) / "deep").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
-    checkpoint.rotate(tmp_path, keep, best)
+    checkpoint.rotate(tmp_path, keep, best, 600)
     left = {int(path.name.removeprefix("iter_")) for path in tmp_path.glob("iter_*")}
     assert left == set(steps[-keep:]) | ({best} & set(steps)) and (tmp_path / "notes").is_dir()
 
@@ -158,7 +163,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best):
 def test_steps_beyond_the_zero_padding_still_rotate_by_age(tmp_path):
     for step in (9_999_998, 9_999_999, 10_000_000):
         checkpoint.folder(tmp_path, step).mkdir(parents=True)
-    checkpoint.rotate(tmp_path, 1, 0)
+    checkpoint.rotate(tmp_path, 1, 0, 10_000_000)
     assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_10000000"]
 
 
@@ -174,7 +179,7 @@ def test_a_failed_delete_warns_with_the_folder_and_the_others_still_go(tmp_path,
 
     monkeypatch.setattr(shutil, "rmtree", stuck)
     with pytest.warns(UserWarning, match="iter_0000001 could not be deleted .device busy.; delete it by hand") as warned:
-        checkpoint.rotate(tmp_path, 2, 0)
+        checkpoint.rotate(tmp_path, 2, 0, 4)
     assert len(warned) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000001", "iter_0000003", "iter_0000004"]
 
 
@@ -183,7 +188,7 @@ def test_a_successful_rotation_warns_of_nothing(tmp_path):
         checkpoint.folder(tmp_path, step).mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.rotate(tmp_path, 1, 0)
+        checkpoint.rotate(tmp_path, 1, 0, 2)
 
 
 def test_the_best_is_the_one_recorded_and_else_the_latest(tiny_method, tmp_path):
@@ -219,10 +224,80 @@ def test_another_run_is_refused_with_the_field_and_both_values_and_nothing_is_lo
     assert same(before, other.tensors())
 
 
+@pytest.mark.parametrize(
+    ("fact", "name"),
+    [
+        ("fingerprint", "tokens and loss masks of the training data: 'ids' -> 'other'"),
+        ("held_out", "tokens and loss masks of the held-out data: None -> 'other'"),
+        ("target_contents", "files of the target: 'weights' -> 'other'"),
+    ],
+)
+def test_other_contents_under_the_same_paths_are_refused_by_name(tiny_method, tmp_path, fact, name):
+    folder = Trainer(tiny_method, 1).save(tmp_path, 1)
+    other = Trainer(tiny_method, 0)
+    other.facts[fact] = "other"
+    with pytest.raises(UserError, match=f"was made from other contents .{name}.; restore them, or set another output_dir"):
+        other.load(folder)
+
+
+def test_another_draft_under_the_same_config_is_refused(tiny_method, tmp_path):
+    """The mask token follows from tokenizer and template, not from the recipe."""
+    folder = Trainer(tiny_method, 1).save(tmp_path, 1)
+    values = json.loads((folder / "config.json").read_text())
+    values["dflash_config"]["mask_token_id"] = 5
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="holds another draft .dflash_config.mask_token_id: 5 there, 63 in this run"):
+        Trainer(tiny_method, 0).load(folder)
+
+
+def test_a_config_of_another_version_is_refused_with_the_field(tiny_method, tmp_path):
+    folder = Trainer(tiny_method, 1).save(tmp_path, 1)
+    values = json.loads((folder / "run.json").read_text())
+    values["training"]["forgotten"] = 1
+    (folder / "run.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="made by another version of torchspec, whose training.forgotten this one does not read"):
+        Trainer(tiny_method, 0).load(folder)
+
+
+@pytest.mark.parametrize("planted", [float("nan"), float("inf")])
+def test_a_draft_of_no_numbers_is_neither_saved_nor_read(tiny_method, tmp_path, planted):
+    trainer = Trainer(tiny_method, 1)
+    folder = trainer.save(tmp_path, 1)
+    with torch.no_grad():
+        trainer.model.norm.weight[0] = planted
+    with pytest.raises(UserError, match="after step 2 the draft holds NaN or infinity in model/norm.weight"):
+        trainer.save(tmp_path, 2)
+    assert checkpoint.latest(tmp_path) == folder
+    (shard,) = folder.glob("shard-*.safetensors")
+    with safe_open(shard, framework="pt") as file:
+        metadata = file.metadata()
+    values = load_file(shard)
+    values["model/norm.weight"][0] = planted
+    save_file(values, shard, metadata)
+    for read in (trainer.load, checkpoint.read_weights):
+        with pytest.raises(UserError, match="iter_0000001: NaN or infinity in (model/)?norm.weight;.*older checkpoint"):
+            read(folder)
+
+
+def test_a_run_sent_back_to_an_older_checkpoint_writes_the_later_ones_anew(tiny_method, tmp_path):
+    """What lies there may be the very damage that it was sent back for; it counts neither as written nor as one of the newest."""
+    Trainer(tiny_method, 1).save(tmp_path, 2)
+    Trainer(tiny_method, 2).save(tmp_path, 8)
+    (tmp_path / checkpoint.LATEST).write_text("2")
+    again = Trainer(tiny_method, 3, max_checkpoints=1)
+    again.save(tmp_path, 6)
+    assert checkpoint.latest(tmp_path) == tmp_path / "iter_0000006" and (tmp_path / "iter_0000006").is_dir()
+    again.save(tmp_path, 8)
+    resumed = Trainer(tiny_method, 0, max_checkpoints=1)
+    assert resumed.load(checkpoint.latest(tmp_path)).step == 8 and same(resumed.tensors(), again.tensors())
+
+
 def test_what_does_not_change_the_weights_may_change(tiny_method, tmp_path):
     folder = Trainer(tiny_method, 1).save(tmp_path, 1)
     other = Trainer(tiny_method, 0, save_interval=3, max_checkpoints=1, prefetch_depth=9)
-    other.config = other.config.model_copy(update={"output_dir": "elsewhere"})
+    other.config = other.config.model_copy(
+        update={"output_dir": "elsewhere", "model": other.config.model.model_copy(update={"target_model_path": "moved"})}
+    )
     assert other.load(folder).step == 1
 
 

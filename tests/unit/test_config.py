@@ -202,7 +202,9 @@ def test_the_config_is_frozen(file):
 def test_what_determines_the_weights_is_resumable_and_what_does_not_is_not(file):
     fields = load_config(file, []).resumable_fields()
     free = ["training.save_interval=7", "training.max_checkpoints=9", "training.prefetch_depth=2", "output_dir=x"]
+    free += ["model.target_model_path=moved", "dataset.train_data_path=moved", "inference.replay_dir=x", "evaluation.interval=7"]
     fixed = ["training.seed=1", "draft.block_size=8", "dataset.max_length=100", "model.dtype=float32"]
+    fixed += ["inference.inference_engine_type=vllm", "evaluation.max_samples=7"]
     for override in free + fixed:
         assert (load_config(file, [override]).resumable_fields() == fields) == (override in free)
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import Rounds, capture_checks
 from torchspec.errors import UserError
+from torchspec.finite import check_finite
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
 
@@ -33,6 +34,7 @@ class HFCapture:
         self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
         if loading["missing_keys"]:  # Transformers fills them with random numbers
             raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
+        check_finite(dict(self.model.named_parameters()), f"target {folder} in {spec.dtype}", "fetch it again")
         pack_linears(self.model.to(spec.device).eval().requires_grad_(False))
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length: 25 ms for each step of a growing sequence
         self.device = self.model.device

@@ -7,6 +7,7 @@ At most two chunks per process are under way, so the memory does not grow with t
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -153,6 +154,7 @@ _encoder: Encoder  # of a process of the pool
 
 def _start(target: Path, options: Options, vocab: int) -> None:
     global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the process that asks ends this one, without a traceback
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes themselves use every core
     _encoder = Encoder(options.chat(target), vocab)
 

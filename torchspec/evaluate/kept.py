@@ -5,13 +5,16 @@ from pathlib import Path
 
 
 class Kept:
-    def __init__(self, file: Path, protocol: dict):
-        """Rows of another protocol, and a last line cut by a kill, do not count."""
+    def __init__(self, file: Path, made_from: dict):
+        """made_from: all that a row depends on beside its key. Rows that were made from anything else do not count, nor does a line
+        cut by a kill or a full disk."""
         self.file, self.rows = file, {}
-        head = json.dumps(protocol) + "\n"
+        head = json.dumps(made_from) + "\n"
         lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
-        whole = [line for line in lines[1:] if line.endswith("\n")] if lines[:1] == [head] else []
-        file.write_text(head + "".join(whole), "utf-8")
+        whole = [line for line in lines[1:] if _is_whole(line)] if lines[:1] == [head] else []
+        partial = file.with_name(f"{file.name}.partial")
+        partial.write_text(head + "".join(whole), "utf-8")
+        partial.rename(file)
         for line in whole:
             row = json.loads(line)
             self.rows[row["key"]] = row["value"]
@@ -23,3 +26,10 @@ class Kept:
             with self.file.open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps({"key": key, "value": self.rows[key]}) + "\n")
         return self.rows[key]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line).keys() == {"key", "value"}
+    except (ValueError, AttributeError):  # no JSON, or no row: measured again
+        return False

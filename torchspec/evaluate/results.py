@@ -1,11 +1,13 @@
 """results.json, read back: what page, comparison and terminal take from it."""
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 
-from torchspec.errors import UserError
+from torchspec.errors import ContractError, UserError
 
+RESULTS = "results.json"
 PARTS = ("title", "draft", "tau_definition", "protocol", "hardware", "offline", "decode", "datasets", "served", "break_even")
 MODES = {"offline": "offline", "decode": "decoded"}  # section of the file -> its name for readers
 ALL = "all data sets"
@@ -21,7 +23,26 @@ def read_results(file: Path) -> dict:
     missing = [part for part in PARTS if part not in results] if isinstance(results, dict) else list(PARTS)
     if missing:
         raise UserError(f"{file} is no results.json, it lacks {', '.join(missing)}; name one that torchspec eval wrote")
+    if broken := _not_finite(results):
+        raise UserError(f"{file} holds numbers that are none ({', '.join(broken[:3])}); evaluate again")
     return results
+
+
+def write_results(results: dict, file: Path) -> None:
+    """Whole or not at all."""
+    if broken := _not_finite(results):
+        raise ContractError(f"{', '.join(broken[:3])} came out as NaN or infinity, so nothing is reported; look after the draft's weights")
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.rename(file)
+
+
+def _not_finite(value: object, name: str = "") -> list[str]:
+    """`decode.speedup`, ...: where a number is NaN or infinite."""
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [name]
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for part, inside in parts for found in _not_finite(inside, f"{name}.{part}" if name else str(part))]
 
 
 def rows_of(results: dict) -> dict[str, dict]:

@@ -1,8 +1,7 @@
 """One evaluation of one draft: offline tau on what the target wrote, decoding beside plain decoding, break-even, results and report."""
 
-import hashlib
-import json
 import platform
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -12,10 +11,11 @@ import torch
 import transformers
 
 from torchspec import __version__
+from torchspec.contents import folder_key, key
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.regenerate import SHARE_SAMPLES, on_policy_share
-from torchspec.errors import ContractError
+from torchspec.errors import ContractError, UserError
 from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.break_even import break_even
 from torchspec.evaluate.decode import stop_ids
@@ -25,11 +25,12 @@ from torchspec.evaluate.offline import by_context, measure_offline, total_of
 from torchspec.evaluate.print_results import print_results, print_served
 from torchspec.evaluate.questions import DATA_SETS
 from torchspec.evaluate.report import write_report
-from torchspec.importers.folder import weight_files
+from torchspec.evaluate.results import RESULTS, write_results
 from torchspec.inference import Pair
 from torchspec.log import console
 from torchspec.records import Prompt
 from torchspec.serve.options import Serving
+from torchspec.writing import writing
 
 TAU = "tokens committed per target forward, bonus token included, prefill not counted; plain decoding = 1.0"
 
@@ -53,14 +54,22 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
     A token that differs from plain greedy decoding, and is no tie, is an error. What an earlier run of the same protocol has
     measured is taken over, prompt by prompt.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if out.resolve() in (pair.draft.resolve(), pair.folder.resolve()):
+        raise UserError(f"--out {out} is the folder of what is measured, whose contents would change; name another")
+    going_on = f"what was measured is kept in {out}, and the same command goes on from there"
+    with writing(out / RESULTS, "torchspec eval", lambda: going_on):
+        return _evaluate(pair, sources, out, settings, metadata or {})
+
+
+def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict) -> dict:
     options = Options(settings.thinking)
     opened = {name: open_or_prepare(path, out / "prepared", pair.folder, options) for name, path in sources.items()}
     prompts = {name: [data[i] for i in range(min(len(data), settings.limit or len(data)))] for name, data in opened.items()}
     protocol = _protocol(pair, opened, prompts, settings)
-    kept = Kept(out / "measured.jsonl", {**protocol, "draft": weights_hash(pair.draft)})
+    made_from = _made_from(pair, protocol, settings)
+    kept = Kept(out / "measured.jsonl", made_from)
     offline, decoded = _offline(pair, prompts, settings, kept), _decoded(pair, prompts, settings, kept)
-    served = _served(pair, prompts, settings, protocol, out)
+    served = _served(pair, prompts, settings, made_from, out)
     everything = [row for rows in offline.values() for row in rows]
     all_decoded = [d for rows in decoded.values() for d in rows]
     whole, decoding = _counts(pair, everything), decode_results(pair, all_decoded)
@@ -84,21 +93,15 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
         },
         "served": served,
         "break_even": break_even(pair, whole["slot_acceptance"]),
-        "versions": {
-            "torchspec": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": _hardware(pair.target.device),
+        "versions": made_from["versions"],
+        "hardware": made_from["hardware"],
+        "draft_contents": made_from["draft"],
         "seed": None,
         "config": {},
         "command": " ".join(sys.argv),
-        **(metadata or {}),
+        **metadata,
     }
-    partial = out / "results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.rename(out / "results.json")
+    write_results(results, out / RESULTS)
     write_report(out)
     print_results(results, console)
     _print_break_even(results["break_even"])
@@ -108,7 +111,7 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
     if wrong:
         raise ContractError(
             f"{len(wrong)} of {len(all_decoded)} speculative answers differ from plain greedy decoding beyond rounding, "
-            f"first in sample {wrong[0].prompt.index} at token {wrong[0].difference.position}; see {out / 'results.json'}"
+            f"first in sample {wrong[0].prompt.index} at token {wrong[0].difference.position}; see {out / RESULTS}"
         )
     return results
 
@@ -137,14 +140,14 @@ def _decoded(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, k
     return decoded
 
 
-def _served(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, protocol: dict, out: Path) -> dict | None:
+def _served(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, made_from: dict, out: Path) -> dict | None:
     """All prompts of all data sets in real servers."""
     if settings.serving is None:
         return None
     from torchspec.serve.measure import measure_served  # its client is an extra
     from torchspec.serve.side import Asked
 
-    kept = Kept(out / "served.jsonl", {**protocol, "draft": weights_hash(pair.draft), **asdict(settings.serving)})
+    kept = Kept(out / "served.jsonl", {**made_from, **asdict(settings.serving), "engine": _engine(settings.serving)})
     stop = tuple(sorted(stop_ids(pair.target)))
     everything = [prompt for rows in prompts.values() for prompt in rows]
     asked = Asked(everything, settings.max_new_tokens, settings.temperature, settings.seed, stop)
@@ -185,8 +188,8 @@ def _protocol(pair: Pair, opened: dict[str, PromptDataset], prompts: dict[str, l
     """What another evaluation must share for its numbers to be comparable."""
     first = next(iter(opened.values())).manifest
     return {
-        **{f"prompts: {name}": f"{len(asked)} conversations, sha256 {_text_hash(asked)}" for name, asked in prompts.items()},
-        "target": f"{pair.folder.name}, config sha256 {_hash((pair.folder / 'config.json').read_bytes())}",
+        **{f"prompts: {name}": f"{len(asked)} conversations, contents {_contents(asked)}" for name, asked in prompts.items()},
+        "target": f"contents {folder_key(pair.folder)}",
         "tau": TAU,
         "temperature": settings.temperature,
         "thinking": first.thinking,
@@ -199,16 +202,34 @@ def _protocol(pair: Pair, opened: dict[str, PromptDataset], prompts: dict[str, l
     }
 
 
-def _text_hash(prompts: list[Prompt]) -> str:
-    return _hash(b"".join(p.ids.numpy().tobytes() for p in prompts))
+def _made_from(pair: Pair, protocol: dict, settings: Settings) -> dict:
+    """What a measured row is good for: beside the protocol the draft itself, what was drawn, and the machine that it was timed on."""
+    return {
+        **protocol,
+        "draft": folder_key(pair.draft),
+        "seed": settings.seed,
+        "hardware": _hardware(pair.target.device),
+        "versions": {
+            "torchspec": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
-def weights_hash(draft: Path) -> str:
-    return _hash(b"".join(file.read_bytes() for file in weight_files(draft)))
+def _contents(prompts: list[Prompt]) -> str:
+    """Of their tokens, and of which of these are answers."""
+    return key([[p.ids.tolist(), p.spans()] for p in prompts])
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _engine(serving: Serving) -> str:
+    """What answers. Nobody can tell whether a server that somebody else runs is still the one of the last evaluation."""
+    if serving.url is not None:
+        return f"{serving.engine} at {serving.url}, asked at {time.time_ns()}"
+    version = f"from importlib.metadata import version; print(version({serving.engine!r}))"
+    said = subprocess.run([serving.python or sys.executable, "-c", version], capture_output=True, text=True)
+    return f"{serving.engine} {said.stdout.strip()}"
 
 
 def _hardware(device: torch.device) -> dict:

@@ -19,12 +19,18 @@ from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.base import method_class
 from torchspec.methods.registry import ARCHITECTURES
+from torchspec.writing import writing
 
 WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Writes the draft of one iter_NNNNNNN folder into `out`, in the dtype that it was trained to compute in."""
+    with writing(out, "torchspec export", lambda: f"{out} is as it was before"):
+        return _export(checkpoint, out)
+
+
+def _export(checkpoint: Path, out: Path) -> Path:
     run = read_json(checkpoint / "run.json")
     weights = serving_tensors(read_weights(checkpoint), run["model"]["dtype"])
     config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
@@ -40,6 +46,8 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
 
 def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance: dict) -> Path:
     """The folder is complete and read back, or absent; an older export in its place goes."""
+    if out.exists() and not (out / PROVENANCE).is_file():
+        raise UserError(f"{out.resolve()} exists and is no export of torchspec (no {PROVENANCE}); choose another folder")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -47,9 +55,12 @@ def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance:
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
     check_export(partial, weights)
+    old = out.with_name(out.name + ".old")
     if out.exists():
-        _remove_old_export(out)
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
     partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
     return out
 
 
@@ -84,9 +95,3 @@ def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
             f"{folder}: tensors {different[:3]} differ from the checkpoint's; the disk or the writer is at fault, export again"
         )
     method_class(ARCHITECTURES[config["architectures"][0]]).check_folder(folder, config, written)
-
-
-def _remove_old_export(out: Path) -> None:
-    if not (out / PROVENANCE).is_file():
-        raise UserError(f"{out.resolve()} exists and is no export of torchspec (no {PROVENANCE}); choose another folder")
-    shutil.rmtree(out)

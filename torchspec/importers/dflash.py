@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import Qwen3Config
 
 from torchspec.errors import ContractError, UserError
+from torchspec.finite import check_finite
 from torchspec.importers.folder import MASK_EMBEDDING, read_tensors, unpickle
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
 from torchspec.methods.dflash.format import check_serves, default_layer_ids
@@ -73,6 +74,7 @@ def _with_mask_embedding(folder: Path, target: FrozenTarget, mask_token_id: int)
             f"{file} must hold an embedding of width {target.embedding.shape[1]} for the mask token {mask_token_id} of config.json, "
             f"but holds one for {token}{'' if row is None else f' of shape {tuple(row.shape)}'}; fetch both again"
         )
+    check_finite({"embedding": row}, file, "fetch it again")
     embedding = target.embedding.clone()
     embedding[mask_token_id] = row.flatten().to(embedding)
     return replace(target, embedding=embedding)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from torchspec.errors import UserError
+from torchspec.finite import check_finite
 
 SINGLE, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"
@@ -43,7 +44,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     for file in weight_files(folder):
         if file.name == MASK_EMBEDDING:
             continue
-        tensors |= unpickle(file) if file.name == PICKLE else _safetensors(file)
+        found = unpickle(file) if file.name == PICKLE else _safetensors(file)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise UserError(f"{file} is no mapping of names to tensors; fetch it again, or save the draft's state_dict alone")
+        check_finite(found, file, "such a draft proposes nothing; export or fetch it again")
+        tensors |= found
     return tensors
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.tiny import HIDDEN, LAYERS, random_features, random_prompt
+from tests.unit.tiny import HIDDEN, LAYERS, random_features, random_prompt, write_target
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.capture.replay import ReplayCapture
@@ -76,3 +76,36 @@ def test_a_folder_of_other_layers_is_refused(tiny_folder, tmp_path):
         else:
             with pytest.raises(ContractError, match=r"layer_ids: \[1, 3\] -> \[2, 3\].*set another inference.replay_dir"):
                 ReplayCapture(HFCapture(spec), spec, tmp_path, 10**6, False)
+
+
+def test_features_of_other_weights_under_the_same_name_are_refused(tmp_path):
+    spec = CaptureSpec(write_target(tmp_path / "target"), LAYERS, torch.float32)
+    kept = HFCapture(spec)
+    ReplayCapture(kept, spec, tmp_path / "replay", 10**6, False).capture(prompt(0, 20))
+    write_target(tmp_path / "target", initializer_range=0.2)
+    with pytest.raises(ContractError, match=r"target: '\w{16}' -> '\w{16}'.*set another inference.replay_dir"):
+        ReplayCapture(kept, spec, tmp_path / "replay", 10**6, False)
+
+
+def test_features_without_a_manifest_or_with_half_of_one_are_of_unknown_origin(tiny_folder, tmp_path):
+    spec = CaptureSpec(tiny_folder, LAYERS, torch.float32)
+    ReplayCapture(HFCapture(spec), spec, tmp_path, 10**6, False).capture(prompt(0, 20))
+    (tmp_path / "manifest.json").write_text('{"target"')
+    with pytest.raises(ContractError, match="manifest.json is damaged"):
+        ReplayCapture(HFCapture(spec), spec, tmp_path, 10**6, False)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ContractError, match="holds features, but no manifest.json of them"):
+        ReplayCapture(HFCapture(spec), spec, tmp_path, 10**6, False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan"])
+def test_a_kept_file_that_is_damaged_is_refused(tiny_folder, tmp_path, damage):
+    spec = CaptureSpec(tiny_folder, LAYERS, torch.float32)
+    replay = ReplayCapture(HFCapture(spec), spec, tmp_path, 10**6, False)
+    replay.capture(prompt(0, 20))
+    (file,) = tmp_path.glob("*/*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-4:] = b"\0\0\xc0\x7f"  # a float32 that is no number
+    file.write_bytes(content[:-9] if damage == "cut" else content)
+    with pytest.raises(ContractError, match={"cut": "is damaged .*; delete it", "nan": "features hold NaN or infinity"}[damage]):
+        replay.capture(prompt(0, 20))

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from torchspec.errors import UserError
-from torchspec.evaluate.kept import Kept
 from torchspec.evaluate.questions import DATA_SETS, questions
 
 REASON = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -73,20 +72,3 @@ def test_what_cannot_be_asked_is_one_sentence(tmp_path):
     (tmp_path / "mbpp.jsonl").write_text('{"prompt": "a"}\nnot json\n')
     with pytest.raises(UserError, match="mbpp.jsonl:2 is not valid JSON"):
         questions("mbpp", tmp_path, None)
-
-
-def test_what_was_measured_is_kept_for_the_same_protocol_only(tmp_path):
-    measured, file = [], tmp_path / "measured.jsonl"
-
-    def measure() -> dict:
-        measured.append(1)
-        return {"tau": 1.5}
-
-    assert Kept(file, {"temperature": 0}).get_or("a", measure) == {"tau": 1.5}
-    file.write_text(file.read_text() + '{"key": "b", "val')  # cut by a kill
-    again = Kept(file, {"temperature": 0})
-    assert again.get_or("a", measure) == {"tau": 1.5} and len(measured) == 1
-    again.get_or("b", measure)
-    assert len(measured) == 2 and len(file.read_text().splitlines()) == 3
-    Kept(file, {"temperature": 1}).get_or("a", measure)
-    assert len(measured) == 3 and len(file.read_text().splitlines()) == 2

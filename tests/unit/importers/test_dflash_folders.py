@@ -7,10 +7,10 @@ import torch
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, dflash_by_hand, proposed, pruned, tensors, write
 from tests.unit.tiny import MASK, NEVER, VOCABULARY, B, random_prompt
+from torchspec.contents import folder_key
 from torchspec.errors import ContractError, UserError
 from torchspec.evaluate.acceptance import accepted_per_step
 from torchspec.evaluate.decode import plain_decode, speculative_decode
-from torchspec.evaluate.run import weights_hash
 from torchspec.evaluate.sampling import Sampler
 from torchspec.inference import load_pair
 from torchspec.records import Prompt
@@ -64,9 +64,9 @@ def test_files_of_every_kind_hold_the_same_draft(tmp_path, tiny_folder, weights,
     plain, other = write(tmp_path / "plain", config(), weights), write(tmp_path / "other", config(), named, files)
     expected, found = (load(folder, tiny_folder).model.state_dict() for folder in (plain, other))
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
-    before = weights_hash(other)
+    before = folder_key(other)
     write(other, config(), named | {"model.norm.weight": torch.ones(H)}, files)
-    assert weights_hash(other) != before
+    assert folder_key(other) != before
 
 
 def test_layers_that_are_not_named_are_the_formulas(tmp_path, tiny_folder):
@@ -119,7 +119,7 @@ def test_own_tables_are_used_and_said(tmp_path, tiny_folder, tiny_target, weight
 def test_a_mask_embedding_replaces_one_row_for_drafting(tmp_path, tiny_folder, tiny_target, weights, bare):
     row = torch.randn(H, generator=torch.Generator().manual_seed(5))
     write(tmp_path, config(), weights)
-    before = weights_hash(tmp_path)
+    before = folder_key(tmp_path)
     torch.save(row if bare else {"embedding": row, "mask_token_id": MASK}, tmp_path / "mask_embedding.pt")
     pair = load(tmp_path, tiny_folder)
     embedding = tiny_target.embedding.clone()
@@ -127,7 +127,7 @@ def test_a_mask_embedding_replaces_one_row_for_drafting(tmp_path, tiny_folder, t
     served, document, text = proposed(pair, 9)
     assert served == document == dflash_by_hand(weights, embedding, tiny_target.head, text, 9, B)
     assert served != dflash_by_hand(weights, tiny_target.embedding, tiny_target.head, text, 9, B)
-    assert torch.equal(pair.target.model.get_input_embeddings().weight, tiny_target.embedding) and weights_hash(tmp_path) != before
+    assert torch.equal(pair.target.model.get_input_embeddings().weight, tiny_target.embedding) and folder_key(tmp_path) != before
 
 
 @pytest.mark.parametrize("saved", [{"embedding": torch.ones(H), "mask_token_id": 7}, {"mask_token_id": MASK}, torch.ones(H + 1)])
