@@ -19,3 +19,7 @@ class FeaturesLost(ContractError):
 
 class TransferDown(UserError):
     """Nothing can be sent or fetched: no retry of a single sample would help."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM at the command line; the message says what is kept. No Exception: nothing may take it for a failure."""
