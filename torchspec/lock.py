@@ -18,10 +18,10 @@ from torchspec.errors import UserError
 def locked(path: Path, what: str) -> Iterator[None]:
     """While `what` ("torchspec train") writes the file or folder `path`, any other that wants to is refused at once.
 
-    The lock of a folder that exists lies in it, any other beside `path`; it goes when the writer is done.
+    The lock lies beside `path`, whose folder is made if it is not there, and goes when the writer is done.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    file = path.with_name(f".{path.name}.lock")
     descriptor = _hold(file, path)
     try:
         os.ftruncate(descriptor, 0)
