@@ -154,15 +154,17 @@ class Regenerator:
 
 
 def questions_of(messages: list[dict]) -> list[list[dict]]:
-    """Messages between assistant turns, in groups that each end where the assistant is to speak."""
-    groups, current = [], []
+    """Messages between assistant turns, in groups that each end where the assistant is to speak. A greeting before the first user turn
+    is no answer and stays."""
+    groups, current, asked = [], [], False
     for message in messages:
-        if message["role"] != "assistant":
-            current.append(message)
-        elif current:
+        if message["role"] == "assistant" and asked:
             groups.append(current)
-            current = []
-    return groups + ([current] if any(message["role"] == "user" for message in current) else [])
+            current, asked = [], False
+        elif message["role"] != "assistant" or not groups:
+            current.append(message)
+            asked = asked or message["role"] == "user"
+    return [*groups, current] if asked else groups
 
 
 def positions(target: Path) -> int | None:

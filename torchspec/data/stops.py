@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from torchspec.errors import UserError
+
 # SGLang stops at these wherever the tokenizer has them (srt/utils/hf_transformers/common.py): some checkpoints name them nowhere.
 OF_SGLANG = ("<|eom_id|>", "<|content_model_end_sampling|>", "<|ifm|im_end|>")
 
@@ -28,4 +30,7 @@ def stop_ids(target_folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozens
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); fetch the target again") from error

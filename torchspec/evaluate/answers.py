@@ -21,7 +21,8 @@ BATCH = 16  # questions answered at a time, and lost at most when the run is kil
 def answered(pair: Pair, asked: dict[str, list[list[str]]], settings: Settings, cache: Path, out: Path) -> dict[str, str]:
     """asked: data set -> user turns of its conversations. Returns data set -> file of the target's answers."""
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
-    regenerator = Regenerator(ChatFormat.load(pair.folder, settings.thinking, False), pair.target.model, sampling)
+    chat = ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code)
+    regenerator = Regenerator(chat, pair.target.model, sampling)
     folder = out / "answers"
     return {name: str(target_answers(regenerator, pair.folder, turns, cache, folder, name)) for name, turns in asked.items()}
 

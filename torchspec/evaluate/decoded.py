@@ -126,7 +126,7 @@ def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
 
 
 def examples(pair: Pair, decoded: list[Decoded]) -> list[dict]:
-    tokenizer = ChatFormat.load(pair.folder, None, False).tokenizer
+    tokenizer = ChatFormat.load(pair.folder, None, False, pair.target.spec.trust_remote_code).tokenizer
     return [_example(pair, d, tokenizer) for d in decoded]
 
 

@@ -11,6 +11,7 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.data.chat import ChatFormat
 from torchspec.data.regenerate import Regenerator, Sampling, regenerate
+from torchspec.data.regenerator import questions_of
 from torchspec.data.sources import read_rows
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import Stopped, UserError
@@ -257,6 +258,34 @@ def test_an_out_that_cannot_be_meant(regenerator, write_jsonl, tmp_path, out):
     source = write_jsonl("in.jsonl", [chat("Hi")])
     with pytest.raises(UserError, match=r"is a folder; name|is an input as well; name"):
         regenerate([source], tmp_path / out, regenerator, 1, None)
+
+
+# --- which turns are answered
+
+
+def turns(text: str) -> list[dict]:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": roles[letter], "content": f"{letter}{i}"} for i, letter in enumerate(text)]
+
+
+@pytest.mark.parametrize(
+    ("conversation", "groups"),
+    [
+        ("ua", ["u"]),
+        ("u", ["u"]),
+        ("suauau", ["su", "u", "u"]),
+        ("aua", ["au"]),  # a greeting is history
+        ("saua", ["sau"]),
+        ("uuaaua", ["uu", "u"]),  # nobody asked for the second of two answers
+        ("uasua", ["u", "su"]),
+        ("uas", ["u"]),
+        ("usa", ["us"]),
+        ("sa", []),
+        ("a", []),
+    ],
+)
+def test_answers_are_given_where_a_user_has_asked(conversation, groups):
+    assert ["".join(message["content"][0] for message in group) for group in questions_of(turns(conversation))] == groups
 
 
 # --- rows that cannot be answered
