@@ -82,7 +82,7 @@ def regenerate(inputs: list[str], out: Path, regenerator: Regenerator, batch_siz
             todo = _todo(islice(read_rows(inputs), limit), answers.done, refused, counts)
             for batch in _batches(todo, batch_size):
                 started = time.perf_counter()
-                regenerator.converse(batch)
+                _converse(regenerator, batch)
                 counts.add(batch, time.perf_counter() - started)
                 answers.add([(conversation.key, conversation.rows) for conversation in batch])
                 for conversation in batch:
@@ -99,9 +99,20 @@ def regenerate(inputs: list[str], out: Path, regenerator: Regenerator, batch_siz
     return vars(counts)
 
 
+def _converse(regenerator: Regenerator, batch: list[Conversation]) -> None:
+    try:
+        regenerator.converse(batch)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has no memory for {len(batch)} conversations at a time; go on with a smaller --batch-size or --max-new-tokens"
+        ) from error
+
+
 def _check_out(inputs: list[str], out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name the .jsonl to write")
+    if not_folder := next((parent for parent in out.parents if parent.is_file()), None):
+        raise UserError(f"--out {out} lies below {not_folder}, which is a file; name another place")
     if any(Path(name).resolve() == out.resolve() for name in inputs):
         raise UserError(f"--out {out} is an input as well; name another file")
 

@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from torchspec import contents
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.hf import HFCapture
 from torchspec.data.chat import ChatFormat
 from torchspec.data.conversation import BadRow
 from torchspec.data.history import parse_answer
 from torchspec.errors import UserError
-from torchspec.nn.packed import pack_linears
 
 NO_ROOM = "too long for the target: prompt and max_new_tokens together"
 
@@ -65,8 +66,8 @@ class Regenerator:
                 f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in the target's {room} positions; give less"
             )
         chat = ChatFormat.load(target, thinking, False, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(chat, pack_linears(model.to(device).eval().requires_grad_(False)), sampling)
+        # loaded as for capture, where missing and damaged weights are refused; which layer is kept does not matter
+        return cls(chat, HFCapture(CaptureSpec(target, (0,), dtype, device, trust_remote_code=trust_remote_code)).model, sampling)
 
     def header(self, target: Path) -> dict:
         """All that decides an answer beside its question. A seed decides nothing where nothing is drawn."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from torchspec.capture.base import CaptureSpec
@@ -253,10 +254,10 @@ def test_a_full_disk_is_one_sentence(regenerator, finished, tmp_path):
         regenerate([finished[0]], out, regenerator, 1, None)
 
 
-@pytest.mark.parametrize("out", [".", "in.jsonl"])
+@pytest.mark.parametrize("out", [".", "in.jsonl", "in.jsonl/out.jsonl"])
 def test_an_out_that_cannot_be_meant(regenerator, write_jsonl, tmp_path, out):
     source = write_jsonl("in.jsonl", [chat("Hi")])
-    with pytest.raises(UserError, match=r"is a folder; name|is an input as well; name"):
+    with pytest.raises(UserError, match=r"is a folder; name|is an input as well; name|lies below .*in.jsonl, which is a file; name"):
         regenerate([source], tmp_path / out, regenerator, 1, None)
 
 
@@ -331,3 +332,12 @@ def test_where_nothing_can_be_answered_the_first_reason_is_told(regenerator, wri
 def test_a_cap_that_leaves_no_room_is_refused_before_the_model_is_read(folder):
     with pytest.raises(UserError, match="max_new_tokens 512 leaves no room for a prompt in the target's 512 positions"):
         Regenerator.load(folder, Sampling(512, 0.0, 0), torch.float32, torch.device("cpu"), None, False)
+
+
+def test_a_target_that_lacks_weights_writes_nothing(tmp_path):
+    target = write_tiny_target(tmp_path / "target")
+    weights = load_file(target / "model.safetensors")
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks the weights .*layers.3.mlp.up_proj"):
+        Regenerator.load(target, GREEDY, torch.float32, torch.device("cpu"), None, False)
