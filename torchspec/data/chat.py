@@ -12,7 +12,6 @@ so nothing is searched for in the text, and no template needs a rule of its own.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from torchspec.data.conversation import BadRow, assistant_turns, check_rendered
+from torchspec.data.stops import stop_ids
 from torchspec.errors import UserError
 
 
@@ -60,7 +60,7 @@ class ChatFormat:
     tokenizer: PreTrainedTokenizerBase
     thinking: bool | None  # handed to the template as enable_thinking; None leaves the template's own default
     last_turn_only: bool
-    stop_ids: frozenset[int] = frozenset()  # tokens at which the engine stops, from the target's generation config
+    stop_ids: frozenset[int] = frozenset()  # tokens at which the engines stop
 
     @classmethod
     def load(cls, target_folder: Path, thinking: bool | None, last_turn_only: bool, trust_remote_code: bool = False) -> "ChatFormat":
@@ -76,7 +76,7 @@ class ChatFormat:
                 f"target {target_folder} has no chat template, so answers cannot be told from prompts; "
                 "put the model's chat_template.jinja into that folder"
             )
-        return cls(tokenizer, thinking, last_turn_only, _stop_ids(target_folder))
+        return cls(tokenizer, thinking, last_turn_only, stop_ids(target_folder, tokenizer))
 
     @property
     def template_hash(self) -> str:
@@ -203,11 +203,3 @@ def _check_tools(tools: list[dict] | None, text: str) -> None:
         name = str(tool.get("function", tool).get("name", ""))
         if name not in text:
             raise BadRow(f"the chat template does not render tools: {name!r} is missing; describe them in the system message instead")
-
-
-def _stop_ids(target_folder: Path) -> frozenset[int]:
-    path = target_folder / "generation_config.json"
-    if not path.is_file():
-        return frozenset()
-    stop = json.loads(path.read_text()).get("eos_token_id")
-    return frozenset([stop] if isinstance(stop, int) else stop or [])

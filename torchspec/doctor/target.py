@@ -25,7 +25,7 @@ def template(config: RunConfig, folder: Path) -> list[Finding]:
         for thinking in (True, False)
     )
     chat = ChatFormat.load(folder, mode, False, remote_code)
-    stop = ", ".join(map(str, sorted(chat.stop_ids))) or "none in generation_config.json"
+    stop = ", ".join(map(str, sorted(chat.stop_ids))) or "none: name eos_token_id in generation_config.json"
     return [Finding("target", "chat template", f"{chat.template_hash}, stop ids {stop}"), thinking_mode(on != off, mode)]
 
 

@@ -1,13 +1,16 @@
 """What the target answers to the questions of a data set: written once for every (target, template, settings), prompt by prompt."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from filelock import FileLock
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from torchspec import contents
+from torchspec.data.answers_file import AnswersFile
 from torchspec.data.chat import ChatFormat
-from torchspec.data.regenerate import Regenerator, Sampling, finished_conversations
+from torchspec.data.regenerator import Conversation, Regenerator, Sampling
+from torchspec.errors import UserError
 from torchspec.evaluate.run import Settings
 from torchspec.inference import Pair
 from torchspec.log import console
@@ -18,45 +21,50 @@ BATCH = 16  # questions answered at a time, and lost at most when the run is kil
 def answered(pair: Pair, asked: dict[str, list[list[str]]], settings: Settings, cache: Path, out: Path) -> dict[str, str]:
     """asked: data set -> user turns of its conversations. Returns data set -> file of the target's answers."""
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
-    regenerator = Regenerator(ChatFormat.load(pair.folder, settings.thinking, False), pair.target.model, sampling)
+    chat = ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code)
+    regenerator = Regenerator(chat, pair.target.model, sampling)
     folder = out / "answers"
     return {name: str(target_answers(regenerator, pair.folder, turns, cache, folder, name)) for name, turns in asked.items()}
 
 
 def target_answers(regenerator: Regenerator, target: Path, asked: list[list[str]], cache: Path, out: Path, name: str) -> Path:
     """Writes out/NAME.jsonl, a row per assistant turn in the order of `asked`; only what the cache lacks is generated."""
-    kept = cache / "answers" / f"{fingerprint(regenerator, target)}.jsonl"
+    header = regenerator.header(target)
+    kept = cache / "answers" / f"{contents.key(header)}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    keys = [_hash(turns) for turns in asked]
-    done = finished_conversations(kept)
-    todo = [(key, turns) for key, turns in dict(zip(keys, asked, strict=True)).items() if key not in done]
-    todo.sort(key=lambda item: len(str(item[1])))
-    columns = (TextColumn(f"the target answers {name}"), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
-    with kept.open("a") as sink, Progress(*columns, console=console, disable=not todo) as progress:
-        task = progress.add_task("", total=len(todo))
-        for start in range(0, len(todo), BATCH):
-            batch = [(key, [{"role": "user", "content": turn} for turn in turns]) for key, turns in todo[start : start + BATCH]]
-            sink.write("".join(json.dumps(row) + "\n" for row in regenerator.answer(batch)))
-            sink.flush()
-            progress.advance(task, len(batch))
-    rows: dict[str, list[str]] = {key: [] for key in keys}
-    with kept.open() as source:
-        for line in source:
-            key = json.loads(line)["id"].rsplit("#", 1)[0]
-            if key in rows:
-                rows[key].append(line)
+    conversations = [Conversation(f"{name}:{i}", [[{"role": "user", "content": turn}] for turn in turns]) for i, turns in enumerate(asked)]
+    with FileLock(f"{kept}.lock"):  # evaluations of several drafts share a target: the others wait, and find the answers there
+        _answer(regenerator, AnswersFile(kept, header, target), conversations, name)
+    rows = _rows(kept, {c.key for c in conversations})
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{name}.jsonl"
-    file.write_text("".join(line for key in keys for line in rows[key]))
+    file.write_text("".join(line for c in conversations for line in rows.get(c.key, [])))
     return file
 
 
-def fingerprint(regenerator: Regenerator, target: Path) -> str:
-    """Of all that decides an answer beside its question."""
-    weights = [(file.name, file.stat().st_size) for file in sorted(target.glob("*.safetensors"))]
-    model = [(target / "config.json").read_text(), str(regenerator.model.dtype), weights, str(target.resolve())]
-    return _hash([model, regenerator.chat.template_hash, regenerator.chat.thinking, vars(regenerator.sampling)])
+def _answer(regenerator: Regenerator, answers: AnswersFile, conversations: list[Conversation], name: str) -> None:
+    todo = sorted({c.key: c for c in conversations if c.key not in answers.done}.values(), key=lambda c: len(str(c.questions)))
+    columns = (TextColumn(f"the target answers {name}"), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not todo) as progress:
+        task = progress.add_task("", total=len(todo))
+        for start in range(0, len(todo), BATCH):
+            batch = todo[start : start + BATCH]
+            regenerator.converse(batch)
+            answers.add([(c.key, c.rows) for c in batch])
+            progress.advance(task, len(batch))
+    without = [c for c in todo if not c.rows]
+    if without and len(without) == len(conversations):
+        raise UserError(f"the target can answer no question of {name}: {without[0].ended}")
+    if without:
+        console.print(f"{len(without)} questions of {name} have no answer, first {without[0].where}: {without[0].ended}", markup=False)
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def _rows(file: Path, keys: set[str]) -> dict[str, list[str]]:
+    """Lines of these conversations."""
+    rows: dict[str, list[str]] = {}
+    with file.open() as source:
+        for line in source:
+            key = json.loads(line)["key"]
+            if key in keys:
+                rows.setdefault(key, []).append(line)
+    return rows

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from torchspec.capture.hf import HFCapture
+from torchspec.data import stops
 from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.methods.base import Drafter
 
@@ -26,8 +27,9 @@ class Answer:
 
 
 def stop_ids(target: HFCapture) -> set[int]:
-    eos = target.model.generation_config.eos_token_id
-    return set(eos) if isinstance(eos, list) else {eos}
+    """Where servers end this target's answers, and where decoding here does."""
+    folder, trust = target.spec.folder, target.spec.trust_remote_code
+    return set(stops.stop_ids(folder, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)))
 
 
 def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: set[int], sampler: Sampler = GREEDY) -> Answer:

@@ -59,7 +59,7 @@ class Decoder:
 
     def __init__(self, pair: Pair, max_new_tokens: int, temperature: float, seed: int):
         self.pair, self.max_new_tokens, self.temperature, self.seed = pair, max_new_tokens, temperature, seed
-        self.warm = False
+        self.stop, self.warm = stop_ids(pair.target), False
 
     def decode(self, prompts: list[Prompt]) -> list[Decoded]:
         """The prompts together: plain and speculative, one right after the other, so that both see the same machine."""
@@ -67,7 +67,7 @@ class Decoder:
         if not self.warm:
             self._run(asked, WARM_UP_TOKENS, set())
             self.warm = True
-        answers = list(zip(*self._run(asked, self.max_new_tokens, stop_ids(self.pair.target)), strict=True))
+        answers = list(zip(*self._run(asked, self.max_new_tokens, self.stop), strict=True))
         leader = max(range(len(asked)), key=lambda i: min(len(answer.ids) for answer in answers[i]))
         decoded = [self._compared(*row, leads=i == leader) for i, row in enumerate(zip(prompts, asked, answers, strict=True))]
         plain, speculative = answers[leader]
@@ -126,7 +126,7 @@ def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
 
 
 def examples(pair: Pair, decoded: list[Decoded]) -> list[dict]:
-    tokenizer = ChatFormat.load(pair.folder, None, False).tokenizer
+    tokenizer = ChatFormat.load(pair.folder, None, False, pair.target.spec.trust_remote_code).tokenizer
     return [_example(pair, d, tokenizer) for d in decoded]
 
 

@@ -1,0 +1,82 @@
+"""Answers to the questions of a data set: kept under all that decides them, in the order of the questions. Oracle: answering afresh."""
+
+import json
+
+import pytest
+import torch
+
+from torchspec.data.regenerator import Regenerator, Sampling
+from torchspec.doctor.tiny import write_tiny_target
+from torchspec.errors import UserError
+from torchspec.evaluate.answers import target_answers
+
+ASKED = [["Two plus two?"], ["Hi", "And you?"], ["Two plus two?"], ["Bye"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_target(tmp_path_factory.mktemp("answers") / "target")
+
+
+def load(folder, temperature: float = 0.0) -> Regenerator:
+    return Regenerator.load(folder, Sampling(4, temperature, 0), torch.float32, torch.device("cpu"), None, False)
+
+
+def fresh(regenerator: Regenerator, turns: list[str]) -> list[list[int]]:
+    rows = regenerator.answer([("x", [{"role": "user", "content": turn} for turn in turns])])
+    return [row["response_ids"] for row in rows]
+
+
+def responses(file) -> list[list[int]]:
+    return [json.loads(line)["response_ids"] for line in file.read_text().splitlines()]
+
+
+def test_every_turn_in_the_order_of_the_questions_and_twice_where_it_is_asked_twice(folder, tmp_path):
+    file = target_answers(load(folder), folder, ASKED, tmp_path / "cache", tmp_path / "out", "gsm8k")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [[m["content"] for m in row["messages"] if m["role"] == "user"] for row in rows] == [
+        ["Two plus two?"], ["Hi"], ["Hi", "And you?"], ["Two plus two?"], ["Bye"],
+    ]  # fmt: skip
+    (kept,) = (tmp_path / "cache" / "answers").glob("*.jsonl")
+    assert len(kept.read_text().splitlines()) == 4  # the question that is asked twice is answered once
+
+
+def test_only_what_is_not_there_is_answered(folder, tmp_path):
+    regenerator = load(folder)
+    first = responses(target_answers(regenerator, folder, ASKED[:1], tmp_path / "cache", tmp_path / "out", "a"))
+    asked, generate = [], regenerator.generate
+    regenerator.generate = lambda prompts: asked.append(len(prompts)) or generate(prompts)
+    second = responses(target_answers(regenerator, folder, [["Bye"], *ASKED[:1]], tmp_path / "cache", tmp_path / "out", "b"))
+    assert asked == [1] and second == [*fresh(regenerator, ["Bye"]), *first]
+
+
+def test_answers_of_earlier_weights_are_not_taken_for_the_targets_own(folder, tmp_path):
+    target = tmp_path / "target"
+    write_tiny_target(target)
+    old = responses(target_answers(load(target), target, ASKED[:1], tmp_path / "cache", tmp_path / "out", "a"))
+    weights = (target / "model.safetensors").read_bytes()
+    half = len(weights) // 2  # trained on in place: the same names, shapes and sizes
+    (target / "model.safetensors").write_bytes(weights[:half] + bytes(byte ^ 1 for byte in weights[half:]))
+    regenerator = load(target)
+    new = responses(target_answers(regenerator, target, ASKED[:1], tmp_path / "cache", tmp_path / "out", "a"))
+    assert new == fresh(regenerator, ASKED[0]) != old
+
+
+@pytest.mark.parametrize("changed", ["generation_config.json", "tokenizer_config.json"])
+def test_answers_stand_under_every_file_of_the_target(folder, tmp_path, changed):
+    target = tmp_path / "target"
+    write_tiny_target(target)
+    target_answers(load(target), target, ASKED[:1], tmp_path / "cache", tmp_path / "out", "a")
+    values = json.loads((target / changed).read_text()) | {"eos_token_id": 65, "eos_token": "<|im_start|>"}
+    (target / changed).write_text(json.dumps(values))
+    target_answers(load(target), target, ASKED[:1], tmp_path / "cache", tmp_path / "out", "a")
+    assert len(list((tmp_path / "cache" / "answers").glob("*.jsonl"))) == 2
+
+
+def test_questions_that_have_no_answer_are_told(folder, tmp_path, capsys):
+    long = ["long " * 200]
+    file = target_answers(load(folder), folder, [["Hi"], long], tmp_path / "cache", tmp_path / "out", "gsm8k")
+    assert len(responses(file)) == 1
+    assert "1 questions of gsm8k have no answer, first gsm8k:1: too long for the target" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the target can answer no question of gsm8k: too long"):
+        target_answers(load(folder), folder, [long], tmp_path / "cache", tmp_path / "out", "gsm8k")
