@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.unit.tiny import random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.cache import CachedCapture
 from torchspec.capture.hf import HFCapture
@@ -84,4 +85,13 @@ def test_the_cache_keeps_features_on_the_host_and_yields_them_on_the_device(tiny
     cached = CachedCapture(inner, 2**20, CUDA)
     prompt = Prompt(0, torch.arange(4, 24), torch.arange(20) > 5)
     first, again = cached.capture(prompt).context, cached.capture(prompt).context
-    assert first.is_cuda and again.is_cuda and torch.equal(first, again) and cached.kept[0].is_pinned()
+    assert first.is_cuda and again.is_cuda and torch.equal(first, again) and all(kept.is_pinned() for kept in cached.kept.values())
+
+
+def test_the_cache_knows_a_text_by_its_tokens_and_not_by_its_number(tiny_oracle):
+    """A server's answer is read under the number of the prompt that it was asked."""
+    cached = CachedCapture(tiny_oracle, 2**20, CPU)
+    texts = [Prompt(0, random_prompt(seed, 20), torch.arange(20) > 5) for seed in range(2)]
+    for text in (*texts, *texts):
+        assert torch.equal(cached.capture(text).context, tiny_oracle.capture(text).context)
+    assert cached.bytes == sum(cached.capture(text).context.nbytes for text in texts)

@@ -65,8 +65,13 @@ def open_capture(name: str, spec: CaptureSpec) -> Capture:
     module, _, attribute = BACKENDS[name].partition(":")
     try:
         backend = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if name not in EXTRAS or not error.name.startswith(name):
+    except ImportError as error:
+        package, missing = EXTRAS.get(name), error.name or ""
+        if package is None or not missing.startswith(name):
             raise
-        raise UserError(f"inference.inference_engine_type={name} needs {error.name}: pip install 'torchspec[{EXTRAS[name]}]'") from error
+        asked, install = f"inference.inference_engine_type={name}", f"'torchspec[{package}]'"
+        if isinstance(error, ModuleNotFoundError) and "." not in missing:
+            raise UserError(f"{asked} needs {missing}: pip install {install}") from error
+        found = import_module(package).__version__
+        raise UserError(f"{asked}: {package} {found} does not fit ({error.msg}): pip install --upgrade {install}") from error
     return backend(spec)

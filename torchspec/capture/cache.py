@@ -11,7 +11,7 @@ from torchspec.transfer.staging import to_host
 
 
 class CachedCapture:
-    """Keeps what `inner` captured, up to `limit_bytes`. First come, first kept: evicting would miss in every epoch.
+    """Keeps what `inner` captured, by the tokens, up to `limit_bytes`. First come, first kept: evicting would miss in every epoch.
 
     Yields features on `device`, wherever `inner` has them: engines leave theirs on the host.
     """
@@ -19,15 +19,18 @@ class CachedCapture:
     def __init__(self, inner: Capture, limit_bytes: int, device: torch.device):
         self.inner, self.limit_bytes, self.device = inner, limit_bytes, device
         self.layer_ids, self.producer = inner.layer_ids, inner.producer
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[bytes, Tensor] = {}
         self.bytes = 0
 
     def capture(self, prompt: Prompt) -> Features:
-        if prompt.index in self.kept:
-            return Features(prompt, self.kept[prompt.index], self.layer_ids, self.producer).to(self.device)
+        tokens = (
+            prompt.ids.numpy().tobytes()
+        )  # a sample's number does not say what its text is: a served answer bears the one of its prompt
+        if tokens in self.kept:
+            return Features(prompt, self.kept[tokens], self.layer_ids, self.producer).to(self.device)
         features = self.inner.capture(prompt)
         if self.bytes + features.context.nbytes <= self.limit_bytes:
-            self.kept[prompt.index] = to_host(features.context)
+            self.kept[tokens] = to_host(features.context)
             self.bytes += features.context.nbytes
         return features.to(self.device)
 

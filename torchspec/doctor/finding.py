@@ -9,5 +9,5 @@ class Finding:
     area: str
     check: str
     found: str
-    verdict: Literal["ok", "look", "bad"] = "ok"  # look: a person should judge; bad: a run would fail or be worthless
+    verdict: Literal["ok", "absent", "look", "bad"] = "ok"  # absent, and not needed; look: a person should judge; bad: a run would fail
     fix: str = ""

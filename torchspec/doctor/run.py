@@ -20,7 +20,7 @@ from torchspec.fetch import resolve_target
 from torchspec.log import console
 
 LOG_WIDTH = 180  # of the table in a file, where nothing should be wrapped
-COLOURS = {"ok": "green", "look": "yellow", "bad": "red"}
+COLOURS = {"ok": "green", "absent": "dim", "look": "yellow", "bad": "red"}
 
 
 def run_doctor(config: RunConfig | None) -> bool:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from torchspec.capture.hf import HFCapture
 from torchspec.data import stops
 from torchspec.evaluate.sampling import GREEDY, Sampler
+from torchspec.evaluate.texts import Texts
 from torchspec.methods.base import Drafter
 
 
@@ -80,8 +81,10 @@ def speculative_steps(
     drafter.extend(prompt, context)
     answer.ids.append(next_token(logits, sampler))
     answer.from_draft.append(False)
+    answer.seconds = time.perf_counter() - started
     yield answer
     while not ended(answer, max_new_tokens, stop):
+        started = time.perf_counter()  # anew: what is done with an answer between two steps, as printing it, is no part of decoding
         last = answer.ids[-1]
         drafts, q = drafter.propose(last, sampler)
         verified = torch.cat((drafts.new_tensor([last]), drafts))
@@ -91,7 +94,7 @@ def speculative_steps(
             cache.crop(accepted - len(drafts))
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
         commit(answer, [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
-        answer.seconds = time.perf_counter() - started
+        answer.seconds += time.perf_counter() - started
         yield answer
 
 
@@ -110,14 +113,9 @@ def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text that each token adds; a character spread over several tokens is given to the last of them."""
-    texts, shown = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end])
-        whole = not text.endswith("\ufffd")
-        texts.append(text[len(shown) :] if whole else "")
-        shown = text if whole else shown
-    return texts
+    """The text that each token adds."""
+    texts = Texts(tokenizer)
+    return [texts.add(token) for token in ids]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
-from torchspec.evaluate.expected import acceptance_probabilities, add_expected
+from torchspec.evaluate.expected import evaluate_expected
 from torchspec.inference import Pair
 from torchspec.records import Features, Prompt
 
@@ -14,8 +14,7 @@ def measure_offline(pair: Pair, prompt: Prompt, temperature: float) -> dict:
     """Counts of one conversation, and where it is decoded greedily the walk of every answer: [context before it, length, accepted]."""
     total, walks = Acceptance(pair.method.block_size), []
     if temperature > 0:
-        for accept in acceptance_probabilities(pair.method, pair.model, pair.target, prompt, temperature):
-            add_expected(total, accept)
+        total = evaluate_expected(pair.method, pair.model, pair.target, [prompt], temperature)
     else:
         features = pair.target.capture(prompt)
         here = Prompt(prompt.index, prompt.ids.to(features.context.device), prompt.loss_mask)

@@ -62,7 +62,7 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
 
 
 def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict) -> dict:
-    options = Options(settings.thinking)
+    options = Options(settings.thinking, trust_remote_code=pair.target.spec.trust_remote_code)
     opened = {name: open_or_prepare(path, out / "prepared", pair.folder, options) for name, path in sources.items()}
     prompts = {name: [data[i] for i in range(min(len(data), settings.limit or len(data)))] for name, data in opened.items()}
     protocol = _protocol(pair, opened, prompts, settings)

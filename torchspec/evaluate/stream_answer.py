@@ -5,23 +5,23 @@ from rich.text import Text
 
 from torchspec.data.chat import ChatFormat
 from torchspec.evaluate.acceptance import Acceptance
-from torchspec.evaluate.decode import speculative_steps, stop_ids, token_texts
+from torchspec.evaluate.decode import speculative_steps, stop_ids
 from torchspec.evaluate.sampling import Sampler
+from torchspec.evaluate.texts import Texts
 from torchspec.inference import Pair
 from torchspec.log import console
 
 
 def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool | None, sampler: Sampler) -> None:
-    chat = ChatFormat.load(pair.folder, thinking, False)
+    chat = ChatFormat.load(pair.folder, thinking, False, pair.target.spec.trust_remote_code)
     text = chat.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     ids, stop = torch.tensor(chat.tokenizer(text, add_special_tokens=False).input_ids), stop_ids(pair.target)
-    printed = 0
+    texts, printed = Texts(chat.tokenizer), 0
     for answer in speculative_steps(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop, sampler):
-        visible = [token for token in answer.ids if token not in stop]
-        texts = token_texts(chat.tokenizer, visible)
-        for piece, drafted in zip(texts[printed:], answer.from_draft[printed : len(texts)], strict=True):
-            console.print(Text(piece, style="green" if drafted else ""), end="", soft_wrap=True)
-        printed = len(texts)
+        for token, drafted in zip(answer.ids[printed:], answer.from_draft[printed:], strict=True):
+            if token not in stop:
+                console.print(Text(texts.add(token), style="green" if drafted else ""), end="", soft_wrap=True)
+        printed = len(answer.ids)
     acceptance = Acceptance(pair.method.block_size).add_answer(answer.accepted, len(answer.ids))
     rate = f"{len(answer.ids)} tokens, τ {acceptance.tau:.2f}, {answer.tokens_per_second:.1f} tok/s"
     console.print(f"\n\n{rate}; green: proposed by the draft and confirmed by the target", highlight=False)

@@ -1,7 +1,9 @@
 """One draft in a real server: the same prompts without and with it, at several concurrencies.
 
 What the server accepts is compared with our own walk over the very text that it wrote: more than ALARM apart, and the draft that
-was trained is not the draft that is served.
+was trained is not the draft that is served. The walk is exact at every temperature: servers propose the draft's first choices,
+d_1, d_2, ..., also where they sample the text. Such a draft is a point mass, accepted with probability p(d_k) and replaced by
+another token otherwise, so that it was accepted exactly where the sampled text holds d_k.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +16,6 @@ from torchspec.capture.base import Capture
 from torchspec.errors import UserError
 from torchspec.evaluate.acceptance import evaluate_offline
 from torchspec.evaluate.decode import first_difference
-from torchspec.evaluate.expected import evaluate_expected
 from torchspec.evaluate.kept import Kept
 from torchspec.inference import Pair
 from torchspec.log import console
@@ -26,6 +27,7 @@ from torchspec.serve.options import Serving
 from torchspec.serve.side import Asked, Measured, Served, Side
 
 ALARM = 0.03  # relative distance of two taus that rounding does not explain
+LAW = "servers propose the draft's first choices at every temperature; one is accepted where the text holds it"
 
 
 def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: Serving, kept: Kept, logs: Path) -> dict:
@@ -44,9 +46,10 @@ def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: 
     return {
         "engine": serving.engine,
         "version": drafted[possible[0]][0].version,
+        "law": LAW,
         "prompts": len(asked.prompts),
         "by_concurrency": rows,
-        **against_own(serving.engine, rows[0]["tau"], own),
+        **against_own(serving.engine, rows[0]["tau"], own, asked.temperature),
         **_compared(pair, asked, without, answers),
     }
 
@@ -61,13 +64,11 @@ def answers_of(side: list[Measured]) -> list[list[int]]:
 
 
 def own_tau(method: Method, model: Callable, capture: Capture, asked: Asked, answers: list[list[int]]) -> float:
-    """Our own walk over the text that a server wrote."""
+    """Our own walk over the text that a server wrote, greedily or not."""
     texts = []
     for prompt, answer in zip(asked.prompts, answers, strict=True):
         ids = torch.cat((prompt.question, torch.tensor(answer)))
         texts.append(Prompt(prompt.index, ids, torch.arange(len(ids)) >= len(ids) - len(answer)))
-    if asked.temperature > 0:
-        return evaluate_expected(method, model, capture, texts, asked.temperature).tau
     return evaluate_offline(method, model, capture, texts).tau
 
 
@@ -84,12 +85,13 @@ def acceptance(drafted: list[Measured]) -> dict:
     return {"tau": committed / steps, "slot_acceptance": [count / steps for count in accepted], "steps": steps}
 
 
-def against_own(engine: str, served: float, own: float) -> dict:
+def against_own(engine: str, served: float, own: float, temperature: float) -> dict:
     """The gap between two taus of one text, with one sentence where the server accepts other drafts than we do."""
     gap = served / own - 1
+    sampling = "; or the server was told to sample its drafts, which is another law" if temperature > 0 else ""
     sentence = (
         f"{engine} accepts τ {served:.3f} where our own walk over the text that it wrote gives {own:.3f} ({gap:+.1%}, "
-        f"at most {ALARM:.0%} is rounding): the served draft is not the trained one; compare its config.json and the engine's log"
+        f"at most {ALARM:.0%} is rounding): the served draft is not the trained one; compare its config.json and the engine's log{sampling}"
     )
     return {"own_tau": own, "gap": gap, "alarm": sentence if abs(gap) > ALARM else None}
 

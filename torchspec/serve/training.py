@@ -35,4 +35,4 @@ def serve_draft(run: Run, draft: nn.Module) -> dict:
     counted, answers = acceptance(drafted), answers_of(drafted)
     with torch.inference_mode():
         own = own_tau(run.method, draft, run.held_out_capture, asked, answers)
-    return {"engine": wanted.served, **counted, **against_own(wanted.served, counted["tau"], own)}
+    return {"engine": wanted.served, **counted, **against_own(wanted.served, counted["tau"], own, asked.temperature)}

@@ -32,12 +32,37 @@ def test_the_lowest_versions_are_those_of_the_package_and_the_newest_those_of_th
     ("found", "needed", "verdict"),
     [
         ("2.10.1", True, "bad"), ("2.11", True, "ok"), ("2.13.7+cu130", True, "ok"), ("2.14.0.dev1", True, "look"), ("3.0", False, "look"),
-        (None, True, "bad"), (None, False, "ok"),
+        (None, True, "bad"), (None, False, "absent"),
     ],
 )  # fmt: skip
 def test_a_version_is_judged_by_the_tested_range(found, needed, verdict):
     finding = machine.judge("torch", found, ("2.11", "2.13"), needed)
-    assert finding.verdict == verdict and bool(finding.fix) == (verdict != "ok")
+    assert finding.verdict == verdict and bool(finding.fix) == (verdict in ("bad", "look"))
+
+
+def test_a_release_that_was_read_and_not_run_is_said_to_be():
+    assert machine.judge("vllm", "0.33.0", machine.OPTIONAL["vllm"], True).fix.startswith("tested up to 0.32, 0.33 was read: ")
+    old = machine.judge("vllm", "0.28.0", machine.OPTIONAL["vllm"], True)
+    assert (old.verdict, old.fix) == ("bad", "0.29 is the oldest that works: pip install --upgrade 'vllm>=0.29'")
+
+
+def test_an_engine_of_another_distribution_is_found(tmp_path, monkeypatch):
+    info = tmp_path / "some_engine_cpu-1.2.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-engine-cpu\nVersion: 1.2.3\n")
+    (info / "top_level.txt").write_text("some_engine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine._installed("some_engine") == machine._installed("some-engine-cpu") == "1.2.3"
+    assert machine._installed("no_such_engine") is None
+
+
+def test_what_a_run_does_not_need_is_absent_and_what_it_needs_is_missing(monkeypatch):
+    monkeypatch.setattr(machine, "_installed", lambda name: None if name in machine.OPTIONAL else machine.CORE[name][1])
+    values = {"output_dir": "o", "model": {"target_model_path": "t"}, "dataset": {"train_data_path": "d"}}
+    config = RunConfig(**values, inference={"inference_engine_type": "vllm"})
+    for run, bad in ((None, set()), (config, {"vllm"})):
+        found = {finding.check: finding.verdict for finding in machine.installation(run)}
+        assert {name: found[name] for name in machine.OPTIONAL} == {n: "bad" if n in bad else "absent" for n in machine.OPTIONAL}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.tiny import VOCABULARY, B
-from torchspec.evaluate.sampling import Sampler
+from torchspec.evaluate.sampling import GREEDY, Sampler
 
 
 class Scripted:
@@ -30,3 +30,15 @@ class Scripted:
         proposal = [(t + 1) % VOCABULARY if self.wrong(self.steps, k) else t for k, t in enumerate(tokens, start=1)]
         self.steps += 1
         return torch.tensor(proposal), None
+
+
+class FirstChoice:
+    """Proposes `inner`'s first choices whatever the sampler, as servers do: a law with all its mass on one token."""
+
+    def __init__(self, inner):
+        self.inner, self.block_size = inner, inner.block_size
+        self.reset, self.extend = inner.reset, inner.extend
+
+    def propose(self, last_token: int, _sampler: Sampler) -> tuple[Tensor, Tensor]:
+        tokens, _ = self.inner.propose(last_token, GREEDY)
+        return tokens, torch.nn.functional.one_hot(tokens, VOCABULARY).float()

@@ -12,6 +12,7 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.decode import first_difference, plain_decode, speculative_decode, speculative_steps, token_texts
+from torchspec.evaluate.texts import WHOLE
 
 PROMPT = random_prompt(7, 9)
 
@@ -201,6 +202,44 @@ def test_token_texts_add_up_to_the_text_and_split_no_character(target_folder):
         pieces = token_texts(tokenizer, ids)
         assert len(pieces) == len(ids) and "".join(pieces) == tokenizer.decode(ids)
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_the_text_of_a_token_costs_the_same_wherever_it_stands(target_folder):
+    """Counted: tokens that are decoded to show one more, of a text with characters of several tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    ids, most, decode = tokenizer("東京 is 🧑‍🚀 fun, " * 100, add_special_tokens=False).input_ids, 0, tokenizer.decode
+
+    def counted(tokens: list[int]) -> str:
+        nonlocal most
+        most = max(most, len(tokens))
+        return decode(tokens)
+
+    tokenizer.decode = counted
+    assert "".join(token_texts(tokenizer, ids)) == decode(ids) and most <= 2 * WHOLE
+
+
+def test_bytes_that_are_no_character_are_shown_and_do_not_pile_up(target_folder):
+    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    byte = tokenizer.convert_tokens_to_ids("\u0122")  # 0x80, which continues a character that never began
+    assert "".join(token_texts(tokenizer, [byte] * 80)) == "\ufffd" * 80
+
+
+def test_the_time_between_two_steps_is_no_time_of_decoding(tiny_oracle, plain, monkeypatch):
+    """A clock that only the reader of the steps moves stands still for the answer; one that every look moves counts each step once."""
+    now = 0.0
+    monkeypatch.setattr("torchspec.evaluate.decode.time.perf_counter", lambda: now)
+    for answer in speculative_steps(tiny_oracle, Scripted(PROMPT, plain), PROMPT, len(plain), NEVER):  # noqa: B007
+        now += 1.0
+    assert answer.seconds == 0.0 and answer.ids == plain
+
+    def ticking() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    monkeypatch.setattr("torchspec.evaluate.decode.time.perf_counter", ticking)
+    answer = speculative_decode(tiny_oracle, Scripted(PROMPT, plain), PROMPT, len(plain), NEVER)
+    assert answer.seconds == 1 + len(answer.accepted)
 
 
 def test_a_rate_counts_the_tokens_after_the_prefill(tiny_oracle):

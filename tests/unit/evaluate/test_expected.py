@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.evaluate.drafters import FirstChoice
 from tests.unit.tiny import NEVER, B, answered, lively, make_eagle3, overfit, random_prompt
 from torchspec.evaluate import expected, sampling
 from torchspec.evaluate.acceptance import Acceptance, evaluate_offline, walk
@@ -169,6 +170,23 @@ def test_decoding_keeps_the_law_and_takes_the_steps_that_its_text_says(case):
     assert abs(surprise(oracle, [text for text, _ in results], 1.0)) < 5
     assert disagreement(method, oracle, model, results, 1.0) < 5
     assert disagreement(method, oracle, model, results, 0.5) > 5  # planted: offline at another temperature than was decoded at
+
+
+def test_drafts_that_are_no_draws_are_accepted_where_the_sampled_text_holds_them(case):
+    """The law of servers: to the last count of every sampled answer it is the walk that greedy text has, and never what draws would do.
+
+    Oracle: rejection sampling with a draft whose probability is 1.
+    """
+    method, oracle, model = case
+    drafter, counted, texts = FirstChoice(method.drafter(model)), Acceptance(B), []
+    for seed in range(ANSWERS):
+        prompt = random_prompt(seed % 4, 8)
+        answer = speculative_decode(oracle, drafter, prompt, TOKENS, NEVER, Sampler(1.0, seed))
+        texts.append(Prompt(seed, torch.cat((prompt, torch.tensor(answer.ids))), torch.arange(8 + TOKENS) >= 8))
+        counted.add_answer(answer.accepted, TOKENS)
+    assert abs(surprise(oracle, texts, 1.0)) < 5
+    assert numbers(evaluate_offline(method, model, oracle, texts)).tolist() == numbers(counted).tolist()
+    assert 1.01 < counted.tau < 0.97 * evaluate_expected(method, model, oracle, texts, 1.0).tau
 
 
 def test_a_planted_draw_from_the_target_in_place_of_the_residual_is_found(tiny_method, tiny_oracle, monkeypatch):

@@ -17,6 +17,7 @@ parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--speculative-config", type=json.loads)
 parser.add_argument("--dies-after", type=int, default=10**9, help="answers")
 parser.add_argument("--dies-at-once", action="store_true")
+parser.add_argument("--temperature", type=float, default=0.0, help="that every prompt must be asked with")
 parser.add_argument("--asked", help="file that gets a line for every prompt")
 OPTIONS, _ = parser.parse_known_args()
 ANSWERS = json.load(open(OPTIONS.answers))
@@ -42,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = ",".join(map(str, body["prompt"]))
         answer = ANSWERS[prompt]
-        assert body["return_token_ids"] and body["stream"] and body["temperature"] == 0
+        assert body["return_token_ids"] and body["stream"] and body["temperature"] == OPTIONS.temperature
         with LOCK:
             COUNTS["answers"] += 1
             if OPTIONS.asked:

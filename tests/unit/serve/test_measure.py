@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.unit.evaluate.drafters import FirstChoice
 from tests.unit.tiny import NEVER, B, lively, random_prompt
 from torchspec.errors import UserError
 from torchspec.evaluate.decode import plain_decode, speculative_decode
 from torchspec.evaluate.kept import Kept
+from torchspec.evaluate.sampling import Sampler
 from torchspec.inference import Pair
 from torchspec.records import Prompt
 from torchspec.serve import engines
@@ -39,10 +41,12 @@ def asked(pair) -> Asked:
 
 
 def answers(pair: Pair, asked: Asked) -> dict:
-    """What our own decoder writes and accepts."""
+    """What our own decoder writes and accepts, of a draft that proposes its first choices at every temperature."""
     known = {}
     for prompt in asked.prompts:
-        answer = speculative_decode(pair.target, pair.method.drafter(pair.model), prompt.question, TOKENS, NEVER)
+        sampler, drafter = Sampler(asked.temperature, prompt.index), pair.method.drafter(pair.model)
+        drafter = FirstChoice(drafter) if asked.temperature > 0 else drafter
+        answer = speculative_decode(pair.target, drafter, prompt.question, asked.max_new_tokens, NEVER, sampler)
         known[",".join(map(str, prompt.question.tolist()))] = {"ids": answer.ids, "accepted": answer.accepted}
     return known
 
@@ -52,7 +56,7 @@ def serve(pair, asked, tmp_path, monkeypatch):
     """Measures with the stand-in engine, which knows `known` and is started with further arguments."""
     monkeypatch.setitem(engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], module="tests.unit.serve.engine"))
 
-    def run(known: dict, arguments: str = "", concurrencies: tuple[int, ...] = (1, 4)) -> dict:
+    def run(known: dict, arguments: str = "", concurrencies: tuple[int, ...] = (1, 4), asked: Asked = asked) -> dict:
         file = tmp_path / "answers.json"
         file.write_text(json.dumps(known))
         serving = Serving("vllm", python=sys.executable, arguments=f"--answers {shlex.quote(str(file))} {arguments}")
@@ -73,6 +77,19 @@ def test_counts_are_the_engines_and_agree_with_our_own_walk(serve, pair, asked):
     assert served["own_tau"] == served["by_concurrency"][0]["tau"] and served["gap"] == 0 and served["alarm"] is None
     assert (served["engine"], served["version"]) == ("vllm", "0.0-test")
     assert (served["of"], served["identical"], served["ties"], served["mismatches"]) == (PROMPTS, PROMPTS, 0, 0)
+
+
+def test_a_sampling_server_agrees_with_the_walk_over_its_text(serve, pair, asked):
+    """No gap at all: whether a first choice was accepted stands in the text."""
+    sampled = dataclasses.replace(asked, temperature=1.0, max_new_tokens=60)
+    known = answers(pair, sampled)
+    served = serve(known, "--temperature 1.0", (4,), sampled)
+    steps = [count for answer in known.values() for count in answer["accepted"]]
+    assert served["own_tau"] == served["by_concurrency"][0]["tau"] == PROMPTS * 59 / len(steps) > 1
+    assert served["gap"] == 0 and served["alarm"] is None and served["of"] == 0
+    planted = {prompt: {**answer, "accepted": [1] * 30} for prompt, answer in known.items()}
+    found = serve(planted, "--temperature 1.0", (1,), sampled)
+    assert found["gap"] == 59 / 30 / served["own_tau"] - 1 and "told to sample its drafts" in found["alarm"]
 
 
 def test_a_draft_that_the_server_does_not_accept_as_we_do_is_an_alarm(serve, pair, asked):

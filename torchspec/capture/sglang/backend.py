@@ -13,6 +13,7 @@ from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
 from torchspec.capture.sglang.hook import MARK, MODULES, recorder
+from torchspec.capture.sglang.states import convention
 from torchspec.capture.shared_memory import States
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
@@ -67,7 +68,7 @@ def settings(spec: CaptureSpec, layer_ids: list[int], folder: Path) -> dict:
     config = {"folder": str(folder), "layers": len(spec.layer_ids), "fp8": spec.fp8}
     hook = {"name": "torchspec", "target_modules": MODULES, "hook_factory": f"{recorder.__module__}:{recorder.__name__}"}
     return {
-        "speculative_algorithm": "DFLASH",  # names the layer-id convention; there is no draft
+        "speculative_algorithm": convention(architecture(spec.folder)),  # names the layer-id convention; there is no draft
         "enable_return_aux_hidden_states": True,
         "return_aux_hidden_state_layer_ids": layer_ids,
         "forward_hooks": [hook | {"config": config}],
@@ -75,6 +76,12 @@ def settings(spec: CaptureSpec, layer_ids: list[int], folder: Path) -> dict:
         "chunked_prefill_size": -1,  # a prompt runs in one step
         "disable_cuda_graph": True,  # replayed graphs call no hooks
     }
+
+
+def architecture(folder: Path) -> str:
+    """Of the target's whole model, not of the text model within; SGLang refuses a target that names none."""
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    return names[0] if names else ""
 
 
 class Engine:

@@ -8,11 +8,12 @@ output to the final norm; both modules are hooked. Its own way back, Python list
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank
 from sglang.srt.layers.logits_processor import LogitsProcessor
+from torch import Tensor
 
 from torchspec.capture import shared_memory
+from torchspec.capture.sglang.states import joined
 
 MODULES = ["*model.norm", "*logits_processor"]
 MARK = "torchspec-"  # request ids that begin so are captured; a shared server answers others as ever
@@ -21,15 +22,19 @@ MARK = "torchspec-"  # request ids that begin so are captured; a shared server a
 def recorder(config: dict) -> Callable:
     folder, num_layers, fp8 = Path(config["folder"]), config["layers"], config["fp8"]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    last: list[torch.Tensor] = []  # of the running batch: the last layer's output, [tokens, H_t]
+    last: list[Tensor] = []  # of the running batch: the last layer's output, [tokens, H_t]
 
     def hook(module, inputs, output) -> None:
         if not isinstance(module, LogitsProcessor):
             last[:] = [output[1] if isinstance(output, tuple) else inputs[0]]  # the norm adds the residual and returns the sum
             return
+        if len(inputs) < 5:
+            raise RuntimeError(
+                "torchspec: this model names the states that it hands out; set inference.inference_engine_type to vllm or hf"
+            )
         batch, layers = inputs[3], inputs[4]
         if batch.forward_mode.is_extend() and get_tensor_model_parallel_rank() == 0:  # every rank has the whole states
-            context = torch.cat([*layers, *last][:num_layers], dim=-1)  # [tokens, K*H_t]; a method may want the last layer itself
+            context = joined(layers, last[0], num_layers)
             lengths = list(batch.extend_seq_lens_cpu)  # of the batch's prompts, which lie end to end
             for request, rows, ends in zip(batch.rids, context.split(lengths), last[0].split(lengths), strict=True):
                 if request.startswith(MARK):

@@ -1,4 +1,4 @@
-"""Capture with vLLM (>= 0.19): one engine per worker, prompts run whole, states come back through shared memory."""
+"""Capture with vLLM (>= 0.29): one engine per worker, prompts run whole, states come back through shared memory."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import NextTokenCheck
 from torchspec.capture.shared_memory import States
-from torchspec.capture.vllm.connector import FOLDER, FP8, LAYERS, NAME, SharedMemoryConnector
+from torchspec.capture.vllm.connector import FOLDER, FP8, LAYERS, NAME, STATES, SharedMemoryConnector
 from torchspec.records import Features, Prompt
 from torchspec.target import load_config
 
@@ -49,7 +49,12 @@ class VLLMCapture:
                 "kv_connector": SharedMemoryConnector.__name__,
                 "kv_connector_module_path": SharedMemoryConnector.__module__,
                 "kv_role": "kv_producer",
-                "kv_connector_extra_config": {FOLDER: str(self.folder), LAYERS: len(spec.layer_ids), FP8: spec.fp8},
+                "kv_connector_extra_config": {
+                    FOLDER: str(self.folder),
+                    LAYERS: len(spec.layer_ids),
+                    STATES: len(states),
+                    FP8: spec.fp8,
+                },  # fmt: skip
             },
         )
 

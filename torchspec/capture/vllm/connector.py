@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import vllm
 from vllm.config import get_layers_from_vllm_config
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, SupportsHMA
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
+from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from torchspec.capture import shared_memory
+from torchspec.capture.vllm.cache import check_layout, prompt_states
 
-FOLDER, LAYERS, FP8 = "torchspec_folder", "torchspec_layers", "torchspec_fp8"  # keys of the connector's extra settings
+# keys of the connector's extra settings
+FOLDER, LAYERS, STATES, FP8 = "torchspec_folder", "torchspec_layers", "torchspec_states", "torchspec_fp8"
 NAME = "torchspec_name"  # of a request's
 
 
@@ -49,7 +53,8 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         settings = self._kv_transfer_config.kv_connector_extra_config
-        self.folder, self.num_layers, self.fp8 = Path(settings[FOLDER]), settings[LAYERS], settings[FP8]
+        self.folder, self.fp8 = Path(settings[FOLDER]), settings[FP8]
+        self.num_layers, self.num_states = settings[LAYERS], settings[STATES]
         self.group = cache_group([group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
 
     # the scheduler's side
@@ -78,12 +83,13 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         (name,) = get_layers_from_vllm_config(self._vllm_config, CacheOnlyAttentionLayer, list(kv_caches))
         self.cache = kv_caches[name]  # [blocks, K or K+1, block size, H_t]: the captured layers, and the last one
+        check_layout(self.cache, self.num_states, vllm.__version__)
 
     def wait_for_save(self) -> None:
         if get_tensor_model_parallel_rank() != 0:  # every rank has the whole states
             return
         for rows in self._get_connector_metadata().prompts:
-            states = self.cache[rows.blocks].transpose(1, 2).flatten(0, 1)[: rows.count]  # [L, K or K+1, H_t]
+            states = prompt_states(self.cache, rows.blocks, rows.count)  # [L, K or K+1, H_t]
             context = states[:, : self.num_layers].flatten(1)
             shared_memory.put(self.folder, rows.name, context, states[-1, -1], self.num_layers, self.fp8)
 
@@ -98,4 +104,4 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config) -> str:
-        return "LBNHC"  # a token's states lie together
+        return KVCacheLayout.LBNHC.name  # a token's states lie together
