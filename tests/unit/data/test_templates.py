@@ -143,7 +143,7 @@ CASES = {  # name -> template, thinking, messages, tools, texts
 
 
 def encoded(row: Row, chat) -> list:
-    return encoded_row(row, rendered(row, chat), chat, len(chat.tokenizer))
+    return encoded_row(row, rendered(row, chat), chat, len(chat.tokenizer), "")
 
 
 @pytest.mark.parametrize("name", CASES)
