@@ -65,20 +65,20 @@ class DataSet:
             return UserError(f"input {self.name} cannot be read ({reason}; the last row read was {reached}); fetch or write the file again")
         if reached is not None:
             return UserError(f"input {self.name!r} cannot be read after {reached} ({reason}); mend that file of the set, or leave it out")
-        return UserError(
-            f"input {self.name!r}: no such file, and the data set cannot be read ({reason}); {self._known()}"
-            "name a set as owner/name, owner/name:split or owner/name:subset:split, or give a file"
-        )
+        return UserError(f"input {self.name!r}: no such file, and the data set cannot be read ({reason}); {self._advice()}")
 
-    def _known(self) -> str:
-        """The subsets, or the splits of the subset that was named, where the set itself can be reached."""
+    def _advice(self) -> str:
+        """Names the subsets, or the splits of the subset that was named, where the set itself can be reached."""
         try:
             subsets = datasets.get_dataset_config_names(self.source)
             if self.subset not in (subsets if len(subsets) > 1 else [None, *subsets]):
-                return f"its subsets are {', '.join(subsets)}; "
-            return f"its splits are {', '.join(map(str, datasets.get_dataset_split_names(self.source, self.subset)))}; "
-        except UNREADABLE:  # not reached: the reason says so
-            return ""
+                return f"its subsets are {', '.join(subsets)}: name one as {self.source}:SUBSET:SPLIT"
+            splits = [str(split) for split in datasets.get_dataset_split_names(self.source, self.subset)]
+            if self.split not in splits:
+                return f"its splits are {', '.join(splits)}: name one as {':'.join(filter(None, (self.source, self.subset, 'SPLIT')))}"
+        except UNREADABLE:  # not reached, as the reason says
+            pass
+        return "check its name (owner/name, owner/name:split or owner/name:subset:split) and its files, or give a file"
 
 
 def _filled(value: object, feature: object) -> object:
