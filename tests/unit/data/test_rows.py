@@ -20,6 +20,10 @@ def say(**keys: object) -> dict:
     return row([ASK, {**SAY, **keys}]).messages[1]
 
 
+def calling(arguments: object) -> dict:
+    return {**SAY, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+
 @pytest.mark.parametrize("empty", [[], None, "", {}])
 def test_an_empty_list_of_calls_is_none(empty):
     assert say(tool_calls=empty, function_call=empty) == SAY
@@ -68,9 +72,9 @@ def test_content_in_parts_is_text(parts, text):
         ({"role": "user", "content": "<image>\nWhat is it?"}, "message 0 holds the placeholder '<image>'"),
         ({"role": "user", "content": "What is it? <video>\n"}, "message 0 holds the placeholder '<video>'"),
         ({"role": "user", "content": "a <|image_pad|> b"}, r"message 0 holds the placeholder '<\|image_pad\|>'"),
-        ({**SAY, "tool_calls": [{"function": {"name": "f", "arguments": {"x": b"1"}}}]}, "JSON cannot hold: arguments of 'f' in message 0 has bytes"),
-        ({**SAY, "tool_calls": [{"function": {"name": "f", "arguments": '{"x": "\\ud83d"}'}}]}, "half of a surrogate pair: arguments of 'f'"),
-        ({**SAY, "tool_calls": [{"function": {"name": "f", "arguments": '{"x":' + "[" * 99 + "]" * 99 + "}"}}]}, "nested too deeply: arguments of 'f'"),
+        (calling({"x": b"1"}), "a value that JSON cannot hold: arguments of 'f' in message 0 has bytes"),
+        (calling('{"x": "\\ud83d"}'), "half of a surrogate pair: arguments of 'f'"),
+        (calling('{"x":' + "[" * 99 + "]" * 99 + "}"), "nested too deeply: arguments of 'f'"),
         ({"role": "x" * 10**6, "content": "x"}, r"^unknown role: '.{1,40}' in message 0$"),
     ],
 )  # fmt: skip
