@@ -55,7 +55,8 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 @app.command()
 def prepare(
     inputs: Annotated[
-        list[str], typer.Argument(help="Chat JSONL files or JSON arrays, hub dataset ids (owner/name[:split]), perfectblend.")
+        list[str],
+        typer.Argument(help="Chats: .jsonl, .json (also .gz), .csv, .parquet, data sets as owner/name[:subset][:split], perfectblend."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; without --target the .jsonl to write.")],
     target: Annotated[
@@ -101,7 +102,7 @@ def prepare(
 
 @app.command()
 def regenerate(
-    inputs: Annotated[list[str], typer.Argument(help="Chat JSONL files or hub dataset ids; their assistant turns are written anew.")],
+    inputs: Annotated[list[str], typer.Argument(help="Chats as `prepare` reads them; their assistant turns are written anew.")],
     target: Target,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL to write, or to go on with.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Write nothing: report the on-policy share of the input.")] = False,

@@ -8,12 +8,25 @@ class BadRow(Exception):
 
 
 def assistant_turns(messages: list[dict]) -> list[int]:
-    """Positions of the assistant turns of a sound conversation."""
+    """Positions of the supervised assistant turns of a sound conversation.
+
+    A greeting before the first user turn and a turn of weight 0 are history: no server is asked for the one, and the row asks not to
+    learn the other.
+    """
     for number, message in enumerate(messages):
         _check_message(number, message)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise BadRow("no assistant turn")
+    asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    if answers[-1] < asked:
+        raise BadRow("no user turn before the last answer")
+    turns = [i for i in answers if i > asked and messages[i].get("weight") != 0]
+    if not turns:
+        raise BadRow("no assistant turn is to be learned: every weight is 0")
+    for i in turns:
+        if messages[i - 1]["role"] == "assistant":
+            raise BadRow(f"two answers in a row, and no server is asked for the second: message {i} follows message {i - 1}")
     return turns
 
 

@@ -1,7 +1,5 @@
 """A prepared folder as a sequence of prompts, memory-mapped: opening costs no memory, however many samples it holds."""
 
-import hashlib
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +10,12 @@ import torch
 from filelock import FileLock
 from torch import LongTensor
 
+from torchspec.contents import key
 from torchspec.data.encode import DEFAULTS, Options
 from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
 from torchspec.data.plan import Part
 from torchspec.data.prepare import prepare
-from torchspec.data.sources import resolve
+from torchspec.data.sources import resolve, state
 from torchspec.errors import ContractError, UserError
 from torchspec.records import Prompt
 
@@ -85,12 +84,12 @@ def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEF
     """A prepared folder, if it was made for this target and thinking mode; anything else is prepared into `cache` once, under the
     given options."""
     hashes = {"tokenizer_hash": tokenizer_hash(target), "template_hash": options.chat(target).template_hash}
-    if Path(path).is_dir():
+    if (Path(path) / "manifest.json").is_file():
         _check_made_for(Manifest.load(Path(path)), hashes, target, options.thinking)
         return PromptDataset(Path(path))
     source = resolve(path)
-    name = source.stem if isinstance(source, Path) else re.sub("[/:]", "--", source)
-    folder = Path(cache) / f"{name}-{_hash([_state(source), asdict(options), hashes, VERSION])}"
+    name = re.sub("[/:]", "--", source.stem if isinstance(source, Path) else source.name.strip("/"))
+    folder = Path(cache) / f"{name}-{key([state(source), asdict(options), hashes, VERSION])}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
         if not (folder / "manifest.json").is_file():
@@ -106,14 +105,3 @@ def _check_made_for(manifest: Manifest, hashes: dict[str, str], target: Path, th
                 f"the dataset was prepared for {manifest.target} (thinking={manifest.thinking}, {name} {found}) but the target is "
                 f"{target} (thinking={thinking}, {name} {expected}); prepare the data again for this target"
             )
-
-
-def _state(source: Path | str) -> list:
-    if isinstance(source, str):
-        return [source]
-    stat = source.stat()
-    return [str(source.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def _hash(value: list) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -21,6 +21,8 @@ import numpy as np
 from torchspec.data.chat import ChatFormat, Encoded, TurnText
 from torchspec.data.conversation import BadRow
 from torchspec.data.formats import Row
+from torchspec.data.manifest import tokenizer_hash
+from torchspec.data.truth import check_ids
 from torchspec.errors import UserError
 
 CHUNK = 256  # rows that travel to a process at a time
@@ -68,6 +70,7 @@ class Outcome:
 class Encoder:
     chat: ChatFormat
     vocab: int
+    tokenizer_hash: str
 
     def __call__(self, rows: list[Row]) -> list[Outcome]:
         """Renders all rows first, so that one call of the tokenizer takes their texts together."""
@@ -85,7 +88,7 @@ class Encoder:
         if isinstance(texts, BadRow):
             return Outcome(row.where, rejected=str(texts))
         try:
-            encoded = encoded_row(row, texts, self.chat, self.vocab)
+            encoded = encoded_row(row, texts, self.chat, self.vocab, self.tokenizer_hash)
         except BadRow as bad:
             return Outcome(row.where, rejected=str(bad))
         return Outcome(row.where, tuple(Sample(np.array(e.ids, np.int32), np.array(e.loss_mask, bool)) for e in encoded))
@@ -101,7 +104,7 @@ def rendered(row: Row, chat: ChatFormat) -> list[TurnText]:
     return [] if has_ids(row) else chat.texts(row.messages, row.tools)
 
 
-def encoded_row(row: Row, texts: list[TurnText], chat: ChatFormat, vocab: int) -> list[Encoded]:
+def encoded_row(row: Row, texts: list[TurnText], chat: ChatFormat, vocab: int, tokenizer_hash: str) -> list[Encoded]:
     if has_ids(row):
         mask = [False] * len(row.prompt_ids) + [True] * len(row.response_ids)
         encoded = [Encoded(row.prompt_ids + row.response_ids, mask)]
@@ -111,12 +114,14 @@ def encoded_row(row: Row, texts: list[TurnText], chat: ChatFormat, vocab: int) -
         lowest, highest = min(sample.ids), max(sample.ids)
         if lowest < 0 or highest >= vocab:
             raise BadRow(f"token id outside the target's vocabulary: ids reach from {lowest} to {highest} of {vocab}")
+    if has_ids(row):  # after the vocabulary: no tokenizer decodes what it has not
+        check_ids(row, chat.tokenizer, tokenizer_hash)
     return encoded
 
 
 def encode_rows(rows: Iterator[Row], target: Path, options: Options, vocab: int, workers: int | None) -> Iterator[Outcome]:
     """Outcomes in the order of the rows. workers: processes; None is one per core, started only when there are many rows."""
-    encoder = Encoder(options.chat(target), vocab)
+    encoder = Encoder(options.chat(target), vocab, tokenizer_hash(target))
     for chunk in _chunks(rows if workers == 1 else islice(rows, ROWS_ALONE)):
         yield from encoder(chunk)
     following = next(rows, None)
@@ -156,7 +161,7 @@ def _start(target: Path, options: Options, vocab: int) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the process that asks ends this one, without a traceback
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes themselves use every core
-    _encoder = Encoder(options.chat(target), vocab)
+    _encoder = Encoder(options.chat(target), vocab, tokenizer_hash(target))
 
 
 def _encode_chunk(chunk: list[Row]) -> list[Outcome]:

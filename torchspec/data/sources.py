@@ -1,17 +1,19 @@
-"""Inputs -> rows: JSONL files, JSON arrays and hub datasets. A broken row carries its problem and is no error."""
+"""Inputs -> rows: files and data sets, of the hub or of a folder. A broken row carries its problem and is no error."""
 
 import json
-import re
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
-
-from torchspec.data.formats import Problem, Row, to_row
+from torchspec.contents import file_key
+from torchspec.data.files import READABLE, is_array, records
+from torchspec.data.formats import Row, to_row
+from torchspec.data.keys import Problem
+from torchspec.data.sets import DataSet
 from torchspec.errors import UserError
 
 NAMED = {"perfectblend": "mlabonne/open-perfectblend"}  # sets that a documented recipe starts from
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")  # owner/name or owner/name:split
+FILES = (".jsonl", ".json", ".gz", ".csv", ".parquet")
 
 
 def read_rows(inputs: list[str]) -> Iterator[Row]:
@@ -19,24 +21,41 @@ def read_rows(inputs: list[str]) -> Iterator[Row]:
     return _chain([resolve(name) for name in inputs])
 
 
-def resolve(name: str) -> Path | str:
-    """The file of that name, or else the hub dataset id."""
+def resolve(name: str) -> Path | DataSet:
+    """The file of that name, or else the data set."""
     path = Path(name)
     if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f"input {name!r} is a folder ({path.resolve()}); give the .jsonl files in it")
-    if name in NAMED:
-        return NAMED[name]
-    if HUB_ID.fullmatch(name) and path.suffix not in (".jsonl", ".json"):
-        return name
-    raise UserError(f"input {name!r}: no file at {path.resolve()}; give a .jsonl file or a hub dataset id like owner/name")
+        return _file(path)
+    if (path / "manifest.json").is_file():
+        raise UserError(f"input {name!r} is prepared already ({path.resolve()}); train on it as it is, or give what it was made from")
+    found = DataSet.parse(NAMED.get(name, name))
+    if found is None or (path.suffix in FILES and not Path(found.source).is_dir()):
+        raise UserError(
+            f"input {name!r}: no file at {path.resolve()}; give a {READABLE} file, or a data set as owner/name, owner/name:split or "
+            "owner/name:subset:split"
+        )
+    return found
+
+
+def _file(path: Path) -> Path | DataSet:
+    if not os.access(path, os.R_OK):
+        raise UserError(f"input {path} may not be read by this user; change its permissions")
+    if path.suffix == ".gz" and path.with_suffix("").suffix not in (".jsonl", ".json"):
+        raise UserError(f"input {path} is packed and no .jsonl.gz or .json.gz; unpack it, or name it after what it holds")
+    if path.suffix in (".zst", ".bz2", ".xz", ".zip", ".tar", ".arrow", ".tsv", ".xlsx"):
+        raise UserError(f"input {path} is of no form that is read here; unpack or write it as {READABLE}")
+    return DataSet(str(path), str(path)) if path.suffix == ".parquet" else path
+
+
+def state(source: Path | DataSet) -> list:
+    """Changes with the contents of an input, and with the name under which its rows are listed."""
+    return [str(source.resolve()), file_key(source)] if isinstance(source, Path) else source.state()
 
 
 def count_lines(inputs: list[str]) -> int | None:
-    """Lines of all inputs, for the time left; None where a hub dataset or a JSON array is among them."""
+    """Lines of all inputs, for the time left; None where anything but plain JSONL is among them."""
     paths = [resolve(name) for name in inputs]
-    if any(isinstance(path, str) or _is_array(path) for path in paths):
+    if any(isinstance(path, DataSet) or path.suffix in (".gz", ".csv") or is_array(path) for path in paths):
         return None
     total = 0
     for path in paths:
@@ -45,62 +64,13 @@ def count_lines(inputs: list[str]) -> int | None:
     return total
 
 
-def _chain(inputs: list[Path | str]) -> Iterator[Row]:
+def _chain(inputs: list[Path | DataSet]) -> Iterator[Row]:
     for item in inputs:
-        if isinstance(item, str):
-            yield from _read_dataset(item)
-        else:
-            yield from _read_array(item) if _is_array(item) else _read_lines(item)
+        for where, raw in records(item) if isinstance(item, Path) else item.records():
+            yield _row(where, raw)
 
 
-def _is_array(path: Path) -> bool:
-    """ShareGPT is published as one JSON array in a .json file."""
-    with path.open("rb") as file:
-        return path.suffix == ".json" and file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def _read_lines(path: Path) -> Iterator[Row]:
-    empty = True
-    with path.open("rb") as file:  # bytes, so that one line that is not UTF-8 costs one row and not the file
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                empty = False
-                yield _row(f"{path}:{number}", line)
-    if empty:
-        raise UserError(f"input {path} is empty; it must hold one JSON object per line")
-
-
-def _read_array(path: Path) -> Iterator[Row]:
-    """Decodes one element at a time: memory for the text, not for its objects. `where` names the line on which the element starts."""
-    text, decoder, gap = path.read_text("utf-8-sig"), json.JSONDecoder(), re.compile(r"[\s,]*")
-    position, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        position = gap.match(text, position).end()
-        line, counted = line + text.count("\n", counted, position), position
-        if text.startswith("]", position):
-            return
-        try:
-            _, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"input {path} is a damaged JSON array ({error}); mend it, or write one JSON object per line") from error
-        yield _row(f"{path}:{line}", text[position:end].encode(errors="surrogatepass"))
-        position = end
-
-
-def _read_dataset(name: str) -> Iterator[Row]:
-    repository, _, split = name.partition(":")
-    try:
-        for index, row in enumerate(datasets.load_dataset(repository, split=split or "train", streaming=True)):
-            yield _row(f"{name}:{index}", row)
-    except (OSError, ValueError) as error:  # no network, no such dataset, no such split
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"input {name!r}: no such file, and the hub dataset cannot be read ({reason}); check the name, add a split as "
-            "owner/name:split, or give a .jsonl file"
-        ) from error
-
-
-def _row(where: str, raw: object) -> Row:
+def _row(where: str, raw: bytes | dict) -> Row:
     try:
         return to_row(where, _checked(_parse(raw) if isinstance(raw, bytes) else raw))
     except Problem as problem:

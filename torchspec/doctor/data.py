@@ -27,7 +27,7 @@ def open_first_rows(config: RunConfig, folder: Path, scratch: Path) -> dict[str,
     opened = {}
     for number, path in enumerate([data.train_data_path, *data.mix]):
         prepared = Path(path)
-        if not prepared.is_dir():
+        if not (prepared / "manifest.json").is_file():
             prepared = scratch / f"source{number}"
             prepare([path], prepared, folder, options, limit=ROWS, workers=1, progress=False)
         opened[path] = PromptDataset(prepared)

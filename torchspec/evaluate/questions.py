@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 
+from torchspec.data.files import records
 from torchspec.errors import UserError
 
 SHUFFLE_SEED = 42  # of z-lab's protocol: the first n of this order are its n samples
@@ -80,6 +81,8 @@ def questions(name: str, data_dir: Path | None, samples: int | None) -> list[lis
 
 def _turns(name: str, where: str, row: dict) -> list[str]:
     if "turns" in row:
+        if not isinstance(row["turns"], list) or not all(isinstance(turn, str) for turn in row["turns"]):
+            raise UserError(f"{where}: 'turns' must be a list of texts; mend or remove the line")
         return row["turns"]
     try:
         return DATA_SETS[name].turns(row)
@@ -92,12 +95,14 @@ def _local(file: Path) -> Iterator[tuple[str, dict]]:
         raise UserError(
             f"--data-dir holds no {file.name} (looked for {file.resolve()}); put it there, or leave --data-dir out to ask the hub"
         )
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for where, line in records(file):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number} is not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from error
-        yield f"{file}:{number}", row
+        except ValueError as error:  # no JSON, or not UTF-8
+            raise UserError(f"{where} is not valid JSON ({error}); mend or remove the line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is no JSON object but {type(row).__name__}; mend or remove the line")
+        yield where, row
 
 
 def _hub(name: str) -> Iterator[tuple[str, dict]]:

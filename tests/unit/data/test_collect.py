@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from torchspec.data.collect import check_arguments, collect
-from torchspec.data.sources import _read_dataset
+from torchspec.data.sources import read_rows
 from torchspec.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -138,7 +138,7 @@ def test_the_documented_command_samples_perfectblend(tmp_path, hub_folder):
     done = documented_command(tmp_path, "--max_samples", "10")
     assert done.returncode == 0, done.stderr
     assert "10 conversations of 42 usable ones in 47 rows" in done.stdout
-    rows, sources = lines(tmp_path / "data" / "perfectblend.jsonl"), [row.messages for row in _read_dataset(str(hub_folder))]
+    rows, sources = lines(tmp_path / "data" / "perfectblend.jsonl"), [row.messages for row in read_rows([str(hub_folder)])]
     assert [row["messages"] for row in rows] == [sources[int(row["id"].rpartition(":")[2])] for row in rows]
 
 

@@ -102,6 +102,20 @@ def test_prepares_once_per_content_and_options(source, tmp_path, target_folder):
     assert len(open_()) == len(first) + 1
 
 
+def test_same_size_and_time_with_other_contents_is_prepared_anew(source, tmp_path, target_folder):
+    """Also through the `datasets` library, which knows files by their time."""
+    folder, contents, seen = tmp_path / "set", Path(source).read_text(), []
+    folder.mkdir()
+    for question in ("Question", "Problem!"):
+        for file in (Path(source), folder / "train.jsonl"):
+            file.write_text(contents.replace("Question", question))
+            os.utime(file, ns=(10**18, 10**18))
+        seen += [open_or_prepare(str(path), tmp_path / "cache", target_folder, progress=False).manifest for path in (source, folder)]
+    assert [m.samples for m in seen] == [20] * 4 and seen[0].fingerprint == seen[1].fingerprint != seen[2].fingerprint == seen[
+        3
+    ].fingerprint
+
+
 def test_prepared_folder_must_fit_the_target(folder, tmp_path, target_folder, other_target):
     cache = tmp_path / "cache"
     assert len(open_or_prepare(str(folder), cache, target_folder)) == len(CONVERSATIONS)

@@ -89,10 +89,30 @@ def test_every_row_left_out_is_counted_and_listed(run, tmp_path):
     assert entries[4]["reason"] == "token id outside the target's vocabulary: ids reach from 1 to 49152 of 49152"
 
 
-def test_token_truth_wins_over_tokenizing(run, tmp_path):
-    run([{**conversation(1), "prompt_ids": [1, 5], "response_ids": [7, 9, 2]}])
+def test_token_truth_wins_over_tokenizing(run, tmp_path, target_folder):
+    run([{**conversation(1), "prompt_ids": [1, 5], "response_ids": [7, 9, 2], "tokenizer": tokenizer_hash(target_folder)}])
     (row,) = datasets.load_from_disk(str(tmp_path / "out"))
     assert row["ids"] == [1, 5, 7, 9, 2] and row["loss_mask"] == [False, False, True, True, True]
+
+
+def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, target_folder):
+    """By name where the row has one, by its own last message where it has none, and on trust where it has neither."""
+    tokenizer = ChatFormat.load(target_folder, None, False).tokenizer
+    prompt, answer = tokenizer("Question 1?").input_ids, tokenizer("The answer is 1,\nas always.<|im_end|>").input_ids
+    ids = {"prompt_ids": prompt, "response_ids": answer}
+    asked = {"messages": conversation(1)["messages"][:1]}
+    good = [{**conversation(1), **ids}, {**asked, **ids, "response_ids": [7]}, {"prompt_ids": [1], "response_ids": [7, 8]}]
+    bad = [
+        {**ids, "tokenizer": "0123456789abcdef"},
+        {**conversation(1, "Another answer."), **ids},
+        {**asked, **ids, "prompt_ids": [7]},
+    ]
+    manifest = run([*good, *bad], max_rejected=0.5)
+    rows = datasets.load_from_disk(str(tmp_path / "out"))
+    assert [row["ids"] for row in rows] == [prompt + answer, [*prompt, 7], [1, 7, 8]]
+    assert manifest.rejected == {"token ids of another tokenizer": 1, "token ids are not the row's own messages": 2}
+    own = tokenizer_hash(target_folder)
+    assert f"the row names '0123456789abcdef' and the target has '{own}'" in listing(tmp_path / "out")[0]["reason"]
 
 
 def test_filters(run, tmp_path, target_folder):
