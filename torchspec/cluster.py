@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from torchspec.capture.remote import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.config import RunConfig
-from torchspec.errors import UserError
+from torchspec.errors import Stopped, UserError
 from torchspec.inference import resolve_device
 from torchspec.log import METRICS
 from torchspec.train import kept, train_together
@@ -69,6 +69,8 @@ def run_ranks(config: RunConfig) -> None:
     )
     try:
         trainer.fit()
+    except SystemExit:  # Ray's own answer to Ctrl-C, once it has ended the ranks
+        raise Stopped from None
     except TrainingFailedError:
         if not reason.is_file():
             raise
