@@ -22,7 +22,7 @@ from torchspec.inference import resolve_dtype
 from torchspec.log import console
 from torchspec.methods.base import Method, method_class
 from torchspec.optim import build_optimizers
-from torchspec.serve.options import training_serving
+from torchspec.serve.options import check_served, training_serving
 from torchspec.stream import FeatureStream, InProcess, Source
 from torchspec.target import FrozenTarget
 
@@ -164,4 +164,6 @@ def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> tuple[l
 
 def build_method(config: RunConfig, target: FrozenTarget, dataset: PromptDataset) -> Method:
     tokenizer = AutoTokenizer.from_pretrained(target.folder, trust_remote_code=config.model.trust_remote_code)
-    return method_class(config.draft.method).for_run(config.draft, target, tokenizer, dataset)
+    method = method_class(config.draft.method).for_run(config.draft, target, tokenizer, dataset)
+    check_served(config.evaluation.served, method)
+    return method

@@ -209,6 +209,8 @@ class RunConfig(Section):
     def _sources(self):
         if self.dataset.train_data_path in self.dataset.mix:
             raise ValueError(f"dataset.mix names dataset.train_data_path={self.dataset.train_data_path!r} again; name every source once")
+        if self.evaluation.served == "sglang" and self.draft.method == "eagle3" and self.draft.norm_before_residual:
+            raise ValueError("evaluation.served=sglang ignores draft.norm_before_residual; leave it out, or serve with vllm")
         if self.evaluation.served and self.dataset.eval_data_path is None:
             raise ValueError(f"evaluation.served={self.evaluation.served} needs held-out prompts; set dataset.eval_data_path")
         return self

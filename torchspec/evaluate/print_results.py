@@ -33,6 +33,7 @@ def print_served(served: dict, console: Console) -> None:
         table.add_row(f"{row['concurrency']} at a time", f"{row['tau']:.2f}", *rates, f"{row['speedup']:.2f}×", *times)
     console.print(table)
     console.print(f"our own walk over the text that {served['engine']} wrote: τ {served['own_tau']:.3f} ({served['gap']:+.1%} served)")
+    console.print(served["law"], style="dim", markup=False)
     if served["alarm"]:
         console.print(f"ALARM: {served['alarm']}", style="bold red", markup=False)
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from torchspec import __version__
 from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError, UserError
+from torchspec.log import console
 from torchspec.methods.base import method_class
 from torchspec.methods.registry import ARCHITECTURES
 from torchspec.writing import writing
@@ -33,7 +34,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
 def _export(checkpoint: Path, out: Path) -> Path:
     run = read_json(checkpoint / "run.json")
     weights = serving_tensors(read_weights(checkpoint), run["model"]["dtype"])
-    config = serving_config(AutoConfig.from_pretrained(checkpoint), run["model"]["dtype"])
+    saved = AutoConfig.from_pretrained(checkpoint)
+    for trap in method_class(run["draft"]["method"]).sglang_traps(saved, None):
+        console.print(f"for vLLM alone: {trap}", markup=False)
+    config = serving_config(saved, run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
         "method": run["draft"]["method"],

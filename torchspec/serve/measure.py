@@ -23,7 +23,7 @@ from torchspec.methods.base import Method
 from torchspec.methods.registry import ARCHITECTURES
 from torchspec.records import Prompt
 from torchspec.serve.client import rates
-from torchspec.serve.options import Serving
+from torchspec.serve.options import Serving, check_served
 from torchspec.serve.side import Asked, Measured, Served, Side
 
 ALARM = 0.03  # relative distance of two taus that rounding does not explain
@@ -32,6 +32,7 @@ LAW = "servers propose the draft's first choices at every temperature; one is ac
 
 def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: Serving, kept: Kept, logs: Path) -> dict:
     """The `served` section of results.json. Groups that an earlier run has measured are not asked again."""
+    check_served(serving.engine, pair.method)
     possible = [c for c in concurrencies if c <= len(asked.prompts)]
     if not possible:
         raise UserError(f"--concurrency {concurrencies[0]} needs as many prompts, there are {len(asked.prompts)}; give more or lower it")

@@ -194,7 +194,7 @@ def test_layers_that_servers_cannot_capture_are_refused(tiny_target, ids):
         draft_config(Eagle3Config(target_layer_ids=ids), tiny_target)
 
 
-@pytest.mark.parametrize("ids", [(2,), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("ids", [(2, 3), (0, 1, 2, 3, 4)])
 def test_any_number_of_layers_may_be_captured(tiny_target, ids):
     method = make_eagle3(tiny_target, target_layer_ids=ids, fc_norm=True)
     assert method.config.num_aux_hidden_states == len(ids) and method.layer_ids == (*ids, 5)

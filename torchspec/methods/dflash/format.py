@@ -71,3 +71,8 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
 def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     layer_ids, width = config["dflash_config"]["target_layer_ids"], config.get("target_hidden_size", config["hidden_size"])
     check_captured(folder, layer_ids, config["num_target_layers"], width, tensors["fc.weight"])
+
+
+def sglang_traps(config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+    """What SGLang would compute otherwise, or cannot load."""
+    return ["SGLang reads no target_hidden_size"] if config.to_dict().get("target_hidden_size") not in (None, config.hidden_size) else []

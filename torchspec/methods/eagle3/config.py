@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Eagle3Config(BaseModel):
@@ -25,3 +25,11 @@ class Eagle3Config(BaseModel):
     norm_before_fc: bool = Field(False, description="one norm over all captured layers before fc")
     fc_norm: bool = Field(False, description="a norm for each captured layer before fc (EAGLE-3.1)")
     norm_output: bool = Field(False, description="the next step continues from the normed output (EAGLE-3.1)")
+
+    @model_validator(mode="after")
+    def _several_layers(self):
+        if self.target_layer_ids is not None and len(self.target_layer_ids) == 1:
+            raise ValueError(
+                f"target_layer_ids={list(self.target_layer_ids)} names one layer, of which SGLang leaves out fc and norms; name three"
+            )
+        return self

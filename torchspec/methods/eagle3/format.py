@@ -19,6 +19,9 @@ AUX = "eagle_aux_hidden_state_layer_ids"
 NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS)
 
+SCALES = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": 0.0, "dim_model_base": None}  # key -> without effect
+INPUTS = ("deepseek", "kimi", "glm4_moe_lite")  # targets whose ids SGLang takes for layers' inputs where the first is not 1
+
 
 def default_layer_ids(num_target_layers: int) -> tuple[int, ...]:
     """What vLLM and SGLang capture for a draft that names no layers: the inputs of layers 2, N/2 and N-3."""
@@ -32,6 +35,12 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
         raise UserError(
             f"draft.method=eagle3 needs a target whose layers are as wide as its embedding, but {target.folder} has {model.hidden_size} "
             f"and {hidden_size}; use draft.method=dflash"
+        )
+    scaled = [key for key, neutral in SCALES.items() if model.to_dict().get(key) not in (None, neutral)]
+    if scaled:
+        raise UserError(
+            f"draft.method=eagle3 learns the target's distribution, which {target.folder} scales or caps ({', '.join(scaled)}) and is not "
+            "computed here; use draft.method=dflash"
         )
     if options.draft_vocab_size is not None and options.draft_vocab_size >= vocab_size:
         raise UserError(
@@ -86,3 +95,16 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
         check_vocabulary(tensors["d2t"], tensors["t2d"])
         if tensors["lm_head.weight"].shape[0] != config["draft_vocab_size"] or len(tensors["d2t"]) != config["draft_vocab_size"]:
             raise ContractError(f"{folder}: lm_head and d2t must have draft_vocab_size={config['draft_vocab_size']} rows; export it again")
+
+
+def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
+    """What SGLang would compute otherwise, in silence. target_type: of the target's config; none where it is not at hand."""
+    layer_ids, traps = list(config.eagle_config[AUX]), []
+    if len(layer_ids) == 1:
+        traps.append("SGLang leaves out fc and norms of a draft that captures one layer")
+    if config.norm_before_residual:
+        traps.append("SGLang ignores norm_before_residual")
+    if layer_ids[0] != 1 and (target_type is None or target_type.startswith(INPUTS)):
+        whose = "a DeepSeek, Kimi or GLM-4-MoE-Lite target" if target_type is None else target_type
+        traps.append(f"SGLang shifts the layer ids {layer_ids} of {whose} by one, since the first is not 1")
+    return traps
