@@ -91,7 +91,7 @@ def prepare(
         manifest = run(inputs, out, resolve_target(target), options, workers=workers)
     console.print(
         f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
-        f"{manifest.truncated} cut to max_length"
+        f"{manifest.truncated} cut" + (f" to {manifest.max_length} tokens" if manifest.truncated else "")
     )
     for kind, reasons in (("rejected", manifest.rejected), ("filtered", manifest.filtered)):
         for reason, count in reasons.items():

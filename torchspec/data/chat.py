@@ -8,22 +8,32 @@ turn i that is
             |---------------------- P_i ------------------------|   |--- answer ---|  template
     mask     0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0     1 1 1 1 1 1 1 1   dropped
 
-so nothing is searched for in the text, and no template needs a rule of its own.
+so nothing is searched for in the text, and no template needs a rule of its own. Where the token that ends a turn is the first of the next
+message (GLM-4, Apertus), F_i goes on up to it; the last answer of a conversation then has no end, since none stands in the text.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from torchspec.data.conversation import BadRow, assistant_turns, check_rendered
+from torchspec.data.clock import DAY, uses_clock, with_fixed_day
+from torchspec.data.complete import check_complete
+from torchspec.data.conversation import BadRow, assistant_turns
+from torchspec.data.pieces import Piece, PieceIds, PieceTokenizer
 from torchspec.data.stops import stop_ids
 from torchspec.errors import UserError
+
+# What a template's own code raises on a conversation that it was not written for: a null, a missing key, a text for an object.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+ANSWER_TAIL = 32  # characters by which an answer is found again in a longer rendering
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,19 @@ class TurnText:
     """An assistant turn as the template renders it."""
 
     message: int  # its number in the conversation
-    prompt: str  # P_i
-    full: str  # F_i
+    prompt: Piece  # P_i
+    full: Piece  # F_i
 
 
 @dataclass(frozen=True)
 class Turn:
-    prompt: list[int]  # what the server sees
+    prompt_ids: PieceIds
     answer: list[int]  # what the target would have generated, end of turn included
+
+    @property
+    def prompt(self) -> list[int]:
+        """What the server sees; made when asked for, since the prompts of a conversation hold one another."""
+        return self.prompt_ids.list()
 
     def encoded(self) -> Encoded:
         return Encoded(self.prompt + self.answer, [False] * len(self.prompt) + [True] * len(self.answer))
@@ -80,7 +95,10 @@ class ChatFormat:
 
     @property
     def template_hash(self) -> str:
-        text = f"{self.tokenizer.get_chat_template()}\nthinking={self.thinking}"
+        template = self.tokenizer.chat_template
+        template = template if isinstance(template, str) else json.dumps(template, sort_keys=True)  # several, by name
+        day = f"\nday={DAY:%Y-%m-%d}" if uses_clock(template) else ""
+        text = f"{template}\nthinking={self.thinking}{day}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, texts: list[TurnText]) -> list[Encoded]:
@@ -93,9 +111,11 @@ class ChatFormat:
     def texts(self, messages: list[dict], tools: list[dict] | None = None) -> list[TurnText]:
         """The supervised assistant turns; messages after the last one never take part."""
         assistants = assistant_turns(messages)
-        return [self._text(messages, tools, i) for i in (assistants[-1:] if self.last_turn_only else assistants)]
+        chosen = assistants[-1:] if self.last_turn_only else assistants
+        whole = self.render(messages[: chosen[-1] + 1], add_generation_prompt=False, tools=tools)
+        return [self._text(messages, tools, i, whole) for i in chosen]
 
-    def _text(self, messages: list[dict], tools: list[dict] | None, i: int) -> TurnText:
+    def _text(self, messages: list[dict], tools: list[dict] | None, i: int, whole: str) -> TurnText:
         prompt = self.render(messages[:i], add_generation_prompt=True, tools=tools)
         full = self.render(messages[: i + 1], add_generation_prompt=False, tools=tools)
         if not full.startswith(prompt):
@@ -103,33 +123,46 @@ class ChatFormat:
                 f"the chat template renders an assistant turn differently from its generation prompt: message {i}; "
                 "the rows of `torchspec regenerate` carry token ids and need no rendering"
             )
-        check_rendered(i, messages[i], full[len(prompt) :])
-        return TurnText(i, prompt, full)
+        check_complete(i, messages[i], prompt, full[len(prompt) :], self._ends)
+        full += self._end_in_next_message(messages[: i + 2], tools, full, len(prompt))
+        return TurnText(i, Piece.of(whole, prompt), Piece.of(whole, full))
+
+    def _end_in_next_message(self, messages: list[dict], tools: list[dict] | None, full: str, start: int) -> str:
+        """The stop token that opens the message after an answer which ends with none, and the text before it."""
+        if not self._ends or messages[-1]["role"] == "assistant" or self._end.search(full, start):
+            return ""
+        following = self.render(messages, add_generation_prompt=False, tools=tools)
+        before = sum(1 for _ in self._end.finditer(full))
+        end = next(islice(self._end.finditer(following), before, None), None)
+        if end is None or not following[: end.start()].rstrip().endswith(full[start:].rstrip()[-ANSWER_TAIL:]):
+            return ""
+        return following[len(full) : end.end()] if following.startswith(full) else end[0]
 
     def tokenize(self, texts: Iterable[TurnText]) -> None:
-        """Tokenizes many turns in one call, which takes a third of the time of many, and remembers their ids until the next one."""
-        distinct = list(dict.fromkeys(text for turn in texts for text in (turn.prompt, turn.full)))
+        """Tokenizes many turns together and remembers their ids until the next call."""
         self._remembered.clear()
-        self._remembered.update(zip(distinct, self._tokenized(distinct), strict=True))
+        self._remembered.update(self._pieces(piece for turn in texts for piece in (turn.prompt, turn.full)))
 
     def turns(self, texts: list[TurnText]) -> list[Turn]:
         return [self._turn(text) for text in texts]
 
     def _turn(self, text: TurnText) -> Turn:
         prompt_ids = self._ids(text.prompt)
-        ids = self._continuation(text.prompt, prompt_ids, text.full)
+        ids = self._continuation(text.prompt, prompt_ids.list(), text.full)
         end = self._end_of_turn(ids)
         # Without an end-of-turn token the template's trailing newline belongs to the next turn, not to the answer.
-        answer = self._continuation(text.prompt, prompt_ids, text.full.rstrip()) if end is None else ids[:end]
+        answer = self._continuation(text.prompt, prompt_ids.list(), _stripped(text.full)) if end is None else ids[:end]
         if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
             raise BadRow(f"the chat template renders an empty assistant turn: message {text.message}")
         return Turn(prompt_ids, answer)
 
-    def _continuation(self, prompt: str, prompt_ids: list[int], full: str) -> list[int]:
+    def _continuation(self, prompt: Piece, prompt_ids: list[int], full: Piece) -> list[int]:
         """Ids of `full` after `prompt`. Where the two merge at the border ("Assistant: " + "Yes" -> ": Yes") the rest is tokenized
         alone, because the server's prompt is tokenized before the answer exists."""
-        ids = self._ids(full)
-        return ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else self._ids(full[len(prompt) :])
+        ids = self._ids(full).list()
+        if ids[: len(prompt_ids)] == prompt_ids:
+            return ids[len(prompt_ids) :]
+        return self._pieces.ids([full.text[len(prompt.text) :]])[0]
 
     def _end_of_turn(self, ids: list[int]) -> int | None:
         """Length of `ids` up to and including the token that ends the turn: where the engine stops, or else the last special token
@@ -145,24 +178,38 @@ class ChatFormat:
         options = {} if self.thinking is None else {"enable_thinking": self.thinking, "thinking": self.thinking}
         messages = [{**m, "thinking": m["reasoning_content"]} if m.get("reasoning_content") else m for m in messages]
         try:
+            template = with_fixed_day(self.tokenizer.get_chat_template(tools=tools))
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+                messages, tools=tools, tokenize=False, chat_template=template, add_generation_prompt=add_generation_prompt, **options
             )
-        except (TemplateError, TypeError) as error:  # TypeError: the template adds text to a field that is null
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow("half a character: the text holds a lone surrogate, which no tokenizer reads; mend the file's encoding") from error
+        except TEMPLATE_ERRORS as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadRow(f"the chat template refuses the conversation: {reason}") from error
         _check_tools(tools, text)
         return text
 
-    def _ids(self, text: str) -> list[int]:
-        return self._remembered[text] if text in self._remembered else self._tokenized([text])[0]
-
-    def _tokenized(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    def _ids(self, piece: Piece) -> PieceIds:
+        return self._remembered[piece] if piece in self._remembered else self._pieces([piece])[piece]
 
     @cached_property
-    def _remembered(self) -> dict[str, list[int]]:
+    def _pieces(self) -> PieceTokenizer:
+        return PieceTokenizer(self.tokenizer)
+
+    @cached_property
+    def _remembered(self) -> dict[Piece, PieceIds]:
         return {}
+
+    @cached_property
+    def _ends(self) -> list[str]:
+        """Stop tokens as they stand in the text, the longest first."""
+        return sorted(filter(None, map(self.tokenizer.convert_ids_to_tokens, self.stop_ids)), key=len, reverse=True)
+
+    @cached_property
+    def _end(self) -> re.Pattern:
+        return re.compile("|".join(map(re.escape, self._ends)))
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -196,6 +243,10 @@ def _whole(turns: list[Turn]) -> Encoded | None:
             return None
         loss_mask[start:end] = [True] * len(turn.answer)
     return Encoded(ids, loss_mask)
+
+
+def _stripped(piece: Piece) -> Piece:
+    return Piece.of(piece.whole, piece.text.rstrip())
 
 
 def _check_tools(tools: list[dict] | None, text: str) -> None:

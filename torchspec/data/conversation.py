@@ -30,21 +30,6 @@ def assistant_turns(messages: list[dict]) -> list[int]:
     return turns
 
 
-def check_rendered(number: int, message: dict, text: str) -> None:
-    """What the row holds beside the content must stand in the rendered answer: a template that knows no tools or thoughts drops them
-    without a word, and the draft would learn text that no target writes."""
-    reasoning = message.get("reasoning_content") or ""
-    if reasoning.strip() not in text:
-        raise BadRow(
-            f"the chat template leaves out reasoning_content: message {number}; remove the key to learn the answer alone, or use the "
-            "thinking mode that renders it"
-        )
-    for call in message.get("tool_calls") or []:
-        name = call.get("function", call).get("name", "")
-        if name not in text:
-            raise BadRow(f"the chat template leaves out tool calls: message {number} calls {name!r}")
-
-
 def _check_message(number: int, message: dict) -> None:
     role, content = message["role"], message["content"]
     if role not in ROLES:

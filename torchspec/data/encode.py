@@ -26,6 +26,7 @@ from torchspec.data.truth import check_ids
 from torchspec.errors import UserError
 
 CHUNK = 256  # rows that travel to a process at a time
+CHUNK_CHARACTERS = 2**20  # or fewer rows, if they are long
 ROWS_ALONE = 4096  # encoded here first: a small file is done before a process has imported its libraries (5 s)
 MOST_WORKERS = 16  # beyond that the parent, which parses JSON and writes, is the limit
 
@@ -131,7 +132,14 @@ def encode_rows(rows: Iterator[Row], target: Path, options: Options, vocab: int,
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, CHUNK)):
+    chunk, characters = [], 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(repr(row))
+        if len(chunk) == CHUNK or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 

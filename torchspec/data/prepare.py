@@ -16,6 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
 from torchspec.data.ledger import Ledger
 from torchspec.data.manifest import Manifest, tokenizer_hash, vocab_size
+from torchspec.data.positions import positions
 from torchspec.data.progress import with_progress
 from torchspec.data.sources import count_lines, read_rows
 from torchspec.errors import UserError
@@ -45,6 +46,7 @@ def prepare(
     limit: only the first rows. workers: processes that encode; None is one per core.
     """
     vocab, template_hash = vocab_size(target), options.chat(target).template_hash
+    longest = min(filter(None, (options.max_length, positions(target))), default=None)  # the target reads no further than its positions
     rows = islice(read_rows(inputs), limit)
     _check_replaceable(out)
     partial = _empty_folder(out.with_name(f"{out.name}.partial"))
@@ -57,7 +59,7 @@ def prepare(
                 ledger.reject(outcome.where, outcome.rejected)
             writer.split_conversations += len(outcome.samples) > 1
             for sample in outcome.samples:
-                cut = sample.cut(options.max_length)
+                cut = sample.cut(longest)
                 reason = _useless(cut, options.min_loss_tokens) or writer.add(cut, outcome.where)
                 if reason:
                     ledger.filter(outcome.where, reason)
@@ -72,7 +74,7 @@ def prepare(
         template_hash=template_hash,
         thinking=options.thinking,
         last_turn_only=options.last_turn_only,
-        max_length=options.max_length,
+        max_length=longest,
         min_loss_tokens=options.min_loss_tokens,
         samples=writer.samples,
         tokens=writer.tokens,
