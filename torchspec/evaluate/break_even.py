@@ -2,7 +2,8 @@
 
 With k draft tokens a step commits tau(k) = 1 + P(slot 1 accepted) + ... + P(slot k accepted) tokens and costs a verification of
 k + 1 rows per sequence and a draft; plain decoding commits 1 for a forward of one row. The draft is taken to cost as much for
-fewer tokens, and anchors are taken to accept alike wherever steps begin.
+fewer tokens, and anchors are taken to accept alike wherever steps begin. Forwards of all sizes are timed in turns, so that a slow
+moment of the machine meets all of them, and more rows are taken to cost no less than fewer: break-even is never below 1.
 """
 
 import statistics
@@ -17,14 +18,15 @@ from torchspec.records import Features, Prompt
 
 CONCURRENCIES = (1, 8, 32)
 CONTEXT = 256  # tokens that each sequence has in the cache
-REPEATS = 3
+REPEATS = 5
 
 
 def break_even(pair: Pair, slot_rates: list[float]) -> list[dict]:
     """slot_rates: P(draft token k is accepted), k = 1..B-1, unconditional."""
     tau, rows = list(accumulate(slot_rates, initial=1.0)), []
     for concurrency in CONCURRENCIES:
-        verify, draft = verify_seconds(pair, concurrency), draft_seconds(pair, concurrency)
+        rounds, draft = verify_seconds(pair, concurrency), draft_seconds(pair, concurrency)
+        verify, noise = costs(rounds), spread([forward[0] for forward in rounds])
         curve = [tau[k] * verify[0] / (verify[k] + draft) for k in range(1, len(tau))]
         best = max(range(len(curve)), key=curve.__getitem__)
         rows.append(
@@ -34,6 +36,7 @@ def break_even(pair: Pair, slot_rates: list[float]) -> list[dict]:
                 "speedup_at_best": curve[best],
                 "tau_at_best": tau[best + 1],
                 "tau_needed": (verify[best + 1] + draft) / verify[0],
+                "noise": noise,
                 "curve": curve,
             }
         )
@@ -41,22 +44,30 @@ def break_even(pair: Pair, slot_rates: list[float]) -> list[dict]:
 
 
 @torch.inference_mode()
-def verify_seconds(pair: Pair, concurrency: int) -> list[float]:
-    """[k] target forward of k + 1 rows for each sequence, k = 0..B-1; k = 0 is plain decoding."""
+def verify_seconds(pair: Pair, concurrency: int) -> list[list[float]]:
+    """[round][k] target forward of k + 1 rows for each sequence, k = 0..B-1; k = 0 is plain decoding. A first round is not counted."""
     model, device = pair.target.model, pair.target.device
     cache = pair.target.new_cache()
     model(input_ids=torch.arange(CONTEXT, device=device)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(concurrency)
-    seconds = []
-    for rows in range(1, pair.method.block_size + 1):
-        ids = torch.arange(rows, device=device).expand(concurrency, rows)
 
-        def forward(ids=ids) -> None:
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache.crop(-ids.shape[1])
+    def forward(rows: int) -> None:
+        model(input_ids=torch.arange(rows, device=device).expand(concurrency, rows), past_key_values=cache, use_cache=True)
+        cache.crop(-rows)
 
-        seconds.append(median_seconds(forward, device))
-    return seconds
+    sizes = range(1, pair.method.block_size + 1)
+    return [[seconds(lambda rows=rows: forward(rows), device) for rows in sizes] for _ in range(REPEATS + 1)][1:]
+
+
+def costs(rounds: list[list[float]]) -> list[float]:
+    """[k] median of the rounds, and no less than that of fewer rows."""
+    return list(accumulate((statistics.median(times) for times in zip(*rounds, strict=True)), max))
+
+
+def spread(times: list[float]) -> float:
+    """Half the distance of the quartiles, relative to the median: what a measured ratio may be off by."""
+    low, middle, high = statistics.quantiles(times, n=4)
+    return (high - low) / 2 / middle
 
 
 @torch.inference_mode()
@@ -73,14 +84,15 @@ def draft_seconds(pair: Pair, concurrency: int) -> float:
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     """After one run that is not counted."""
-    times = []
-    for _ in range(REPEATS + 1):
-        _wait(device)
-        started = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    return statistics.median([seconds(run, device) for _ in range(REPEATS + 1)][1:])
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

@@ -178,8 +178,12 @@ def _print_acceptance(acceptance: Acceptance) -> None:
 
 def _print_break_even(rows: list[dict]) -> None:
     for row in rows:
+        if row["noise"] >= row["tau_needed"] - 1:
+            where = f"  at concurrency {row['concurrency']:>2} break-even is not measurable"
+            console.print(f"{where}: the same forward varies by {row['noise']:.0%}, more than drafts cost")
+            continue
         console.print(
-            f"  at concurrency {row['concurrency']:>2} {row['best_draft_tokens']} draft tokens pay best here: predicted "
+            f"  at concurrency {row['concurrency']:>2} {row['best_draft_tokens']} draft tokens are the best number here: predicted "
             f"{row['speedup_at_best']:.2f}x at τ {row['tau_at_best']:.2f}; break-even τ {row['tau_needed']:.2f}"
         )
 
