@@ -23,9 +23,7 @@ class CachedCapture:
         self.bytes = 0
 
     def capture(self, prompt: Prompt) -> Features:
-        tokens = (
-            prompt.ids.numpy().tobytes()
-        )  # a sample's number does not say what its text is: a served answer bears the one of its prompt
+        tokens = prompt.ids.numpy().tobytes()  # a number does not say what the text is: a served answer bears the one of its prompt
         if tokens in self.kept:
             return Features(prompt, self.kept[tokens], self.layer_ids, self.producer).to(self.device)
         features = self.inner.capture(prompt)

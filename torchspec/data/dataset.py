@@ -14,6 +14,7 @@ from torchspec.contents import key
 from torchspec.data.encode import DEFAULTS, Options
 from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
 from torchspec.data.plan import Part
+from torchspec.data.positions import positions
 from torchspec.data.prepare import prepare
 from torchspec.data.sources import resolve, state
 from torchspec.errors import ContractError, UserError
@@ -89,7 +90,7 @@ def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEF
         return PromptDataset(Path(path))
     source = resolve(path)
     name = re.sub("[/:]", "--", source.stem if isinstance(source, Path) else source.name.strip("/"))
-    folder = Path(cache) / f"{name}-{key([state(source), asdict(options), hashes, VERSION])}"
+    folder = Path(cache) / f"{name}-{key([state(source), asdict(options), hashes, positions(target), VERSION])}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
         if not (folder / "manifest.json").is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchspec.errors import ContractError, UserError
 
-VERSION = 2  # of the folder's format
+VERSION = 3  # of the folder's format, and of what is supervised
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 
 

@@ -118,7 +118,7 @@ def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
         "speedup_interval": median_interval(speedups),
         "plain_tokens_per_second": 1 / plain_token,
         "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in batches),
-        "break_even_tau": step / plain_token,
+        "break_even_tau": max(1.0, step / plain_token),  # a draft and more rows cost no less than one row: what is below is noise
         "identical": sum(d.outcome == "identical" for d in decoded),
         "ties": sum(d.outcome == "tie" for d in decoded),
         "mismatches": sum(d.outcome == "mismatch" for d in decoded),

