@@ -73,5 +73,5 @@ def open_capture(name: str, spec: CaptureSpec) -> Capture:
         if isinstance(error, ModuleNotFoundError) and "." not in missing:
             raise UserError(f"{asked} needs {missing}: pip install {install}") from error
         found = import_module(package).__version__
-        raise UserError(f"{asked}: {package} {found} does not fit ({error.msg}): pip install --upgrade {install}") from error
+        raise UserError(f"{asked}: {package} {found} does not fit ({error.msg}): pip install --upgrade {package}") from error
     return backend(spec)

@@ -51,7 +51,7 @@ def no_engine(monkeypatch, tmp_path):
         (None, r"inference.inference_engine_type=vllm needs vllm: pip install 'torchspec\[vllm\]'"),
         (
             "0.19.1",
-            r"inference_engine_type=vllm: vllm 0.19.1 does not fit \(No module named 'vllm.config'\): pip install --upgrade 'torchspec",
+            r"inference_engine_type=vllm: vllm 0.19.1 does not fit \(No module named 'vllm.config'\): pip install --upgrade vllm",
         ),
     ],
 )

@@ -10,7 +10,7 @@ def check_layout(cache: Tensor, states: int, version: str) -> None:
     if cache.dim() != 4 or cache.shape[1] != states:
         raise ValueError(
             f"torchspec: vLLM {version} keeps hidden states as {list(cache.shape)} and not as [blocks, {states}, block size, width]; "
-            f"capture needs vLLM {OLDEST} or newer: pip install --upgrade 'torchspec[vllm]'"
+            f"capture needs vLLM {OLDEST} or newer: pip install --upgrade 'vllm>={OLDEST}'"
         )
 
 
