@@ -29,14 +29,16 @@ def break_even(pair: Pair, slot_rates: list[float]) -> list[dict]:
         verify, noise = costs(rounds), spread([forward[0] for forward in rounds])
         curve = [tau[k] * verify[0] / (verify[k] + draft) for k in range(1, len(tau))]
         best = max(range(len(curve)), key=curve.__getitem__)
+        needed = (verify[best + 1] + draft) / verify[0]
         rows.append(
             {
                 "concurrency": concurrency,
                 "best_draft_tokens": best + 1,
                 "speedup_at_best": curve[best],
                 "tau_at_best": tau[best + 1],
-                "tau_needed": (verify[best + 1] + draft) / verify[0],
+                "tau_needed": needed,
                 "noise": noise,
+                "measurable": noise < needed - 1,  # else one forward differs from the next by more than a draft costs
                 "curve": curve,
             }
         )

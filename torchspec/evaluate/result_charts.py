@@ -134,7 +134,8 @@ def served_charts(served: dict | None) -> list[Chart]:
 
 
 def break_even_charts(rows: list[dict] | None) -> list[Chart]:
-    if rows is None:
+    rows = [row for row in rows or [] if row["measurable"]]
+    if not rows:
         return []
     sentence = "Predicted from what the slots accept and what this machine's forwards cost. A ring marks the best number."
     return [chart("break_even", "Predicted speed-up by number of draft tokens", sentence, _draw_break_even, rows)]

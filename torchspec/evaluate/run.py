@@ -178,7 +178,7 @@ def _print_acceptance(acceptance: Acceptance) -> None:
 
 def _print_break_even(rows: list[dict]) -> None:
     for row in rows:
-        if row["noise"] >= row["tau_needed"] - 1:
+        if not row["measurable"]:
             where = f"  at concurrency {row['concurrency']:>2} break-even is not measurable"
             console.print(f"{where}: the same forward varies by {row['noise']:.0%}, more than drafts cost")
             continue
