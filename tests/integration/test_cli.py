@@ -145,7 +145,7 @@ def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(wo
         tau = 1 + sum(offline["slot_acceptance"][: row["best_draft_tokens"]])
         assert row["tau_at_best"] == pytest.approx(tau) and row["speedup_at_best"] == pytest.approx(tau / row["tau_needed"])
         assert row["speedup_at_best"] == max(row["curve"]) and len(row["curve"]) == len(offline["slot_acceptance"])
-    measured, (answers,) = work / "sets-eval" / "measured.jsonl", (work / "cache" / "answers").iterdir()
+    measured, (answers,) = work / "sets-eval" / "measured.jsonl", (work / "cache" / "answers").glob("*.jsonl")
     whole, written = measured.read_text(), answers.stat().st_mtime_ns
     lines = whole.splitlines(keepends=True)
     measured.write_text("".join(lines[:5]) + lines[5][:20])  # killed in the second decode
