@@ -81,3 +81,57 @@ def test_templates_print_one_day(chat_format):
     finally:
         chat.tokenizer.chat_template = template
     assert with_fixed_day(template) == template
+
+
+def templated(chat: ChatFormat, template: str, monkeypatch, *ends: str) -> ChatFormat:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", template)
+    return with_ends(chat, *ends)
+
+
+def test_an_answer_ends_with_the_token_that_opens_the_next_message(chat_format, monkeypatch):
+    """As in GLM-4: <|im_start|> opens the user's turns and stops the engine. Nothing follows the last answer, which has no end."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' if m.role == 'user' else '<|im_end|>' }}\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_end|>\n{% endif %}"
+    )
+    chat = templated(chat_format("chatml"), template, monkeypatch, "<|im_start|>")
+    (sample,) = chat.encode(chat.texts([user("Hi"), assistant("Hello."), user("Bye"), assistant("So long.")]))
+    assert [chat.tokenizer.decode(sample.ids[start:end]) for start, end in sample.spans()] == ["Hello.<|im_start|>", "So long."]
+
+
+LOSSES = {
+    "leaves out text beside tool calls: message 1": (
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}",
+        assistant("I look it up.", tool_calls=[{"type": "function", "function": {"name": "temp", "arguments": {}}}]),
+    ),
+    "leaves out thoughts inside content: message 1": (
+        "{{ m.content.split('</think>')[-1] }}",
+        assistant("<think>A greeting.</think>Hello."),
+    ),
+    "leaves out content: message 1": ("{{ m.content[:5] }}", assistant("Hello there.")),
+    "leaves out arguments of tool calls: message 1 calls 'temp'": (
+        "{{ m.tool_calls[0].function.name if m.tool_calls else m.content }}",
+        assistant("", tool_calls=[{"type": "function", "function": {"name": "temp", "arguments": {"city": "Oslo"}}}]),
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", LOSSES)
+def test_what_a_template_leaves_out_is_named(chat_format, monkeypatch, reason):
+    body, message = LOSSES[reason]
+    start = "<|im_start|>{{ m.role }}\n"
+    template = (
+        "{% for m in messages %}"
+        + start
+        + body
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(BadRow, match=reason):
+        templated(chat_format("chatml"), template, monkeypatch, "<|im_end|>").texts([user("Hi"), message])
+
+
+def test_whatever_a_template_raises_rejects_the_row(chat_format, monkeypatch):
+    for code in ("messages[9].content", "messages[0].content.x.y", "1 // 0", "messages[0].content + 1", "raise_exception('no')"):
+        chat = templated(chat_format("chatml"), "{{ " + code + " }}", monkeypatch, "<|im_end|>")
+        with pytest.raises(BadRow, match="the chat template refuses the conversation: "):
+            chat.texts([user("Hi"), assistant("Hello.")])
