@@ -179,7 +179,7 @@ def test_drafts_that_are_no_draws_are_accepted_where_the_sampled_text_holds_them
     """
     method, oracle, model = case
     drafter, counted, texts = FirstChoice(method.drafter(model)), Acceptance(B), []
-    for seed in range(ANSWERS):
+    for seed in range(ANSWERS // 4):  # exact, so that few answers show it
         prompt = random_prompt(seed % 4, 8)
         answer = speculative_decode(oracle, drafter, prompt, TOKENS, NEVER, Sampler(1.0, seed))
         texts.append(Prompt(seed, torch.cat((prompt, torch.tensor(answer.ids))), torch.arange(8 + TOKENS) >= 8))
