@@ -165,7 +165,7 @@ class TrackingConfig(Section):
 
 
 FREE_TO_CHANGE = {  # in a run that is resumed; all other fields of these sections determine the weights, or which of them are the best
-    "model": {"target_model_path", "trust_remote_code"},  # paths may change, the contents under them may not (torchspec/start.py)
+    "model": {"target_model_path", "trust_remote_code"},  # paths may change, the contents under them may not (torchspec/same_run.py)
     "draft": set(),
     "dataset": {"train_data_path", "eval_data_path", "mix"},
     "training": {
