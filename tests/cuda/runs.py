@@ -1,11 +1,12 @@
 """A run without its data and its target: the draft of a config, its optimizers, and batches of random text."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from torchspec.build import Run
 from torchspec.config import RunConfig
@@ -16,7 +17,8 @@ from torchspec.optim import build_optimizers
 from torchspec.records import Batch
 from torchspec.target import FrozenTarget
 
-TOKENIZER = SimpleNamespace(get_vocab=dict)  # knows no token, so the mask is the first one that the text leaves out
+# Knows one token, which the text has, so the mask is the first one that the text leaves out.
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
 
 
 class Text:
