@@ -12,9 +12,9 @@ from torch import LongTensor
 
 from torchspec.contents import key
 from torchspec.data.encode import DEFAULTS, Options
+from torchspec.data.language_config import positions
 from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
 from torchspec.data.plan import Part
-from torchspec.data.positions import positions
 from torchspec.data.prepare import prepare
 from torchspec.data.sources import resolve, state
 from torchspec.errors import ContractError, UserError

@@ -71,17 +71,6 @@ def mixed(manifests: list[Manifest], passes: list[float]) -> Manifest:
     )
 
 
-def vocab_size(target: Path) -> int:
-    path = target / "config.json"
-    if not path.is_file():
-        raise UserError(f"target {target} holds no config.json; give the folder of the target model")
-    config = json.loads(path.read_text())
-    text_config = config.get("text_config", config)  # models that also see images keep the language model's settings apart
-    if "vocab_size" not in text_config:
-        raise UserError(f"{path} names no vocab_size; copy the config.json of the target model there")
-    return text_config["vocab_size"]
-
-
 def tokenizer_hash(target: Path) -> str:
     for name in TOKENIZER_FILES:
         if (target / name).is_file():

@@ -14,9 +14,9 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
+from torchspec.data.language_config import positions, vocab_size
 from torchspec.data.ledger import Ledger
-from torchspec.data.manifest import Manifest, tokenizer_hash, vocab_size
-from torchspec.data.positions import positions
+from torchspec.data.manifest import Manifest, tokenizer_hash
 from torchspec.data.progress import with_progress
 from torchspec.data.sources import count_lines, read_rows
 from torchspec.errors import UserError

@@ -1,6 +1,5 @@
 """The target at work: it answers the open turns of conversations, a batch at a time, as a server would."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.data.chat import ChatFormat
 from torchspec.data.conversation import BadRow
 from torchspec.data.history import parse_answer
+from torchspec.data.language_config import positions
 from torchspec.errors import UserError
 
 NO_ROOM = "too long for the target: prompt and max_new_tokens together"
@@ -166,15 +166,3 @@ def questions_of(messages: list[dict]) -> list[list[dict]]:
             current.append(message)
             asked = asked or message["role"] == "user"
     return [*groups, current] if asked else groups
-
-
-def positions(target: Path) -> int | None:
-    """Of the longest text that the target can read; none where its config names no end."""
-    path = target / "config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    config = config.get("text_config") or config
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    stretched = int(
-        rope.get("original_max_position_embeddings", 0) * rope.get("factor", 1)
-    )  # YaRN, where the config still names the original
-    return max(config.get("max_position_embeddings") or 0, stretched) or None

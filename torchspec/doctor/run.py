@@ -57,6 +57,7 @@ def _of_the_installation(scratch: Path) -> Iterator[list[Finding]]:
 def _of_a_run(config: RunConfig, scratch: Path) -> Iterator[list[Finding]]:
     yield machine.installation(config)
     yield machine.devices()
+    yield machine.number_format(config)
     yield machine.topology_of(config)
     folder = resolve_target(config.model.target_model_path)
     yield target.template(config, folder)

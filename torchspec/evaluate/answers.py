@@ -11,7 +11,7 @@ from torchspec.data.answers_file import AnswersFile
 from torchspec.data.chat import ChatFormat
 from torchspec.data.regenerator import Conversation, Regenerator, Sampling
 from torchspec.errors import UserError
-from torchspec.evaluate.run import Settings
+from torchspec.evaluate.run import Settings, evaluating
 from torchspec.inference import Pair
 from torchspec.log import console
 
@@ -21,10 +21,10 @@ BATCH = 16  # questions answered at a time, and lost at most when the run is kil
 def answered(pair: Pair, asked: dict[str, list[list[str]]], settings: Settings, cache: Path, out: Path) -> dict[str, str]:
     """asked: data set -> user turns of its conversations. Returns data set -> file of the target's answers."""
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
-    chat = ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code)
-    regenerator = Regenerator(chat, pair.target.model, sampling)
-    folder = out / "answers"
-    return {name: str(target_answers(regenerator, pair.folder, turns, cache, folder, name)) for name, turns in asked.items()}
+    with evaluating(pair, out):
+        chat = ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code)
+        regenerator = Regenerator(chat, pair.target.model, sampling)
+        return {name: str(target_answers(regenerator, pair.folder, turns, cache, out / "answers", name)) for name, turns in asked.items()}
 
 
 def target_answers(regenerator: Regenerator, target: Path, asked: list[list[str]], cache: Path, out: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,11 +55,15 @@ def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Set
     A token that differs from plain greedy decoding, and is no tie, is an error. What an earlier run of the same protocol has
     measured is taken over, prompt by prompt.
     """
+    with evaluating(pair, out):
+        return _evaluate(pair, sources, out, settings, metadata or {})
+
+
+def evaluating(pair: Pair, out: Path) -> AbstractContextManager[None]:
+    """While one evaluation writes into `out`: the target's answers, and what is measured on them."""
     if out.resolve() in (pair.draft.resolve(), pair.folder.resolve()):
         raise UserError(f"--out {out} is the folder of what is measured, whose contents would change; name another")
-    going_on = f"what was measured is kept in {out}, and the same command goes on from there"
-    with writing(out / RESULTS, "torchspec eval", lambda: going_on):
-        return _evaluate(pair, sources, out, settings, metadata or {})
+    return writing(out / RESULTS, "torchspec eval", lambda: f"what was measured is kept in {out}, and the same command goes on from there")
 
 
 def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict) -> dict:

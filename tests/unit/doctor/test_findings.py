@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchspec.capture.base import EXTRAS
 from torchspec.config import RunConfig
@@ -63,6 +64,17 @@ def test_what_a_run_does_not_need_is_absent_and_what_it_needs_is_missing(monkeyp
     for run, bad in ((None, set()), (config, {"vllm"})):
         found = {finding.check: finding.verdict for finding in machine.installation(run)}
         assert {name: found[name] for name in machine.OPTIONAL} == {n: "bad" if n in bad else "absent" for n in machine.OPTIONAL}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("instructions", [(), ("avx512_bf16",), ("amx_bf16",)])
+def test_a_cpu_that_only_emulates_bfloat16_is_told(monkeypatch, dtype, instructions):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {n: n in instructions for n in ("avx512_bf16", "amx_bf16")} | {"architecture": "x86_64"}
+    )
+    config = RunConfig(output_dir="o", model={"target_model_path": "t", "dtype": dtype, "device": "cpu"}, dataset={"train_data_path": "d"})
+    (finding,) = machine.number_format(config)
+    assert finding.verdict == ("look" if dtype == "bfloat16" and not instructions else "ok")
 
 
 @pytest.mark.parametrize(

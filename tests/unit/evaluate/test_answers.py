@@ -5,10 +5,14 @@ import json
 import pytest
 import torch
 
+from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
+from tests.unit.tiny import write_target
 from torchspec.data.regenerator import Regenerator, Sampling
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import UserError
-from torchspec.evaluate.answers import target_answers
+from torchspec.evaluate.answers import answered, target_answers
+from torchspec.evaluate.run import Settings, evaluating
+from torchspec.inference import load_pair
 
 ASKED = [["Two plus two?"], ["Hi", "And you?"], ["Two plus two?"], ["Bye"]]
 
@@ -48,6 +52,17 @@ def test_only_what_is_not_there_is_answered(folder, tmp_path):
     regenerator.generate = lambda prompts: asked.append(len(prompts)) or generate(prompts)
     second = responses(target_answers(regenerator, folder, [["Bye"], *ASKED[:1]], tmp_path / "cache", tmp_path / "out", "b"))
     assert asked == [1] and second == [*fresh(regenerator, ["Bye"]), *first]
+
+
+def test_a_second_evaluation_is_refused_before_anything_is_answered(folder, tmp_path):
+    draft = write(tmp_path / "draft", ZLAB, tensors(DFLASH_SHAPES))
+    pair = load_pair(draft, str(write_target(tmp_path / "target")), "float32", "cpu", False)
+    arguments = (pair, {"gsm8k": ASKED}, Settings(decode=0, max_new_tokens=4), tmp_path / "cache")
+    with evaluating(pair, tmp_path / "out"), pytest.raises(UserError, match="torchspec eval, pid"):
+        answered(*arguments, tmp_path / "out")
+    with pytest.raises(UserError, match="is the folder of what is measured"):
+        answered(*arguments, draft)
+    assert not (tmp_path / "cache").exists() and not (draft / "answers").exists()
 
 
 def test_answers_of_earlier_weights_are_not_taken_for_the_targets_own(folder, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from torchspec.data.positions import positions
+from torchspec.data.language_config import positions
 
 CONFIGS = {
     "Qwen3-8B": ({"max_position_embeddings": 40960, "rope_scaling": None}, 40960),
@@ -15,6 +15,7 @@ CONFIGS = {
     "Llama-3.1": ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
     "a wrapper": ({"text_config": {"max_position_embeddings": 4096}}, 4096),
     "linear": ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 4.0}}, 8192),
+    "null factor": ({"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": None}}, 2048),
     "none": ({}, None),
 }
 
