@@ -3,7 +3,6 @@
 import pytest
 
 from tests.interop.conftest import ENGINES, MAX_NEW_TOKENS, environment
-from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.decode import stop_ids
 from torchspec.evaluate.kept import Kept
 from torchspec.serve.measure import measure_served
@@ -30,13 +29,10 @@ def test_vllm_speculative_text_is_its_plain_text_up_to_ties(served, method):
     assert served["mismatches"] == 0
 
 
-def test_vllm_accepts_what_we_say_it_will(served, method, pair, ours):
-    """vLLM's own counters, beside our walk over the very text that it wrote; our decode of the same prompts for comparison."""
-    (row,), decoded = served["by_concurrency"], Acceptance(pair.method.block_size)
-    for answer in ours:
-        decoded.add_answer(answer.accepted, len(answer.ids))
-    mine = f"our walk over its text {served['own_tau']:.3f}, our decode {decoded.tau:.3f}"
+def test_vllm_accepts_what_we_say_it_will(served, method):
+    """vLLM's own counters, beside our walk over the very text that it wrote."""
+    (row,) = served["by_concurrency"]
+    mine = f"our walk over its text {served['own_tau']:.3f}"
     print(f"\nvLLM {served['version']}, {method}: τ {row['tau']:.3f} in {row['steps']} steps; {mine}")
-    rates = [" ".join(f"{rate:.3f}" for rate in rates) for rates in (row["slot_acceptance"], decoded.slot_rates)]
-    print(f"accepted per slot, vLLM {rates[0]}; our decode {rates[1]}")
+    print("accepted per slot " + " ".join(f"{rate:.3f}" for rate in row["slot_acceptance"]))
     assert served["alarm"] is None, served["alarm"]  # another engine's rounding; vLLM also counts drafts beyond the end of an answer
