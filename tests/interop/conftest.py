@@ -1,4 +1,4 @@
-"""One draft per method for all engines: trained here for minutes on the demo's text, exported, decoded by ourselves as the reference."""
+"""One draft per method for all engines: trained here for minutes on the demo's text, and exported."""
 
 import json
 import subprocess
