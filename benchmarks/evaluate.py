@@ -24,13 +24,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from torchspec.acceptance.sampling import GREEDY
+from torchspec.acceptance.walk import Acceptance
 from torchspec.data.dataset import open_or_prepare
-from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
-from torchspec.evaluate.batch import plain_together, speculative_together
-from torchspec.evaluate.decode import plain_decode, speculative_decode, stop_ids
+from torchspec.decode.batch import plain_together, speculative_together
+from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.pair import Pair, load_pair
+from torchspec.decode.sequence import plain_decode, speculative_decode, stop_ids
 from torchspec.evaluate.run import spread
-from torchspec.evaluate.sampling import GREEDY
-from torchspec.inference import Pair, load_pair
 from torchspec.records import Prompt
 
 THREADS, MAX_NEW_TOKENS, WARM_UP, ROUNDS, BATCHES = 2, 128, 16, 3, (1, 4, 8)

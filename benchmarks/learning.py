@@ -13,17 +13,20 @@ from pathlib import Path
 
 import torch
 
-from torchspec.build import build_method, capture_spec, open_datasets
 from torchspec.capture.base import open_capture
+from torchspec.capture.engine import capture_spec
 from torchspec.capture.replay import ReplayCapture
-from torchspec.checkpoint import TrainState, best
 from torchspec.config import RunConfig, load_config
-from torchspec.evaluate.acceptance import right_drafts
+from torchspec.decode.offline import right_drafts
+from torchspec.decode.pair import load_pair
 from torchspec.export.hf import export_checkpoint
-from torchspec.fetch import resolve_target
-from torchspec.inference import load_pair, resolve_device, resolve_dtype
-from torchspec.target import FrozenTarget
-from torchspec.train import train
+from torchspec.nn.device import resolve_device, resolve_dtype
+from torchspec.target.fetch import resolve_target
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.build import build_method, open_datasets
+from torchspec.training.checkpoint import TrainState
+from torchspec.training.checkpoints import best
+from torchspec.training.loop import train
 
 BASE = Path(__file__).parent / "smollm2_gsm8k.yaml"
 WORK = Path("outputs/learning")

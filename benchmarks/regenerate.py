@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from in_turns import in_turns
 
-from torchspec.data.regenerate import Regenerator, Sampling, regenerate
+from torchspec.regenerate.run import Regenerator, Sampling, regenerate
 
 ROUNDS, BATCH, MAX_NEW_TOKENS = 5, 8, 64
 RESULTS = Path(__file__).parent / "results" / "regenerate.json"

@@ -12,11 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from torchspec.acceptance.sampling import Sampler
+from torchspec.acceptance.walk import Acceptance
 from torchspec.data.dataset import open_or_prepare
-from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
-from torchspec.evaluate.decode import Answer, plain_decode, speculative_decode, stop_ids
-from torchspec.evaluate.sampling import Sampler
-from torchspec.inference import Pair, load_pair
+from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.pair import Pair, load_pair
+from torchspec.decode.sequence import Answer, plain_decode, speculative_decode, stop_ids
 
 MAX_NEW_TOKENS, WARM_UP = 256, 16
 

@@ -19,11 +19,12 @@ import numpy as np
 import ray
 import torch
 
-from torchspec.capture.remote import RemoteCapture, WorkerPool
 from torchspec.config import RunConfig
 from torchspec.data.plan import MicroBatch
+from torchspec.launch.remote import RemoteCapture
+from torchspec.launch.workers import WorkerPool
 from torchspec.records import Features, Prompt
-from torchspec.stream import FeatureStream
+from torchspec.training.stream import FeatureStream
 from torchspec.transfer.base import open_transfer
 from torchspec.transfer.codec import encode
 from torchspec.transfer.mooncake_master import run_master

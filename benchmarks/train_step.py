@@ -32,10 +32,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config
 
-from torchspec.build import Run
 from torchspec.config import RunConfig
-from torchspec.distributed import World, parallelise
-from torchspec.losses import frozen_head_cross_entropy, frozen_head_divergence
 from torchspec.methods.base import method_class
 from torchspec.methods.blocks import block_labels, sample_anchors
 from torchspec.methods.dflash.format import draft_config
@@ -44,10 +41,13 @@ from torchspec.methods.eagle3.format import draft_config as eagle3_config
 from torchspec.methods.eagle3.method import chains
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
-from torchspec.optim import build_optimizers
+from torchspec.nn.losses import frozen_head_cross_entropy, frozen_head_divergence
 from torchspec.records import Batch
-from torchspec.target import FrozenTarget
-from torchspec.train import Window
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.build import Run
+from torchspec.training.distributed import World, parallelise
+from torchspec.training.loop import Window
+from torchspec.training.optim import build_optimizers
 
 WARM_UP, CEILING_SIZE = 2, {"cpu": 2048, "cuda": 8192}
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from torchspec.fetch import fetch_smollm2
+from torchspec.target.fetch import fetch_smollm2
 
 
 @pytest.fixture(scope="session")

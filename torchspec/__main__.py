@@ -1,3 +1,3 @@
-from torchspec.cli import main
+from torchspec.cli.main import main
 
 main()

@@ -1,171 +1,23 @@
-"""The root config of a run: strict, frozen, readable without torch. A default is written here or in its method's section, nowhere else."""
+"""The root config of a run: the list of its sections, strict, frozen, readable without torch. A default is written once, in its section."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Union
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
+from torchspec.capture.config import InferenceConfig
+from torchspec.data.config import DatasetConfig
 from torchspec.errors import UserError
+from torchspec.launch.config import ClusterConfig
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.registry import METHODS
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelConfig(Section):
-    target_model_path: str = Field(description="folder of the target, or a hub id")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the target, and of the draft's computation")
-    device: str = Field("auto", description="auto takes CUDA when there is one")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the target")
-
-
-class DatasetConfig(Section):
-    train_data_path: str = Field(description="chat JSONL, a folder made by `torchspec prepare`, or a hub dataset id")
-    eval_data_path: str | None = Field(None, description="held-out conversations that the target wrote; tau is measured on them")
-    mix: dict[str, PositiveFloat] = Field(
-        {}, description="further sources to train on: path -> passes over it per epoch (0.5: half of it, the other half in the next)"
-    )
-    shuffle_dataset: bool = Field(True, description="another order of the samples in every epoch; false keeps the order of the files")
-    min_loss_tokens: PositiveInt = Field(2, description="samples with fewer supervised tokens are left out")
-    max_length: PositiveInt = Field(4096, description="samples are cut to this many tokens")
-    thinking: bool | None = Field(None, description="the template's thinking mode; none leaves it to the template")
-    last_turn_only: bool = Field(False, description="supervise only the last assistant turn")
-
-
-class TrainingConfig(Section):
-    num_ranks: PositiveInt = Field(1, description="trainer ranks, each with its own device")
-    micro_batch_size: PositiveInt = Field(1, description="documents packed into one micro-batch")
-    max_batch_tokens: PositiveInt = Field(16384, description="most tokens packed into one micro-batch")
-    draft_accumulation_steps: PositiveInt = Field(1, description="micro-batches per optimizer step")
-    num_epochs: PositiveInt = Field(1, description="passes over the training data")
-    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
-    learning_rate: PositiveFloat = Field(6e-4, description="after the warm-up")
-    min_lr: NonNegativeFloat = Field(6e-5, description="learning rate at the end of the decay")
-    lr_decay_style: Literal["WSD", "cosine", "constant"] = Field("cosine", description="WSD: warm-up, stable, decay")
-    wsd_decay_ratio: Share = Field(0.2, description="last share of the steps in which WSD decays")
-    wsd_decay_style: Literal["linear", "cosine"] = Field("linear", description="shape of the WSD decay")
-    warmup_ratio: Share = Field(0.04, description="first share of the steps, in which the learning rate rises linearly")
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, of the matrices")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="memory of the second moment")
-    max_grad_norm: PositiveFloat = Field(1.0, description="the gradient is scaled down to this norm")
-    seed: NonNegativeInt = Field(0, description="of the draft's first weights, the order of the data and the drawn anchors")
-    fsdp_strategy: Literal["FULL_SHARD", "HYBRID", "REPLICATE"] = Field("FULL_SHARD", description="where several ranks keep the draft")
-    compile: bool | None = Field(None, description="torch.compile each draft layer; none: on GPUs, where it saves a tenth of a step")
-    activation_checkpointing: bool = Field(False, description="compute a draft layer's activations again in the backward pass")
-    prefetch_depth: PositiveInt = Field(4, description="samples captured ahead of the trainer")
-    save_interval: PositiveInt = Field(500, description="steps between checkpoints")
-    save_per_epoch: bool = Field(False, description="a checkpoint at the end of every epoch as well")
-    load_path: str | None = Field(
-        None, description="checkpoint, checkpoints folder or exported draft to begin with; read only where output_dir holds no checkpoint"
-    )
-    continual_training: bool = Field(
-        False, description="take load_path's weights alone: schedule, optimizer and data start at zero; false goes on with that run"
-    )
-    max_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept; the best by tau is kept as well")
-
-    @model_validator(mode="after")
-    def _schedule(self):
-        if self.min_lr > self.learning_rate:
-            raise ValueError(f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}; lower it")
-        decay = self.wsd_decay_ratio if self.lr_decay_style == "WSD" else 0
-        if self.warmup_ratio + decay > 1:
-            raise ValueError(f"warmup_ratio={self.warmup_ratio} and wsd_decay_ratio={decay} add up to more than 1; lower one")
-        return self
-
-    @model_validator(mode="after")
-    def _beginning(self):
-        if self.continual_training and self.load_path is None:
-            raise ValueError("continual_training=true needs load_path: a checkpoint folder or an exported draft to take the weights from")
-        return self
-
-
-class MooncakeConfig(Section):
-    master: str | None = Field(None, description="host:port of a running mooncake_master; none starts one for the run")
-    protocol: Literal["tcp", "rdma"] = "tcp"
-    rdma_device: str = Field("", description="comma-separated; empty lets Mooncake choose")
-    segment_gib: PositiveFloat = Field(4.0, strict=False, description="memory of each worker and of each rank for features under way")
-
-
-class InferenceConfig(Section):
-    inference_engine_type: str = Field("hf", description="who runs the target")
-    num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
-    gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
-    memory_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of a device's memory that vLLM or SGLang takes; none: 0.9 of a worker's own GPU, else 0.4"
-    )
-    server_url: str | None = Field(None, description="running SGLang server on the node of each worker; none starts an engine per worker")
-    transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
-    transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
-    mooncake: MooncakeConfig = MooncakeConfig()
-    replay_dir: str | None = Field(
-        None, description="folder that keeps features on disk for later runs on the same text; refused where they are another target's"
-    )
-    replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
-    max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
-    max_dropped: Share = Field(0.01, strict=False, description="share of a rank's samples above which the run stops")
-    cache_gib: NonNegativeFloat = Field(
-        0.0, strict=False, description="the host's memory for features of earlier epochs; 0 captures every epoch anew"
-    )
-
-    @model_validator(mode="after")
-    def _where(self):
-        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
-            raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
-        if self.num_workers == 0 and self.transfer != "ray":
-            raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
-        if self.num_workers and self.cache_gib:
-            raise ValueError(f"cache_gib={self.cache_gib:g} keeps features in the trainer's process; leave it out where num_workers is set")
-        if self.memory_fraction is not None and (self.inference_engine_type == "hf" or self.server_url is not None):
-            where = "inference_engine_type: hf" if self.inference_engine_type == "hf" else f"server_url={self.server_url!r}"
-            raise ValueError(f"memory_fraction={self.memory_fraction:g} is for an engine that the run starts; leave it out with {where}")
-        if self.server_url is not None and self.inference_engine_type != "sgl":
-            raise ValueError(
-                f"server_url={self.server_url!r} is for inference_engine_type: sgl; leave it out for {self.inference_engine_type}"
-            )
-        return self
-
-
-class EvaluationConfig(Section):
-    interval: PositiveInt = Field(100, description="steps between evaluations on the held-out text")
-    max_samples: PositiveInt = Field(64, description="held-out samples per evaluation during training")
-    served: Literal["vllm", "sglang"] | None = Field(None, description="engine that every checkpoint is also served in, for the same tau")
-    served_samples: PositiveInt = Field(16, description="held-out prompts sent to that server")
-    served_max_new_tokens: PositiveInt = Field(128, description="most tokens of one of its answers")
-    served_python: str | None = Field(None, description="Python of the environment that holds the engine; none: the run's own")
-    served_args: str = Field("", description="further arguments of the server, such as its share of the device's memory")
-
-
-class ClusterConfig(Section):
-    address: str | None = Field(None, description="Ray cluster to join, host:port or auto; none starts one on this machine")
-    max_restarts: NonNegativeInt = Field(3, description="times that dead trainer ranks are started again from the latest checkpoint")
-
-
-class TrackingConfig(Section):
-    log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    tensorboard: bool = False
-    wandb_project: str | None = None
-
+from torchspec.section import Section
+from torchspec.target.config import ModelConfig
+from torchspec.training.config import EvaluationConfig, TrackingConfig, TrainingConfig
 
 FREE_TO_CHANGE = {  # in a run that is resumed; all other fields of these sections determine the weights, or which of them are the best
-    "model": {"target_model_path", "trust_remote_code"},  # paths may change, the contents under them may not (torchspec/same_run.py)
+    "model": {"target_model_path", "trust_remote_code"},  # paths may change, the contents under them may not (same_run.py)
     "draft": set(),
     "dataset": {"train_data_path", "eval_data_path", "mix"},
     "training": {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchspec.errors import ContractError
-from torchspec.transfer.staging import bring
+from torchspec.nn.staging import bring
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import sys
 
-from torchspec.cli import main
+from torchspec.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "train")

@@ -13,21 +13,26 @@ import torch
 from gpu.place import Place
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from torchspec import checkpoint
+from torchspec.acceptance.sampling import Sampler
+from torchspec.acceptance.walk import Acceptance
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import capture_checks
 from torchspec.capture.hf import HFCapture
-from torchspec.config import DatasetConfig, EvaluationConfig, ModelConfig, RunConfig, TrackingConfig, TrainingConfig
+from torchspec.config import RunConfig
+from torchspec.data.config import DatasetConfig
+from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.pair import Pair, load_pair
+from torchspec.decode.sequence import Difference, first_difference, plain_decode, speculative_decode
 from torchspec.doctor.tiny import write_tiny_target
-from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
-from torchspec.evaluate.decode import Difference, first_difference, plain_decode, speculative_decode
 from torchspec.evaluate.run import Settings, evaluate_draft
-from torchspec.evaluate.sampling import Sampler
 from torchspec.export.hf import export_checkpoint
-from torchspec.inference import Pair, load_pair
 from torchspec.records import Prompt
-from torchspec.target import FrozenTarget
-from torchspec.train import train
+from torchspec.target.config import ModelConfig
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training import checkpoints
+from torchspec.training.config import EvaluationConfig, TrackingConfig, TrainingConfig
+from torchspec.training.loop import train
+from torchspec.training.tensors import read_weights
 
 TRAINED_ON, HELD_OUT, PROMPT, ANSWER = 8, 4, 30, 50  # conversations, and tokens of each
 STEPS = 60  # enough to learn some of eight answers by heart, so that drafts are accepted
@@ -108,10 +113,10 @@ def resumed(place: Place, method: str) -> dict:
     """A run that finds the first run's checkpoint of half the way goes to the end as if it had never stopped."""
     first, second = run_config(place, method, method).checkpoints, run_config(place, method, f"{method}-resumed")
     second.checkpoints.mkdir(parents=True)
-    shutil.copytree(checkpoint.folder(first, STEPS // 2), checkpoint.folder(second.checkpoints, STEPS // 2))
-    (second.checkpoints / checkpoint.LATEST).write_text(str(STEPS // 2))
+    shutil.copytree(checkpoints.folder(first, STEPS // 2), checkpoints.folder(second.checkpoints, STEPS // 2))
+    (second.checkpoints / checkpoints.LATEST).write_text(str(STEPS // 2))
     train(second)
-    expected, got = (checkpoint.read_weights(checkpoint.folder(root, STEPS)) for root in (first, second.checkpoints))
+    expected, got = (read_weights(checkpoints.folder(root, STEPS)) for root in (first, second.checkpoints))
     difference = max(float((got[name].double() - value.double()).abs().max()) for name, value in expected.items())
     shutil.rmtree(second.output_dir)
     return {"ok": difference == 0.0, "largest_difference": difference}
@@ -120,7 +125,7 @@ def resumed(place: Place, method: str) -> dict:
 def decoded(place: Place, method: str) -> dict:
     """Export, load, then what the draft learned by heart: the walk, and decoding, which must be the target's own text."""
     config, draft = run_config(place, method, method), place.scratch / f"{method}-draft"
-    export_checkpoint(checkpoint.best(config.checkpoints), draft)
+    export_checkpoint(checkpoints.best(config.checkpoints), draft)
     result = {dtype: _decoded(place, draft, dtype) for dtype in ("float32", "bfloat16")}
     equal = set(result["float32"]["outcomes"]) <= {"identical"} and set(result["bfloat16"]["outcomes"]) <= {"identical", "tie"}
     return {"ok": equal and all(row["sampled_twice_the_same"] for row in result.values()), **result}

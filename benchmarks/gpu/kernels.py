@@ -6,9 +6,9 @@ import torch
 from gpu.place import Place, relative, within
 from torch import Tensor
 
-from torchspec.losses import frozen_head_cross_entropy, frozen_head_divergence
 from torchspec.methods.eagle3.method import chains
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.nn.losses import frozen_head_cross_entropy, frozen_head_divergence
 
 HEADS = {"gqa 1": (8, 8, 64), "gqa 3": (9, 3, 64), "gqa 4": (32, 8, 128), "gqa 8": (32, 4, 128)}  # heads, kv heads, head size
 ROUNDING = 1e-2  # bfloat16 operands give 2e-3 to 5e-3

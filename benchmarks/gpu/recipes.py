@@ -11,7 +11,7 @@ from gpu.steps import TINY, new
 from train_step import SHAPES
 
 from torchspec.config import RunConfig
-from torchspec.plan_memory import rank_memory
+from torchspec.launch.memory import rank_memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TARGET_BYTES = 16_400_000_000  # Qwen3-8B in bfloat16, as the capture holds it

@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from train_step import Ours
 
-from torchspec.distributed import whole
-from torchspec.optim import build_optimizers
+from torchspec.training.distributed import whole
+from torchspec.training.optim import build_optimizers
 
 STEPS = 3
 

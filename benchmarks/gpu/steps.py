@@ -15,8 +15,8 @@ from torch import Tensor
 from train_step import Ours, Shape
 
 import torchspec
-from torchspec.distributed import parallelise
-from torchspec.train import Window
+from torchspec.training.distributed import parallelise
+from torchspec.training.loop import Window
 
 TINY = Shape(64, 128, 4, 2, 16, 500, 8, (1, 3, 5), 2, 4, 8, (60, 43), 10, 400)
 SMALL = Shape(512, 1536, 8, 4, 64, 8192, 12, (1, 4, 8), 2, 8, 64, (600, 457), 40, 6000)

@@ -6,7 +6,7 @@ The same as `torchspec export --checkpoint DIR --out FILE.pt`; servers load the 
 import argparse
 import sys
 
-from torchspec.cli import main
+from torchspec.cli.main import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The bare tensors of a checkpoint's draft.")

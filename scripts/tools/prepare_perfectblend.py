@@ -6,7 +6,7 @@ The same as `torchspec prepare perfectblend --out FILE.jsonl --sample-size N`.
 import argparse
 import sys
 
-from torchspec.cli import main
+from torchspec.cli.main import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A seeded sample of open-perfectblend as clean conversations.")

@@ -8,14 +8,14 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from torchspec.build import Run
 from torchspec.config import RunConfig
-from torchspec.distributed import World, parallelise
-from torchspec.inference import resolve_dtype
 from torchspec.methods.base import Method, method_class
-from torchspec.optim import build_optimizers
+from torchspec.nn.device import resolve_dtype
 from torchspec.records import Batch
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.build import Run
+from torchspec.training.distributed import World, parallelise
+from torchspec.training.optim import build_optimizers
 
 # Knows one token, which the text has, so the mask is the first one that the text leaves out.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))

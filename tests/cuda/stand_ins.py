@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from torchspec import losses
-from torchspec.nn import attention
+from torchspec.nn import attention, losses
 
 
 def kernels_replaced(monkeypatch, flex, loss_kernels: ModuleType | SimpleNamespace) -> None:

@@ -12,11 +12,11 @@ from tests.cuda.pretended import DEVICE
 from tests.cuda.runs import batch_of, method_of, run_of, width_of
 from tests.cuda.stand_ins import LOSSES_IN_PLACE, empty_flex, kernels_replaced
 from tests.cuda.unknown import DeviceWithoutFloats
-from torchspec.build import Run
 from torchspec.config import RunConfig, load_config
-from torchspec.plan_memory import rank_memory
+from torchspec.launch.memory import rank_memory
 from torchspec.records import Batch
-from torchspec.train import Window
+from torchspec.training.build import Run
+from torchspec.training.loop import Window
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*qwen3_8b*.yaml"))
 QWEN3_8B = Qwen3Config(

@@ -11,13 +11,13 @@ from transformers import Qwen3Config
 from tests.cuda.pretended import DEVICE, PretendedDevice, on_host
 from tests.cuda.runs import batch_of, method_of, run_of, width_of
 from tests.cuda.stand_ins import kernels_replaced, plain_flex
-from torchspec.build import Run
+from torchspec.acceptance.sampling import Sampler
 from torchspec.config import RunConfig
-from torchspec.evaluate.acceptance import evaluate_offline
-from torchspec.evaluate.sampling import Sampler
+from torchspec.decode.offline import evaluate_offline
 from torchspec.nn import loss_tiles
 from torchspec.records import Batch, Features, Prompt
-from torchspec.train import Window
+from torchspec.training.build import Run
+from torchspec.training.loop import Window
 
 DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8}

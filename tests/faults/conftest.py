@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
-from torchspec import checkpoint
+from torchspec.training import checkpoints
+from torchspec.training.tensors import read_weights
 
 DEADLINE, STEPS = 180.0, 40
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -55,7 +56,7 @@ def kill_one(run: subprocess.Popen, title: str) -> None:
 
 
 def assert_same_outcome(out: Path, undisturbed: Path) -> None:
-    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (out, undisturbed))
+    ours, theirs = (read_weights(checkpoints.latest(o / "checkpoints")) for o in (out, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert timeless_metrics(out) == timeless_metrics(undisturbed)
     assert not (out / "dropped.jsonl").exists()

@@ -10,12 +10,12 @@ import torch
 from tests.tiny import recipe, write_chats, write_tiny_target
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
-from torchspec.capture.remote import RemoteCapture
-from torchspec.cluster import capture_workers
 from torchspec.config import load_config
 from torchspec.errors import UserError
+from torchspec.launch.ray import capture_workers
+from torchspec.launch.remote import RemoteCapture
 from torchspec.records import Prompt
-from torchspec.stream import pack
+from torchspec.training.stream import pack
 
 LAYERS, WIDTH = (1, 3), 2 * 64
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
-from torchspec.checkpoint import BEST, LATEST
+from torchspec.training.checkpoints import BEST, LATEST
 
 STEPS, SAVE_INTERVAL = 12, 3
 DEADLINE = 120.0  # seconds until a run that makes no progress counts as hanging

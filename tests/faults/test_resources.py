@@ -4,9 +4,9 @@ import pytest
 import ray
 
 from tests.tiny import recipe
-from torchspec.cluster import check_resources
 from torchspec.config import load_config
 from torchspec.errors import UserError
+from torchspec.launch.ray import check_resources
 
 
 @pytest.mark.parametrize(("gpus", "cpus", "missing"), [(2, 8, "need 3 GPUs, the cluster has 2"), (3, 8, "need 9 CPUs, the cluster has 8")])

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tiny import recipe, write_chats, write_tiny_target
-from torchspec.cli import main
+from torchspec.cli.main import main
 
 
 @dataclass
@@ -62,7 +62,7 @@ def work(tmp_path_factory, target_folder) -> Path:
 
 @pytest.mark.parametrize("command", ["", "prepare", "regenerate", "train", "eval", "compare", "generate", "export", "demo", "doctor"])
 def test_help_answers_and_loads_no_torch(command):
-    code = "import sys; sys.argv[1:] = [a for a in sys.argv[1:] if a]; from torchspec.cli import app\n"
+    code = "import sys; sys.argv[1:] = [a for a in sys.argv[1:] if a]; from torchspec.cli.main import app\n"
     code += "try: app()\nfinally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

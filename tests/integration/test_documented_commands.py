@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import write_tiny_target
-from torchspec import checkpoint
 from torchspec.export.hf import export_checkpoint
+from torchspec.training.tensors import read_weights
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -94,7 +94,7 @@ def test_the_extracted_file_holds_the_tensors_of_the_export(here, trained, tmp_p
     assert done.returncode == 0, done.stderr
     tensors = torch.load(here / "dflash_draft.pt", weights_only=True)
     export_checkpoint(here / iteration, tmp_path / "draft")
-    expected, masters = load_file(tmp_path / "draft" / "model.safetensors"), checkpoint.read_weights(here / iteration)
+    expected, masters = load_file(tmp_path / "draft" / "model.safetensors"), read_weights(here / iteration)
     assert type(tensors) is dict and tensors.keys() == expected.keys() == masters.keys()
     for name in expected:
         assert torch.equal(tensors[name], expected[name]) and torch.equal(tensors[name], masters[name].bfloat16()), name

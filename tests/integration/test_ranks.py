@@ -1,4 +1,4 @@
-"""Several ranks are one rank: the same loss and weights to float tolerance, whatever the split; checkpoints move between them."""
+"""Ranks of one machine train what one process trains, with every method: losses, weights, checkpoints, however the batch is split."""
 
 import json
 import os
@@ -11,11 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import recipe, write_chats, write_tiny_target
-from torchspec import checkpoint
+from tests.integration.ranks import Ranks
+from tests.tiny import DFLASH, EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
+from torchspec.training.checkpoints import LATEST, latest
+from torchspec.training.tensors import read_weights
 
 STEPS = 6
 TOLERANCE = 2e-5  # ranks add gradients in another order: after six AdamW steps, weights of size 0.02 part by a few float32 roundings
+METHODS = {"dflash": DFLASH, "eagle3": EAGLE3}
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +37,27 @@ def folder(tmp_path_factory, target_folder) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, name: str, accumulation: int, optimizer: str = "adamw") -> Path:
-    options = {"micro_batch_size": 1, "max_steps": STEPS, "save_interval": 3, "max_checkpoints": 3, "optimizer": optimizer}
-    options["draft_accumulation_steps"] = accumulation
-    return recipe(folder / f"{name}.yaml", folder / "target", folder / "train.jsonl", folder / "heldout.jsonl", **options)
+class Trainer:
+    """Trains one method's draft; every run has a name."""
+
+    def __init__(self, folder: Path, method: str, ranks: Ranks):
+        self.folder, self.method, self.ranks = folder, method, ranks
+
+    def recipe(self, name: str, accumulation: int, optimizer: str = "adamw") -> Path:
+        options = {"micro_batch_size": 1, "max_steps": STEPS, "save_interval": 3, "max_checkpoints": 3, "optimizer": optimizer}
+        options["draft_accumulation_steps"] = accumulation
+        sources = (self.folder / "target", self.folder / "train.jsonl", self.folder / "heldout.jsonl")
+        return recipe(self.folder / f"{self.method}-{name}.yaml", *sources, METHODS[self.method], **options)
+
+    def __call__(self, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw") -> Path:
+        out = self.folder / f"{self.method}-{name}"
+        self.ranks.train(self.recipe(name, accumulation, optimizer), ranks, f"output_dir={out}", *overrides)
+        return out
 
 
-def train(folder: Path, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw") -> Path:
-    config = write_recipe(folder, name, accumulation, optimizer)
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    out = folder / name
-    arguments = ["torchspec", "train", "-c", str(config), f"output_dir={out}", f"training.num_ranks={ranks}", *overrides]
-    run = launch([*launcher, *arguments])
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, output
-    return out
+@pytest.fixture(scope="module", params=METHODS)
+def train(request, folder, ranks) -> Trainer:
+    return Trainer(folder, request.param, ranks)
 
 
 def launch(arguments: list[str]) -> subprocess.Popen:
@@ -55,28 +71,32 @@ def rows(out: Path, kind: str) -> list[dict]:
     return [row for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind]
 
 
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_weights(latest(out / "checkpoints"))
+
+
 @pytest.fixture(scope="module")
-def alone(folder) -> Path:
-    return train(folder, "alone", 1, 4)
+def alone(train) -> Path:
+    return train("alone", 1, 4)
 
 
 SPLITS = [
-    (2, 2, "fsdp_strategy=FULL_SHARD"),
-    (4, 1, "fsdp_strategy=FULL_SHARD"),
-    (2, 2, "fsdp_strategy=REPLICATE"),
-    (2, 2, "activation_checkpointing=true"),
+    ((2, 2), "fsdp_strategy=FULL_SHARD"),
+    ((4, 1), "fsdp_strategy=FULL_SHARD"),
+    ((2, 2), "fsdp_strategy=REPLICATE"),
+    ((2, 2), "activation_checkpointing=true"),
 ]
 
 
-@pytest.mark.parametrize(("ranks", "accumulation", "option"), SPLITS)
-def test_ranks_times_accumulation_is_one_batch(folder, alone, ranks, accumulation, option):
-    assert_same(train(folder, f"{ranks}x{accumulation}-{option}", ranks, accumulation, f"training.{option}"), alone)
+@pytest.mark.parametrize(("ranks_and_accumulation", "option"), SPLITS)
+def test_ranks_times_accumulation_is_one_batch(train, alone, ranks_and_accumulation, option):
+    assert_same(train(f"{ranks_and_accumulation}-{option}", *ranks_and_accumulation, f"training.{option}"), alone)
 
 
-def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(folder, alone):
-    """HYBRID: two launchers on this machine stand for two nodes."""
-    config = write_recipe(folder, "hybrid", accumulation=1)
-    out = folder / "hybrid"
+@pytest.mark.parametrize("train", ["dflash"], indirect=True)
+def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(train, alone):
+    """HYBRID, and torchrun itself: two launchers on this machine stand for two nodes."""
+    config, out = train.recipe("hybrid", accumulation=1), train.folder / "hybrid"
     arguments = ["torchspec", "train", "-c", str(config), f"output_dir={out}", "training.num_ranks=4", "training.fsdp_strategy=HYBRID"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,37 +116,51 @@ def assert_same(out: Path, alone: Path) -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         assert ours["tokens"] == theirs["tokens"]
     assert rows(out, "eval")[0]["tokens"] == rows(alone, "eval")[0]["tokens"]  # every held-out sample once
-    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (out, alone))
+    ours, theirs = weights(out), weights(alone)
+    assert set(ours) == set(theirs)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=TOLERANCE, msg=name)
 
 
-def test_muon_orthogonalises_the_whole_matrix_not_a_shard(folder):
+@pytest.mark.parametrize("train", ["dflash"], indirect=True)
+def test_muon_orthogonalises_the_whole_matrix_not_a_shard(train):
     """Its iterations run in bfloat16 and blow up small differences: 0.5% after six steps, where shard by shard would give 10%."""
-    one, two = (train(folder, f"muon{ranks}", ranks, 2 // ranks, optimizer="muon") for ranks in (1, 2))
-    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (two, one))
+    one, two = (train(f"muon{ranks}", ranks, 2 // ranks, optimizer="muon") for ranks in (1, 2))
+    ours, theirs = weights(two), weights(one)
     for name in theirs:
         assert (ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm(), name
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(folder, alone):
-    out = train(folder, "moved", 2, 2)
+def test_a_run_goes_on_with_another_number_of_ranks(train, alone):
+    out = train("moved", 2, 2)
     checkpoints = out / "checkpoints"
     assert len(list((checkpoints / "iter_0000003").glob("shard-*.safetensors"))) == 2
     shutil.rmtree(checkpoints / "iter_0000006")
-    (checkpoints / checkpoint.LATEST).write_text("3")
-    train(folder, "moved", 1, 4)
-    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (out, alone))
+    (checkpoints / LATEST).write_text("3")
+    train("moved", 1, 4)
+    ours, theirs = weights(out), weights(alone)
+    assert set(ours) == set(theirs)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=TOLERANCE, msg=name)
     assert [row["step"] for row in rows(out, "train")] == [row["step"] for row in rows(alone, "train")]
 
 
-def test_several_ranks_begin_with_given_weights_as_one_does(folder, alone):
+def test_several_ranks_begin_with_given_weights_as_one_does(train, alone):
     begin = (f"training.load_path={alone / 'checkpoints'}", "training.continual_training=true", "training.max_steps=1")
-    one, two = train(folder, "begun1", 1, 4, *begin), train(folder, "begun2", 2, 2, *begin)
+    one, two = train("begun1", 1, 4, *begin), train("begun2", 2, 2, *begin)
     assert rows(two, "train")[0]["loss"] == pytest.approx(rows(one, "train")[0]["loss"], rel=1e-4)
     assert rows(one, "train")[0]["loss"] < rows(alone, "train")[0]["loss"]  # the weights have learned before
-    ours, theirs = (checkpoint.read_weights(checkpoint.latest(o / "checkpoints")) for o in (two, one))
+    ours, theirs = weights(two), weights(one)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=TOLERANCE, msg=name)
+
+
+def test_a_resumed_run_is_one_that_never_stopped(train, alone):
+    out = train.folder / f"{train.method}-resumed"
+    shutil.copytree(alone, out)
+    shutil.rmtree(out / "checkpoints" / "iter_0000006")
+    (out / "checkpoints" / LATEST).write_text("3")
+    train("resumed", 1, 4)
+    ours, theirs = weights(out), weights(alone)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert timeless_metrics(out) == timeless_metrics(alone)

@@ -6,9 +6,9 @@ import pytest
 
 from tests.tiny import write_chats, write_tiny_target
 from torchspec.config import load_config
+from torchspec.console import console
 from torchspec.errors import UserError
-from torchspec.log import console
-from torchspec.print_plan import print_plan
+from torchspec.launch.plan import print_plan
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "benchmarks").glob("*.yaml")])

@@ -14,10 +14,11 @@ from tests.tiny import recipe, write_chats, write_tiny_target
 from torchspec.config import load_config
 from torchspec.data.dataset import open_or_prepare
 from torchspec.errors import UserError
-from torchspec.evaluate.training_charts import training_charts
 from torchspec.export.hf import PROVENANCE
+from torchspec.launch.run import launch
+from torchspec.report.training_charts import training_charts
 from torchspec.serve import engines
-from torchspec.train import train
+from torchspec.serve.training import server_of
 
 STEPS = 8
 
@@ -40,7 +41,8 @@ def run(tmp_path_factory, target_folder):
         patch.setitem(engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], module="tests.unit.serve.engine"))
         arguments = f"--answers {shlex.quote(str(folder / 'answers.json'))}"
         overrides = ["evaluation.served=vllm", f"evaluation.served_python={sys.executable}", f"evaluation.served_args='{arguments}'"]
-        train(load_config(str(folder / "run.yaml"), overrides))
+        config = load_config(str(folder / "run.yaml"), overrides)
+        launch(config, server_of(config.evaluation))
     (folder / "run" / "committed.json").write_text(str(committed))
     return folder / "run"
 
@@ -65,4 +67,4 @@ def test_what_was_served_is_an_export(run):
 def test_an_engine_that_is_not_there_is_refused_before_anything_is_loaded(run):
     config = load_config(str(run.parent / "run.yaml"), ["evaluation.served=sglang", "model.target_model_path=nowhere"])
     with pytest.raises(UserError, match="evaluation.served=sglang needs sglang"):
-        train(config)
+        launch(config, server_of(config.evaluation))

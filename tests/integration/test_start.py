@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
-from torchspec import checkpoint
-from torchspec.build import build
 from torchspec.config import load_config
-from torchspec.distributed import World
 from torchspec.errors import UserError
 from torchspec.export.hf import export_checkpoint
-from torchspec.start import begin
-from torchspec.train import train
+from torchspec.training.build import build
+from torchspec.training.distributed import World
+from torchspec.training.loop import train
+from torchspec.training.start import begin
+from torchspec.training.tensors import read_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -54,7 +54,7 @@ def test_another_runs_checkpoint_is_gone_on_with_bitwise(work):
     assert state.step == 24
     ours, theirs = (timeless_metrics(work / out) for out in ("gone_on", "run"))
     assert ours == [row for row in theirs if row["step"] > 16] and len(ours) > 3
-    ours, theirs = (checkpoint.read_weights(work / out / "checkpoints" / "iter_0000024") for out in ("gone_on", "run"))
+    ours, theirs = (read_weights(work / out / "checkpoints" / "iter_0000024") for out in ("gone_on", "run"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -67,7 +67,7 @@ def test_continual_training_takes_the_weights_alone(work, source):
     if source == "draft":
         expected = load_file(work / "draft" / "model.safetensors")
     else:
-        expected = checkpoint.read_weights(work / "run" / "checkpoints" / ("iter_0000008" if source.endswith("8") else "iter_0000024"))
+        expected = read_weights(work / "run" / "checkpoints" / ("iter_0000008" if source.endswith("8") else "iter_0000024"))
     found = dict(run.model.named_parameters())
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == torch.float32 for name in expected)
@@ -86,7 +86,7 @@ def test_a_pruned_draft_goes_on_with_the_vocabulary_of_its_new_data(work):
     run = build(load_config(str(then), onward), ALONE)
     own = run.model.d2t.clone()
     assert begin(run).step == 0
-    expected = checkpoint.read_weights(source)
+    expected = read_weights(source)
     assert all(torch.equal(value, expected[name]) for name, value in run.model.named_parameters())
     assert torch.equal(run.model.d2t, own) and not torch.equal(own, expected["d2t"])
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from torchspec.checkpoint import latest
 from torchspec.config import load_config
 from torchspec.data.dataset import open_or_prepare
+from torchspec.decode.pair import Pair, load_pair
 from torchspec.export.hf import export_checkpoint
-from torchspec.inference import Pair, load_pair
-from torchspec.train import train
+from torchspec.training.checkpoints import latest
+from torchspec.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from tests.interop.conftest import ROOT
 from tests.unit.tiny import HIDDEN, VOCABULARY, all_valid, lively, write_target
-from torchspec.inference import load_pair
+from torchspec.decode.pair import load_pair
 
 SPECULATORS = ROOT / ".interop" / "speculators"
 LENGTH, STEPS, IDS = 40, 3, torch.tensor([1, 2, 5, 8, 13, 21, 34, 55, 60])

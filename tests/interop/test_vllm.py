@@ -3,8 +3,8 @@
 import pytest
 
 from tests.interop.conftest import ENGINES, MAX_NEW_TOKENS, environment
-from torchspec.evaluate.decode import stop_ids
-from torchspec.evaluate.kept import Kept
+from torchspec.decode.sequence import stop_ids
+from torchspec.files.kept import Kept
 from torchspec.serve.measure import measure_served
 from torchspec.serve.options import Serving
 from torchspec.serve.side import Asked

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.interop.conftest import ROOT
-from torchspec.evaluate.decode import speculative_decode, stop_ids
-from torchspec.inference import load_pair
+from torchspec.decode.pair import load_pair
+from torchspec.decode.sequence import speculative_decode, stop_ids
 
 ZLAB = ROOT / ".interop" / "zlab"
 

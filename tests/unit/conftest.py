@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.unit.chats import chat_format, other_target, write_jsonl  # noqa: F401 - fixtures
 from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, make_eagle3, make_method, write_target
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.eagle3.method import Eagle3
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 @pytest.fixture(scope="session")

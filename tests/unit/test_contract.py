@@ -11,23 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_chats, write_tiny_target
+from torchspec.acceptance.sampling import GREEDY, Sampler
+from torchspec.acceptance.walk import Acceptance
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features, check_next_tokens, check_target
 from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import PromptDataset, open_or_prepare
+from torchspec.decode.offline import accepted_per_step, evaluate_offline
+from torchspec.decode.pair import load_pair
+from torchspec.decode.sequence import first_difference, plain_decode, speculative_decode
 from torchspec.errors import ContractError
-from torchspec.evaluate.acceptance import Acceptance, accepted_per_step, evaluate_offline
-from torchspec.evaluate.decode import first_difference, plain_decode, speculative_decode
-from torchspec.evaluate.sampling import GREEDY, Sampler
-from torchspec.inference import load_pair
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.precision import ComputeIn
 from torchspec.records import Features, Prompt
-from torchspec.stream import pack
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.stream import pack
 
 LAYERS, B, MASK = (1, 3), 4, 16
 NO_STOP: set[int] = set()

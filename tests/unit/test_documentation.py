@@ -13,7 +13,7 @@ from typer.main import get_command
 from tests.unit.tiny import LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features
-from torchspec.cli import app
+from torchspec.cli.main import app
 from torchspec.config import RunConfig, load_config
 from torchspec.records import Prompt
 
@@ -60,8 +60,8 @@ def command_lines() -> list[list[str]]:
     """What the pages tell a user to type after `torchspec`, as a shell splits it."""
     blocks = (re.findall(r"^```[a-z]*\n(.*?)^```", file.read_text(), re.MULTILINE | re.DOTALL) for file in PAGES)
     lines = "\n".join(block for of_page in blocks for block in of_page).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines if "torchspec " in line]
-    return [line[line.index("torchspec") + 1 :] for line in words if "torchspec" in line and line[0] in STARTS]
+    words = [shlex.split(line, comments=True) for line in lines if "torchspec " in line and line.split()[0] in STARTS]
+    return [line[line.index("torchspec") + 1 :] for line in words if "torchspec" in line]
 
 
 @pytest.mark.parametrize("line", command_lines(), ids=" ".join)

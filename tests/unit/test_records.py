@@ -8,7 +8,7 @@ import torch
 from tests.unit.tiny import random_features
 from torchspec.errors import ContractError, UserError
 from torchspec.records import Batch, Prompt
-from torchspec.stream import pack
+from torchspec.training.stream import pack
 
 
 def prompt(mask: str, index: int = 3) -> Prompt:

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from torchspec.capture.hf import HFCapture
-from torchspec.evaluate.decode import plain_decode
+from torchspec.decode.sequence import plain_decode
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
@@ -19,8 +19,8 @@ from torchspec.methods.eagle3.method import Eagle3
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
-from torchspec.stream import pack
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.stream import pack
 
 VOCABULARY, HIDDEN, LAYERS, MASK, B = 64, 32, (1, 3), 63, 4
 EAGLE3_LAYERS = (*LAYERS, 5)  # and the last one, for the target's distribution

@@ -10,7 +10,7 @@ import torch
 
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 BACKENDS = {
     "hf": "torchspec.capture.hf:HFCapture",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from torchspec.capture.base import Capture
+from torchspec.nn.staging import to_host
 from torchspec.records import Features, Prompt
-from torchspec.transfer.staging import to_host
 
 
 class CachedCapture:

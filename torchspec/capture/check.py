@@ -2,17 +2,15 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
+from torchspec.capture.base import CaptureSpec
 from torchspec.errors import EngineMismatch
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
-
-if TYPE_CHECKING:
-    from torchspec.capture.base import CaptureSpec
-    from torchspec.capture.hf import HFCapture
+from torchspec.target.frozen import FrozenTarget
 
 CHECK_EVERY = 1000  # prompts. One product with the head of Qwen3-8B is 190 ms of a core, and an engine captures 45 prompts in a second
 
@@ -22,7 +20,17 @@ CHECK_EVERY = 1000  # prompts. One product with the head of Qwen3-8B is 190 ms o
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.12, torch.float16: 1.5e-2}
 
 
-def _run(oracle: "HFCapture", prompt: Prompt):
+class Oracle(Protocol):
+    """The target as Transformers runs it in this process."""
+
+    model: PreTrainedModel
+    device: torch.device
+    producer: str
+
+    def capture(self, prompt: Prompt) -> Features: ...
+
+
+def _run(oracle: Oracle, prompt: Prompt):
     """One plain forward -> its output, and the last layer's state [1, L, H_t] before the final norm, which HF keeps to itself."""
     kept, last_layer = [], oracle.model.get_decoder().layers[-1]
     hook = last_layer.register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
@@ -34,7 +42,7 @@ def _run(oracle: "HFCapture", prompt: Prompt):
 
 
 @torch.inference_mode()
-def check_target(oracle: "HFCapture", target: FrozenTarget, prompt: Prompt) -> None:
+def check_target(oracle: Oracle, target: FrozenTarget, prompt: Prompt) -> None:
     """Final norm + head, as this project reads them, over the last layer's output reproduce the engine's own next tokens."""
     output, last_state = _run(oracle, prompt)
     check_next_tokens(target, last_state[0], output.logits[0].argmax(-1), oracle.producer)
@@ -68,7 +76,7 @@ class NextTokenCheck:
     host, whose files are mapped and not copied: the devices belong to the engine.
     """
 
-    def __init__(self, spec: "CaptureSpec", producer: str):
+    def __init__(self, spec: CaptureSpec, producer: str):
         self.spec, self.producer = spec, producer
         self.recent: deque[bool] = deque(maxlen=32)
         self.rounds = Rounds()
@@ -99,7 +107,7 @@ class NextTokenCheck:
 
 
 @torch.inference_mode()
-def check_features(features: Features, oracle: "HFCapture") -> None:
+def check_features(features: Features, oracle: Oracle) -> None:
     """A backend's features equal hidden_states[z+1] of one plain Transformers forward; a shifted layer id is named."""
     output, last_state = _run(oracle, features.prompt)
     states = (*output.hidden_states[:-1], last_state)  # N+1 times [1, L, H_t]; HF's own last one is normed
@@ -119,7 +127,7 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((difference / size).max())
 
 
-def capture_checks(oracle: "HFCapture", target: FrozenTarget, prompts: Sequence[Prompt]) -> None:
+def capture_checks(oracle: Oracle, target: FrozenTarget, prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         check_target(oracle, target, prompt)
         check_features(oracle.capture(prompt), oracle)

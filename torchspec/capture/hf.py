@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import Rounds, capture_checks
 from torchspec.errors import UserError
-from torchspec.finite import check_finite
+from torchspec.files.finite import check_finite
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
 

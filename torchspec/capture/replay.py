@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from torchspec.capture.base import Capture, CaptureSpec
-from torchspec.contents import folder_key
 from torchspec.errors import ContractError, TransferDown
+from torchspec.files.contents import folder_key
 from torchspec.records import Features, Prompt
 from torchspec.transfer.codec import Wire, decode, encode
 

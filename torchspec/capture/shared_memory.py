@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from torchspec.errors import ContractError
+from torchspec.nn.staging import to_host
 from torchspec.records import Features, Prompt, row_sizes
 from torchspec.transfer.codec import fp8_scales, to_fp8
-from torchspec.transfer.staging import to_host
 
 ROOT, PREFIX = Path("/dev/shm"), "torchspec-"
 

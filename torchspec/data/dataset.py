@@ -10,15 +10,15 @@ import torch
 from filelock import FileLock
 from torch import LongTensor
 
-from torchspec.contents import key
 from torchspec.data.encode import DEFAULTS, Options
-from torchspec.data.language_config import positions
 from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
 from torchspec.data.plan import Part
 from torchspec.data.prepare import prepare
-from torchspec.data.sources import resolve, state
 from torchspec.errors import ContractError, UserError
+from torchspec.files.contents import key
 from torchspec.records import Prompt
+from torchspec.rows.sources import resolve, state
+from torchspec.target.language_config import positions
 
 
 class PromptDataset:

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from torchspec.data.chat import ChatFormat, Encoded, TurnText
-from torchspec.data.conversation import BadRow
-from torchspec.data.formats import Row
+from torchspec.chat.format import ChatFormat
+from torchspec.chat.turns import Encoded, TurnText
 from torchspec.data.manifest import tokenizer_hash
-from torchspec.data.truth import check_ids
 from torchspec.errors import UserError
+from torchspec.rows.conversation import BadRow
+from torchspec.rows.formats import Row
+from torchspec.rows.truth import check_ids
 
 CHUNK = 256  # rows that travel to a process at a time
 CHUNK_CHARACTERS = 2**20  # or fewer rows, if they are long

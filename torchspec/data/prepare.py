@@ -14,12 +14,12 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
-from torchspec.data.language_config import positions, vocab_size
-from torchspec.data.ledger import Ledger
 from torchspec.data.manifest import Manifest, tokenizer_hash
-from torchspec.data.progress import with_progress
-from torchspec.data.sources import count_lines, read_rows
 from torchspec.errors import UserError
+from torchspec.rows.ledger import Ledger
+from torchspec.rows.progress import with_progress
+from torchspec.rows.sources import count_lines, read_rows
+from torchspec.target.language_config import positions, vocab_size
 
 ROWS_PER_WRITE = 256  # bounds the memory: at 8192 tokens a row, 10 MB
 FEATURES = datasets.Features(

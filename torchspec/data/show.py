@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from torchspec.data.chat import ChatFormat
+from torchspec.chat.format import ChatFormat
 from torchspec.data.dataset import PromptDataset
 from torchspec.records import Prompt
 

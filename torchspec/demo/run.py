@@ -3,15 +3,15 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from torchspec import checkpoint
 from torchspec.config import load_config
+from torchspec.console import console
+from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError
 from torchspec.evaluate.run import Settings, evaluate_draft
 from torchspec.export.hf import export_checkpoint
-from torchspec.fetch import fetch_smollm2
-from torchspec.inference import load_pair
-from torchspec.log import console
-from torchspec.train import train
+from torchspec.target.fetch import fetch_smollm2
+from torchspec.training import checkpoint, checkpoints
+from torchspec.training.loop import train
 
 DECODED_PROMPTS, MAX_NEW_TOKENS = 6, 128
 
@@ -34,7 +34,7 @@ def run_demo(out: Path) -> None:
         console.rule("2/4  training the draft on what the target itself wrote")
         state = train(config)
         console.rule("3/4  export, and read back")
-        draft = export_checkpoint(checkpoint.best(config.checkpoints), folder / "draft")
+        draft = export_checkpoint(checkpoints.best(config.checkpoints), folder / "draft")
         console.print(f"{draft}: best checkpoint, step {state.best_step}")
         console.rule("4/4  held-out prompts: offline τ, and a real decode beside the plain one")
         pair = load_pair(draft, str(target), config.model.dtype, config.model.device, False)

@@ -9,10 +9,10 @@ from torchspec.config import RunConfig
 from torchspec.data.dataset import PromptDataset
 from torchspec.data.encode import Options
 from torchspec.data.prepare import prepare
-from torchspec.data.regenerate import on_policy_share
 from torchspec.doctor.finding import Finding
-from torchspec.inference import resolve_device, resolve_dtype
-from torchspec.target import FrozenTarget
+from torchspec.nn.device import resolve_device, resolve_dtype
+from torchspec.regenerate.run import on_policy_share
+from torchspec.target.frozen import FrozenTarget
 
 ROWS, SHARE_ROWS = 256, 8
 # SmolLM2-135M: 0.99 for its own greedy answers, 0.68 for people's, 0.60 for its own at temperature 1 (larger targets vary less)

@@ -14,8 +14,8 @@ from torchspec.capture.base import EXTRAS
 from torchspec.config import RunConfig
 from torchspec.doctor.finding import Finding
 from torchspec.errors import UserError
-from torchspec.inference import resolve_device
-from torchspec.print_plan import GIB, topology
+from torchspec.launch.plan import GIB, topology
+from torchspec.nn.device import resolve_device
 
 # lowest version that is asked for, and newest on which the tests have run (constraints.txt; tests/interop for the engines)
 CORE = {"torch": ("2.11", "2.13"), "transformers": ("5.17", "5.23"), "datasets": ("5.2", "5.2"), "safetensors": ("0.5", "0.8")}

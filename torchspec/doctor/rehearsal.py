@@ -11,18 +11,23 @@ from pathlib import Path
 
 import torch
 
-from torchspec import checkpoint
+from torchspec.acceptance.walk import Acceptance
 from torchspec.capture.base import CaptureSpec
+from torchspec.capture.config import InferenceConfig
 from torchspec.capture.hf import HFCapture
-from torchspec.config import DatasetConfig, EvaluationConfig, InferenceConfig, RunConfig, TrackingConfig, TrainingConfig
-from torchspec.data.chat import ChatFormat
+from torchspec.chat.format import ChatFormat
+from torchspec.config import RunConfig
+from torchspec.data.config import DatasetConfig
+from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.pair import load_pair
+from torchspec.decode.sequence import Answer, Difference, first_difference, plain_decode, speculative_decode
 from torchspec.doctor.finding import Finding
-from torchspec.evaluate.acceptance import Acceptance, evaluate_offline
-from torchspec.evaluate.decode import Answer, Difference, first_difference, plain_decode, speculative_decode
 from torchspec.export.hf import export_checkpoint
-from torchspec.inference import load_pair, resolve_device, resolve_dtype
+from torchspec.nn.device import resolve_device, resolve_dtype
 from torchspec.records import Prompt
-from torchspec.train import train
+from torchspec.training import checkpoints
+from torchspec.training.config import EvaluationConfig, TrackingConfig, TrainingConfig
+from torchspec.training.loop import train
 
 BLOCKS, STEPS = 2, 100  # learned by heart: an answer of 1 + BLOCKS x B tokens
 QUESTION = [{"role": "user", "content": "Tell me something about the sea."}]
@@ -36,7 +41,7 @@ def rehearse(config: RunConfig, folder: Path, block_size: int, scratch: Path) ->
     (scratch / "sample.jsonl").write_text(json.dumps({"prompt_ids": prompt, "response_ids": plain.ids}) + "\n")
     run = _one_sample_run(config, folder, scratch)
     train(run)
-    draft = export_checkpoint(checkpoint.best(run.checkpoints), scratch / "draft")
+    draft = export_checkpoint(checkpoints.best(run.checkpoints), scratch / "draft")
     pair = load_pair(draft, str(folder), config.model.dtype, config.model.device, config.model.trust_remote_code)
     ids = torch.tensor(prompt + plain.ids)
     offline = evaluate_offline(pair.method, pair.model, pair.target, [Prompt(0, ids, torch.arange(len(ids)) >= len(prompt))])

@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from torchspec.config import RunConfig
+from torchspec.console import console
 from torchspec.doctor import data, machine, target
 from torchspec.doctor.finding import Finding
 from torchspec.doctor.rehearsal import rehearse
 from torchspec.doctor.tiny import tiny_config, write_tiny_target
 from torchspec.errors import UserError
-from torchspec.fetch import resolve_target
-from torchspec.log import console
+from torchspec.target.fetch import resolve_target
 
 LOG_WIDTH = 180  # of the table in a file, where nothing should be wrapped
 COLOURS = {"ok": "green", "absent": "dim", "look": "yellow", "bad": "red"}

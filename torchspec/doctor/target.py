@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from torchspec.build import build_method
+from torchspec.chat.format import ChatFormat
 from torchspec.config import RunConfig
-from torchspec.data.chat import ChatFormat
 from torchspec.data.dataset import PromptDataset
 from torchspec.data.encode import Options
 from torchspec.doctor.finding import Finding
 from torchspec.doctor.machine import enough_space
-from torchspec.inference import resolve_dtype
+from torchspec.launch.memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, target_bytes, weight_bytes
+from torchspec.launch.plan import CHECKPOINT_BYTES
 from torchspec.methods.base import Method
-from torchspec.plan_memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, target_bytes, weight_bytes
-from torchspec.print_plan import CHECKPOINT_BYTES
-from torchspec.target import FrozenTarget
+from torchspec.nn.device import resolve_dtype
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.build import build_method
 
 HELLO = [{"role": "user", "content": "Hello."}]
 

@@ -6,8 +6,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from torchspec.config import DatasetConfig, ModelConfig, RunConfig
+from torchspec.config import RunConfig
+from torchspec.data.config import DatasetConfig
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.target.config import ModelConfig
 
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 CHATML = (

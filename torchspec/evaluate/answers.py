@@ -6,14 +6,14 @@ from pathlib import Path
 from filelock import FileLock
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from torchspec import contents
-from torchspec.data.answers_file import AnswersFile
-from torchspec.data.chat import ChatFormat
-from torchspec.data.regenerator import Conversation, Regenerator, Sampling
+from torchspec.chat.format import ChatFormat
+from torchspec.console import console
+from torchspec.decode.pair import Pair
 from torchspec.errors import UserError
 from torchspec.evaluate.run import Settings, evaluating
-from torchspec.inference import Pair
-from torchspec.log import console
+from torchspec.files import contents
+from torchspec.regenerate.answers_file import AnswersFile
+from torchspec.regenerate.regenerator import Conversation, Regenerator, Sampling
 
 BATCH = 16  # questions answered at a time, and lost at most when the run is killed
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from torchspec.inference import Pair
+from torchspec.decode.pair import Pair
 from torchspec.records import Features, Prompt
 
 CONCURRENCIES = (1, 8, 32)

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from torchspec.errors import UserError
-from torchspec.evaluate.charts import COLOURS
-from torchspec.evaluate.page import write_page
-from torchspec.evaluate.results import MODES, read_results, shown
-from torchspec.evaluate.side_by_side import Evaluation, charts_of, print_table, rows_to_compare
+from torchspec.report.charts import COLOURS
+from torchspec.report.page import write_page
+from torchspec.report.results import MODES, read_results, shown
+from torchspec.report.side_by_side import Evaluation, charts_of, print_table, rows_to_compare
 
 OF_THE_DRAFT = {"draft tokens per step"}  # protocol fields that come with the draft: these alone may differ
 

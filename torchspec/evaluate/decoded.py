@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from torchspec.data.chat import ChatFormat
-from torchspec.evaluate.acceptance import Acceptance
-from torchspec.evaluate.batch import plain_together, speculative_together
-from torchspec.evaluate.decode import Answer, Difference, first_difference, plain_decode, speculative_decode, stop_ids, token_texts
-from torchspec.evaluate.interval import median_interval
-from torchspec.evaluate.sampling import Sampler
-from torchspec.inference import Pair
-from torchspec.log import console
+from torchspec.acceptance.interval import median_interval
+from torchspec.acceptance.sampling import Sampler
+from torchspec.acceptance.walk import Acceptance
+from torchspec.chat.format import ChatFormat
+from torchspec.console import console
+from torchspec.decode.batch import plain_together, speculative_together
+from torchspec.decode.pair import Pair
+from torchspec.decode.sequence import Answer, Difference, first_difference, plain_decode, speculative_decode, stop_ids, token_texts
 from torchspec.records import Prompt
 
 WARM_UP_TOKENS = 16

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 
-from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
-from torchspec.evaluate.expected import evaluate_expected
-from torchspec.inference import Pair
+from torchspec.acceptance.walk import Acceptance
+from torchspec.decode.offline import accepted_per_step, evaluate_expected
+from torchspec.decode.pair import Pair
 from torchspec.records import Features, Prompt
 
 FIRST_SPAN = 128  # tokens of context; each further span is as long as all before it

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import datasets
 
-from torchspec.data.files import records
 from torchspec.errors import UserError
+from torchspec.rows.files import records
 
 SHUFFLE_SEED = 42  # of z-lab's protocol: the first n of this order are its n samples
 REASON = "\nPlease reason step by step, and put your final answer within \\boxed{{}}."

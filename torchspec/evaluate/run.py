@@ -12,26 +12,26 @@ import torch
 import transformers
 
 from torchspec import __version__
-from torchspec.contents import folder_key, key
+from torchspec.acceptance.walk import Acceptance
+from torchspec.console import console
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
-from torchspec.data.regenerate import SHARE_SAMPLES, on_policy_share
+from torchspec.decode.pair import Pair
+from torchspec.decode.sequence import stop_ids
 from torchspec.errors import ContractError, UserError
-from torchspec.evaluate.acceptance import Acceptance
 from torchspec.evaluate.break_even import break_even
-from torchspec.evaluate.decode import stop_ids
 from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, examples
-from torchspec.evaluate.kept import Kept
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
-from torchspec.evaluate.print_results import print_results, print_served
 from torchspec.evaluate.questions import DATA_SETS
-from torchspec.evaluate.report import write_report
-from torchspec.evaluate.results import RESULTS, write_results
-from torchspec.inference import Pair
-from torchspec.log import console
+from torchspec.files.contents import folder_key, key
+from torchspec.files.kept import Kept
+from torchspec.files.writing import writing
 from torchspec.records import Prompt
+from torchspec.regenerate.run import SHARE_SAMPLES, on_policy_share
+from torchspec.report.results import RESULTS, write_results
+from torchspec.report.tables import print_results, print_served
+from torchspec.report.write import write_report
 from torchspec.serve.options import Serving
-from torchspec.writing import writing
 
 TAU = "tokens committed per target forward, bonus token included, prefill not counted; plain decoding = 1.0"
 

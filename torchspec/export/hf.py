@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from torchspec import __version__
-from torchspec.checkpoint import read_json, read_weights
+from torchspec.console import console
 from torchspec.errors import ContractError, UserError
-from torchspec.log import console
+from torchspec.files.writing import writing
 from torchspec.methods.base import method_class
 from torchspec.methods.registry import ARCHITECTURES
-from torchspec.writing import writing
+from torchspec.training.checkpoint import read_json
+from torchspec.training.tensors import read_weights
 
 WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchspec.checkpoint import read_json, read_weights
 from torchspec.errors import ContractError
 from torchspec.export.hf import serving_tensors
-from torchspec.writing import writing
+from torchspec.files.writing import writing
+from torchspec.training.checkpoint import read_json
+from torchspec.training.tensors import read_weights
 
 
 def export_tensors(checkpoint: Path, out: Path) -> Path:

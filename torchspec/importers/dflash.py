@@ -6,11 +6,11 @@ from pathlib import Path
 from transformers import Qwen3Config
 
 from torchspec.errors import ContractError, UserError
-from torchspec.finite import check_finite
+from torchspec.files.finite import check_finite
 from torchspec.importers.folder import MASK_EMBEDDING, read_tensors, unpickle
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
 from torchspec.methods.dflash.format import check_serves, default_layer_ids
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def import_dflash(folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from transformers import LlamaConfig, Qwen3Config
 
+from torchspec.console import console
 from torchspec.errors import ContractError
 from torchspec.importers.folder import read_tensors
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
-from torchspec.log import console
 from torchspec.methods.eagle3.format import AUX, check_serves, default_layer_ids
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 DRAFT_TOKENS = 5  # where neither the config.json nor the user says how many
 QWEN3 = "Eagle3Qwen3ForCausalLM"  # the one architecture whose layer norms each head

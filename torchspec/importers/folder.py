@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from torchspec.errors import UserError
-from torchspec.finite import check_finite
+from torchspec.files.finite import check_finite
 
 SINGLE, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SINGLE}.index.json"

@@ -7,10 +7,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from torchspec.console import console
 from torchspec.errors import ContractError, UserError
-from torchspec.log import console
 from torchspec.methods.vocabulary import check_vocabulary
-from torchspec.target import EMBEDDING, HEAD, FrozenTarget
+from torchspec.target.frozen import EMBEDDING, HEAD, FrozenTarget
 
 LEFT_OUT = ("architectures", "auto_map", "model_type", "torch_dtype", "transformers_version", "_name_or_path")
 

@@ -7,7 +7,7 @@ from torchspec.importers.dflash import import_dflash
 from torchspec.importers.eagle3 import QWEN3, import_eagle3
 from torchspec.importers.own import Draft
 from torchspec.importers.speculators import is_speculators, unwrapped
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 READERS = {
     "DFlashDraftModel": import_dflash,

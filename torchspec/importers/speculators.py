@@ -1,7 +1,7 @@
 """The config.json of vllm-project/speculators in the words of the two formats that it stands for; its tensor names are theirs."""
 
+from torchspec.console import console
 from torchspec.errors import UserError
-from torchspec.log import console
 from torchspec.methods.eagle3.format import AUX
 
 TYPE = "speculators_model_type"

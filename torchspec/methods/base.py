@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from torchspec.acceptance.sampling import Sampler
 from torchspec.data.dataset import PromptDataset
-from torchspec.evaluate.sampling import Sampler
+from torchspec.errors import UserError
 from torchspec.methods.registry import METHODS
 from torchspec.records import Batch, Features
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 class Drafter(Protocol):
@@ -59,3 +60,10 @@ class Method(Protocol):
 def method_class(name: str) -> type:
     module, _, attribute = METHODS[name].implementation.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def check_served(engine: str | None, method: Method) -> None:
+    """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
+    traps = method.sglang_traps(method.config, method.target.config.model_type) if engine == "sglang" else []
+    if traps:
+        raise UserError(f"this draft cannot be served with sglang: {'; '.join(traps)}; serve it with vllm")

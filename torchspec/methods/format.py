@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def check_layer_ids(layer_ids: tuple[int, ...], num_target_layers: int) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from torchspec.acceptance.sampling import Sampler, head_log_probability, largest
 from torchspec.errors import ContractError
-from torchspec.evaluate.sampling import Sampler, head_log_probability, largest
 from torchspec.nn.packed import product
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def frequent_tokens(counts: Tensor, size: int) -> Tensor:

@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 
 from torchspec.capture.base import Capture
+from torchspec.console import console
+from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.pair import Pair
+from torchspec.decode.sequence import first_difference
 from torchspec.errors import UserError
-from torchspec.evaluate.acceptance import evaluate_offline
-from torchspec.evaluate.decode import first_difference
-from torchspec.evaluate.kept import Kept
-from torchspec.inference import Pair
-from torchspec.log import console
-from torchspec.methods.base import Method
+from torchspec.files.kept import Kept
+from torchspec.methods.base import Method, check_served
 from torchspec.methods.registry import ARCHITECTURES
 from torchspec.records import Prompt
 from torchspec.serve.client import rates
-from torchspec.serve.options import Serving, check_served
+from torchspec.serve.options import Serving
 from torchspec.serve.side import Asked, Measured, Served, Side
 
 ALARM = 0.03  # relative distance of two taus that rounding does not explain

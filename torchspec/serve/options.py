@@ -2,13 +2,9 @@
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torchspec.config import EvaluationConfig
 from torchspec.errors import UserError
-
-if TYPE_CHECKING:
-    from torchspec.methods.base import Method
+from torchspec.training.config import EvaluationConfig
 
 NEEDED = ("openai", "prometheus_client", "requests")
 
@@ -20,13 +16,6 @@ class Serving:
     plain_url: str | None = None  # of a running server without it
     python: str | None = None  # interpreter of the environment that holds the engine; none: this one
     arguments: str = ""  # further ones of the started servers, as in a shell
-
-
-def check_served(engine: str | None, method: "Method") -> None:
-    """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
-    traps = method.sglang_traps(method.config, method.target.config.model_type) if engine == "sglang" else []
-    if traps:
-        raise UserError(f"this draft cannot be served with sglang: {'; '.join(traps)}; serve it with vllm")
 
 
 def training_serving(evaluation: EvaluationConfig) -> Serving:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import requests
 
+from torchspec.console import console
 from torchspec.errors import UserError
-from torchspec.log import console
 from torchspec.serve.client import Client
 from torchspec.serve.engines import Engine
 from torchspec.serve.options import Serving

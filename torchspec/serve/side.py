@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torchspec.evaluate.kept import Kept
-from torchspec.log import console
+from torchspec.console import console
+from torchspec.files.kept import Kept
 from torchspec.records import Prompt
 from torchspec.serve.client import Client, Group, Reply, Request, rates
 from torchspec.serve.engines import ENGINES, Steps

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from torchspec.nn.send import send
+from torchspec.nn.staging import to_host
 from torchspec.records import Features, Prompt, row_sizes
-from torchspec.transfer.staging import to_host
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.records import Prompt
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 REAL_LAYERS = (1, 8, 15, 21, 27)
 TURNS = [

@@ -11,7 +11,7 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import CHECK_EVERY, NextTokenCheck, capture_checks, check_features, check_next_tokens
 from torchspec.errors import ContractError, EngineMismatch
 from torchspec.records import Features, Prompt
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def features_of(prompt: Prompt, states, layers: tuple[int, ...], labels: tuple[int, ...]) -> Features:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from torchspec.data.chat import ChatFormat
+from torchspec.chat.format import ChatFormat
 from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.prepare import prepare

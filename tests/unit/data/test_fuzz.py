@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tests.unit.data.test_templates import SPECIAL, STOP, TEMPLATES
-from torchspec.data.chat import ChatFormat
-from torchspec.data.collect import _usable
+from tests.unit.chat.test_templates import SPECIAL, STOP, TEMPLATES
+from torchspec.chat.format import ChatFormat
 from torchspec.data.encode import Encoder
-from torchspec.data.keys import INSTRUCTION, MEDIA, SYSTEM, UNCLEAR, WEIGHTS
-from torchspec.data.ledger import Ledger
-from torchspec.data.messages import REASONING, ROLES
-from torchspec.data.sources import _row
+from torchspec.rows.collect import _usable
+from torchspec.rows.keys import INSTRUCTION, MEDIA, SYSTEM, UNCLEAR, WEIGHTS
+from torchspec.rows.ledger import Ledger
+from torchspec.rows.messages import REASONING, ROLES
+from torchspec.rows.sources import _row
 
 EXAMPLES = int(os.environ.get("FUZZ", 150))
 FORMATS = {"qwen": "qwen3", "gpt": "gpt-oss", "llama": "llama-3.1", "chatml": "chatml", "deepseek": "deepseek-v3.1"}  # family -> template

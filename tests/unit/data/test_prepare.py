@@ -9,12 +9,12 @@ import datasets
 import psutil
 import pytest
 
-from torchspec.data.chat import ChatFormat
+from torchspec.chat.format import ChatFormat
 from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
-from torchspec.data.formats import Row
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
-from torchspec.data.progress import _line, with_progress
 from torchspec.errors import ContractError, UserError
+from torchspec.rows.formats import Row
+from torchspec.rows.progress import _line, with_progress
 
 
 def conversation(i: int, answer: str = "The answer is {i}, as always.") -> dict:

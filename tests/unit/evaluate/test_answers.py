@@ -7,12 +7,12 @@ import torch
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
 from tests.unit.tiny import write_target
-from torchspec.data.regenerator import Regenerator, Sampling
+from torchspec.decode.pair import load_pair
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import UserError
 from torchspec.evaluate.answers import answered, target_answers
 from torchspec.evaluate.run import Settings, evaluating
-from torchspec.inference import load_pair
+from torchspec.regenerate.regenerator import Regenerator, Sampling
 
 ASKED = [["Two plus two?"], ["Hi", "And you?"], ["Two plus two?"], ["Bye"]]
 

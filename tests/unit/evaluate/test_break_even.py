@@ -3,7 +3,7 @@
 import pytest
 
 from torchspec.evaluate.break_even import costs, spread
-from torchspec.evaluate.result_charts import break_even_charts
+from torchspec.report.result_charts import break_even_charts
 
 
 def test_a_slow_moment_moves_no_median_and_more_rows_cost_no_less():

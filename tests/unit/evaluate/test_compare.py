@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.unit.evaluate.test_report import HOSTILE, Text, full_results
-from torchspec.cli import app, main
+from tests.unit.report.test_report import HOSTILE, Text, full_results
+from torchspec.cli.main import app, main
 from torchspec.errors import UserError
 from torchspec.evaluate.compare import OF_THE_DRAFT, compare
-from torchspec.evaluate.print_results import print_results
+from torchspec.report.tables import print_results
 
 PROTOCOL = {
     "target": "folder/target",

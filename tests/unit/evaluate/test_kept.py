@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
 from tests.unit.tiny import write_target
+from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
-from torchspec.evaluate.kept import Kept
-from torchspec.evaluate.results import PARTS, read_results, write_results
 from torchspec.evaluate.run import Settings, _made_from, _protocol, evaluate_draft
-from torchspec.inference import load_pair
+from torchspec.files.kept import Kept
 from torchspec.records import Prompt
+from torchspec.report.results import PARTS, read_results, write_results
 
 PROMPT = Prompt(0, torch.arange(5, 11), torch.arange(6) > 2)
 

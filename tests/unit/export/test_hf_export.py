@@ -9,16 +9,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.unit.tiny import HIDDEN, LAYERS, MASK, B, all_valid, answered, lively, make_method, random_prompt, write_target
-from torchspec import checkpoint
 from torchspec.config import RunConfig
-from torchspec.distributed import World
+from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
 from torchspec.export.hf import check_export, export_checkpoint
-from torchspec.inference import load_pair
 from torchspec.methods.dflash.method import DFlash
 from torchspec.nn.precision import ComputeIn
-from torchspec.optim import build_optimizers
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training import checkpoint, checkpoints
+from torchspec.training.distributed import World
+from torchspec.training.optim import build_optimizers
 
 # the list of the serving format, written out for D = 2, K = 2, H = 32, 4 heads and 2 kv heads of 8, I = 64
 SHAPES = {"fc.weight": (32, 64), "hidden_norm.weight": (32,), "norm.weight": (32,)}
@@ -45,7 +45,7 @@ def save_checkpoint(root: Path, method: DFlash, model: torch.nn.Module, dtype: s
     saver = checkpoint.Saver(root, config, World(0, 1, torch.device("cpu")), method.config, {"thinking": False})
     saver.save(state, model, build_optimizers(model, config.training))
     saver.finish()
-    return checkpoint.folder(root, 7)
+    return checkpoints.folder(root, 7)
 
 
 @pytest.fixture(scope="module")

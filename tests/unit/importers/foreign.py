@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.unit.methods import eagle3_reference, reference
 from tests.unit.tiny import HIDDEN, MASK, VOCABULARY, B, answered, random_prompt
-from torchspec.evaluate.sampling import GREEDY
-from torchspec.inference import Pair
+from torchspec.acceptance.sampling import GREEDY
+from torchspec.decode.pair import Pair
 
 H, MLP, HEADS, KV, D, K = HIDDEN, 64, 4, 2, 8, 2  # D: head size, K: captured layers
 THETA, EPS = 20000.0, 1e-5

@@ -7,12 +7,12 @@ import torch
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, dflash_by_hand, proposed, pruned, tensors, write
 from tests.unit.tiny import MASK, NEVER, VOCABULARY, B, random_prompt
-from torchspec.contents import folder_key
+from torchspec.acceptance.sampling import Sampler
+from torchspec.decode.offline import accepted_per_step
+from torchspec.decode.pair import load_pair
+from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
-from torchspec.evaluate.acceptance import accepted_per_step
-from torchspec.evaluate.decode import plain_decode, speculative_decode
-from torchspec.evaluate.sampling import Sampler
-from torchspec.inference import load_pair
+from torchspec.files.contents import folder_key
 from torchspec.records import Prompt
 
 ANCHORS = [9, 17]

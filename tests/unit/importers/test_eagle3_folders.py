@@ -5,9 +5,9 @@ import torch
 
 from tests.unit.importers.foreign import EAGLE3, EAGLE3_SHAPES, IDS, PER_HEAD, D, H, K, eagle3_by_hand, proposed, pruned, tensors, write
 from tests.unit.tiny import NEVER, VOCABULARY, random_prompt
+from torchspec.decode.pair import load_pair
+from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
-from torchspec.evaluate.decode import plain_decode, speculative_decode
-from torchspec.inference import load_pair
 from torchspec.methods.eagle3.format import AUX
 
 EVERY = torch.arange(VOCABULARY)

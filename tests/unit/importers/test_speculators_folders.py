@@ -23,8 +23,8 @@ from tests.unit.importers.foreign import (
     write,
 )  # fmt: skip
 from tests.unit.tiny import MASK, VOCABULARY, B
+from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
-from torchspec.inference import load_pair
 
 LAYERS = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": THETA}, "rms_norm_eps": EPS}
 DFLASH = {

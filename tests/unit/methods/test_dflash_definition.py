@@ -11,8 +11,8 @@ from tests.unit.tiny import LAYERS, MASK, B, all_valid, lively, make_method, ran
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
-from torchspec.stream import pack
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.stream import pack
 
 # one answer; two; one that ends with the document and one shorter than a block; no candidate at all; supervised from the start
 MASKS = ["000011111111110", "0011110001111111", "00000110111", "00010010", "111010"]

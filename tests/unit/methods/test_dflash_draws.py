@@ -15,7 +15,7 @@ from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_layer_ids, default_layer_ids
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.method import DFlash, sample_anchors
-from torchspec.stream import pack
+from torchspec.training.stream import pack
 
 MASKS = ["0" * 5 + "1" * 20, "0011" + "0" * 3 + "1" * 9, "1" * 7 + "0", "0100"]
 SAMPLES = {i: random_features(mask, i) for i, mask in enumerate(MASKS)}

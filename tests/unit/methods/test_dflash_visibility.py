@@ -9,7 +9,7 @@ from tests.unit.tiny import MASK, B, all_valid, lively, random_features
 from torchspec.methods.dflash import method as dflash
 from torchspec.nn.attention import BlockLayout, structured_attention
 from torchspec.records import Batch
-from torchspec.stream import pack
+from torchspec.training.stream import pack
 
 SAMPLES = [random_features("0" * length, i) for i, length in enumerate((9, 6, 12))]
 ANCHORS, LENGTHS = [[1, 5, 7], [0, 2, 5], [3, 9, 11]], (9, 6, 12)

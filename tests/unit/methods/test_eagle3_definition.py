@@ -7,8 +7,9 @@ import torch
 
 from tests.unit.methods import eagle3_reference as reference
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, all_valid, answered, lively, make_eagle3, overfit, random_features, random_prompt
-from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
-from torchspec.stream import pack
+from torchspec.acceptance.walk import Acceptance
+from torchspec.decode.offline import accepted_per_step
+from torchspec.training.stream import pack
 
 # one answer; two; one that ends with the document and one shorter than a chain; no candidate at all; supervised from the start
 MASKS = ["00001111110", "0011110001111111", "00000110111", "00010010", "111010"]

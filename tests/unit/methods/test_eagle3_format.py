@@ -10,17 +10,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.unit.tiny import HIDDEN, LAYERS, B, answered, lively, make_eagle3, random_prompt
-from torchspec import checkpoint
+from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.config import RunConfig
-from torchspec.distributed import World
+from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
-from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.export.hf import check_export, export_checkpoint
-from torchspec.inference import load_pair
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, default_layer_ids, draft_config
 from torchspec.methods.vocabulary import DraftVocabulary, check_vocabulary, frequent_tokens
-from torchspec.optim import build_optimizers
+from torchspec.training import checkpoint, checkpoints
+from torchspec.training.distributed import World
+from torchspec.training.optim import build_optimizers
 
 # the list of the serving format, written out for K = 2, H = 32, 4 heads and 2 kv heads of 8, I = 64
 SHAPES = {
@@ -46,7 +46,7 @@ def export(root: Path, method, dtype: str) -> Path:
     saver = checkpoint.Saver(root / "checkpoints", config, World(0, 1, torch.device("cpu")), method.config, {})
     saver.save(checkpoint.TrainState(step=7), model, build_optimizers(model, config.training))
     saver.finish()
-    return export_checkpoint(checkpoint.folder(root / "checkpoints", 7), root / "draft")
+    return export_checkpoint(checkpoints.folder(root / "checkpoints", 7), root / "draft")
 
 
 @pytest.fixture(params=OPTIONS)

@@ -1,43 +1,30 @@
-"""What is trained is served: the trainer's chains equal the cached loop, its proposals the drafter's; planted bugs show."""
+"""What is trained is served: the trainer's chains equal the cached loop; planted bugs show."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, NEVER, B, all_valid, answered, lively, make_eagle3, random_prompt
+from tests.unit.methods.cases import CASES, lively_draft
+from tests.unit.tiny import B, all_valid, answered, lively, random_prompt
+from torchspec.acceptance.sampling import GREEDY
 from torchspec.errors import ContractError
-from torchspec.evaluate.acceptance import Acceptance, accepted_per_step
-from torchspec.evaluate.decode import plain_decode, speculative_decode
-from torchspec.evaluate.sampling import GREEDY, Sampler
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.eagle3.generate import Eagle3Drafter
 from torchspec.nn.attention import BlockLayout, structured_attention
-from torchspec.records import Features, Prompt
 
 ANCHORS = [1, 2, 9, 17, 30]
 PIECES = {1: [1], 2: [1, 1], 9: [4, 1, 4], 17: [10, 3, 3, 1], 30: [12, 1, 1, 2, 4, 4, 3, 1, 2]}  # committed tokens per step
-TEMPERATURE = 0.8
-PRUNED = torch.arange(0, 64, 3)
-VARIANTS = {
-    "plain": {},
-    "EAGLE-3.1": {"fc_norm": True, "norm_output": True},
-    "other norms": {"norm_before_residual": True, "norm_before_fc": True},
-    "pruned": {"ids": PRUNED},
-}
 
 
-@pytest.fixture(params=VARIANTS, scope="module")
+@pytest.fixture(params=[name for name in CASES if name != "dflash"], scope="module")
 def method(request, tiny_target):
-    return make_eagle3(tiny_target, **VARIANTS[request.param])
+    return CASES[request.param].make(tiny_target)
 
 
 @pytest.fixture(scope="module")
 def model(method):
-    model = lively(method.skeleton())
-    if method.config.draft_vocab_size is not None:
-        model.keep(method.vocabulary)
-    return model
+    return lively_draft(method)
 
 
 @pytest.fixture(scope="module")
@@ -112,91 +99,6 @@ def test_planted_bugs_part_training_from_serving(tiny_eagle3, features, monkeypa
     assert ((hidden[:, 0] - results[9][0]).abs().max() > 0.01) == shows
 
 
-@torch.no_grad()
-def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(method, model, features, monkeypatch):
-    """Also when the document is proposed in several parts; the drafter extends by one token at a time."""
-    drafter, expected = method.drafter(model), []
-    for anchor in range(1, len(features.context)):
-        drafter.extend(features.prompt.ids[anchor - 1 : anchor], features.context[anchor - 1 : anchor])
-        expected.append(drafter.propose(int(features.prompt.ids[anchor]), GREEDY)[0])
-    anchors = torch.arange(1, len(features.context))
-    assert len(set(torch.stack(expected).flatten().tolist())) > 8  # a draft that always says the same would prove little
-    assert set(torch.stack(expected).flatten().tolist()) <= set(method.vocabulary.ids.tolist())
-    for chains in (256, 7):
-        monkeypatch.setattr(eagle3, "PROPOSAL_CHAINS", chains)
-        assert torch.equal(method.propose(model, features, anchors), torch.stack(expected))
-
-
-@torch.no_grad()
-def drawn(method, model, features, anchor: int) -> tuple[torch.Tensor, torch.Tensor, Features]:
-    """What the drafter draws after an anchor [B-1], what it drew from [B-1, V], and the text that goes on with these tokens."""
-    ids, context, drafter = features.prompt.ids, features.context, method.drafter(model)
-    drafter.extend(ids[:anchor], context[:anchor])
-    tokens, q = drafter.propose(int(ids[anchor]), Sampler(TEMPERATURE, seed=anchor))
-    text = torch.cat((ids[: anchor + 1], tokens))
-    unseen = torch.randn(B, context.shape[1], generator=torch.Generator().manual_seed(0))
-    prompt = Prompt(0, text, torch.arange(len(text)) > anchor)
-    return tokens, q, replace(features, prompt=prompt, context=torch.cat((context[:anchor], unseen)))
-
-
-@torch.no_grad()
-def test_what_the_drafter_draws_from_is_what_the_evaluator_scores(method, model, features):
-    """Each step is fed the token that was drawn, not the first choice; a pruned draft draws from the tokens that it has."""
-    first_choices = 0
-    for anchor in ANCHORS:
-        tokens, q, text = drawn(method, model, features, anchor)
-        first_choices += int((tokens == q.argmax(-1)).sum())
-        torch.testing.assert_close(q.sum(-1), torch.ones(B - 1))
-        assert set(q.nonzero()[:, 1].tolist()) <= set(method.vocabulary.ids.tolist()) and q.shape == (B - 1, 64)
-        scored = method.text_log_probabilities(model, text, torch.tensor([anchor]), TEMPERATURE)
-        torch.testing.assert_close(scored[0], q.gather(1, tokens[:, None])[:, 0].log(), rtol=1e-4, atol=1e-4)
-    assert first_choices < len(ANCHORS) * (B - 1)
-
-
-@torch.no_grad()
-def test_a_whole_document_is_scored_in_parts_as_at_once(method, model, features, monkeypatch):
-    anchors = torch.arange(1, len(features.context))
-    whole = method.text_log_probabilities(model, features, anchors, TEMPERATURE)
-    after = features.prompt.ids[(anchors[:, None] + torch.arange(1, B)).clamp(max=len(features.context) - 1)]
-    assert torch.equal(whole > -torch.inf, torch.isin(after, method.vocabulary.ids))
-    monkeypatch.setattr(eagle3, "PROPOSAL_CHAINS", 7)
-    torch.testing.assert_close(method.text_log_probabilities(model, features, anchors, TEMPERATURE), whole, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(tiny_eagle3, features):
-    model = lively(tiny_eagle3.skeleton())
-    drafter = tiny_eagle3.drafter(model)
-    for end, piece in ((6, 6), (7, 1), (11, 4)):
-        drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
-        drafter.propose(int(features.prompt.ids[end]), GREEDY)
-        assert {len(rows) for rows in drafter.cache} == {end} and drafter.committed == end
-    grown = drafter.cache
-    drafter.reset()
-    drafter.extend(features.prompt.ids[:11], features.context[:11])
-    drafter.propose(int(features.prompt.ids[11]), GREEDY)
-    for old, new in zip(grown, drafter.cache, strict=True):
-        torch.testing.assert_close(old, new, rtol=1e-5, atol=1e-5)  # rows come from the target's features, never from a chain
-
-
-def decoded(oracle, drafter, prompt, tokens: int) -> tuple[Acceptance, list[int]]:
-    answer = speculative_decode(oracle, drafter, prompt, tokens, NEVER)
-    return Acceptance(B).add_answer(answer.accepted, len(answer.ids)), answer.ids
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_decoding_is_lossless_and_offline_tau_is_its_tau(method, model, eagle3_oracle, seed):
-    """To the last count: steps, histogram and slots of a walk over the finished text, and of the loop that wrote it."""
-    prompt = random_prompt(seed, 6 + seed)
-    ours, ids = decoded(eagle3_oracle, method.drafter(model), prompt, 60)
-    assert ids == plain_decode(eagle3_oracle, prompt, 60, NEVER).ids
-    sample = eagle3_oracle.capture(Prompt(0, torch.cat((prompt, torch.tensor(ids))), torch.arange(len(prompt) + 60) >= len(prompt)))
-    offline = Acceptance(B)
-    for accepted, length in accepted_per_step(method, model, sample):
-        offline.add_answer(accepted, length)
-    assert torch.equal(offline.counts(), ours.counts())
-
-
 class Hoarding(Eagle3Drafter):
     """Keeps its chains in the cache: guesses, where servers make the rows anew from the target's features."""
 
@@ -217,11 +119,6 @@ def test_planted_chains_in_the_cache_part_the_drafter_from_the_proposals(tiny_ea
             drafter.extend(features.prompt.ids[start:end], features.context[start:end])
             proposals.append(drafter.propose(int(features.prompt.ids[end]), GREEDY)[0])
         assert torch.equal(torch.stack(proposals), expected) == same
-
-
-def test_features_come_from_the_layers_that_the_draft_names_and_the_last_one(tiny_eagle3, eagle3_oracle):
-    assert tiny_eagle3.layer_ids == EAGLE3_LAYERS == eagle3_oracle.layer_ids
-    assert tiny_eagle3.skeleton().fc.weight.shape == (HIDDEN, 2 * HIDDEN)
 
 
 def test_an_answer_without_a_prompt_is_refused(tiny_eagle3, features):

@@ -7,10 +7,10 @@ from transformers import AutoConfig, CohereConfig, Gemma2Config, GraniteConfig
 from tests.unit.tiny import make_eagle3, make_method, write_target
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
+from torchspec.methods.base import check_served
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import sglang_traps
-from torchspec.serve.options import check_served
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def test_a_target_without_rms_norm_is_named_when_it_is_loaded(tmp_path):

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from torchspec.config import TrainingConfig
-from torchspec.distributed import World, parallelise
 from torchspec.nn.layers import MLP, RMSNorm
 from torchspec.nn.precision import ComputeIn
+from torchspec.training.config import TrainingConfig
+from torchspec.training.distributed import World, parallelise
 
 
 def model() -> nn.Sequential:

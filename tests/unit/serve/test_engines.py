@@ -2,12 +2,12 @@
 
 import pytest
 
-from torchspec.config import EvaluationConfig
 from torchspec.errors import UserError
 from torchspec.serve import engines
 from torchspec.serve.client import Group, Reply, rates
 from torchspec.serve.engines import ENGINES, Steps
 from torchspec.serve.options import serving_options, training_serving
+from torchspec.training.config import EvaluationConfig
 
 VLLM = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 # TYPE vllm:spec_decode_num_drafts_total counter

@@ -11,28 +11,23 @@ import sglang
 
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import NextTokenCheck
+from torchspec.capture.outside import OutsideCapture
 from torchspec.capture.sglang.hook import MARK, MODULES, recorder
 from torchspec.capture.sglang.states import convention
 from torchspec.capture.shared_memory import States
 from torchspec.errors import UserError
-from torchspec.records import Features, Prompt
-from torchspec.target import load_config
+from torchspec.records import Prompt
+from torchspec.target.frozen import load_config
 
 ONE_TOKEN = {"temperature": 0.0, "max_new_tokens": 1}
 SERVER_PATIENCE = 300.0  # seconds for one prompt, other users' requests before it included
 
 
-class SGLangCapture:
-    """K captured layers, and the last layer's output to check the engine's own next token against.
-
-    SGLang counts layers as we do (z-ids), and cannot name the last one: the hook takes that one's output before the final norm.
-    """
+class SGLangCapture(OutsideCapture):
+    """SGLang counts layers as we do (z-ids), and cannot name the last one: the hook takes that one's output before the final norm."""
 
     def __init__(self, spec: CaptureSpec):
-        self.layer_ids = spec.layer_ids
-        self.producer = f"sglang {sglang.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        self.truth = NextTokenCheck(spec, self.producer)
+        super().__init__(spec, f"sglang {sglang.__version__}")
         last = load_config(spec.folder, spec.trust_remote_code).num_hidden_layers - 1
         asked = [z for z in spec.layer_ids if z < last]
         if not asked:
@@ -40,21 +35,7 @@ class SGLangCapture:
         self.engine = Engine(spec, asked) if spec.server_url is None else Server(spec, asked)
         self.folder = self.engine.folder
 
-    def capture(self, prompt: Prompt) -> Features:
-        return self.capture_batch([prompt])[0]
-
-    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
-        states, tokens = self._run(prompts)
-        self.truth.watch([rows.last for rows in states], tokens)
-        return [rows.features(prompt, self.layer_ids, self.producer) for prompt, rows in zip(prompts, states, strict=True)]
-
-    def verify(self, prompts: list[Prompt]) -> None:
-        states, tokens = self._run(prompts)
-        self.truth.compare([rows.last for rows in states], tokens)
-        self.truth.conclude()
-
-    def _run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
-        """What the engine left of each prompt, and its next token."""
+    def run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
         names = [f"{MARK}{uuid.uuid4().hex}" for _ in prompts]
         tokens = self.engine.next_tokens([prompt.ids.tolist() for prompt in prompts], names)
         return [shared_memory.take(self.folder, name, self.producer) for name in names], tokens

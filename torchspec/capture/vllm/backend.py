@@ -8,23 +8,18 @@ from vllm import LLM, SamplingParams
 
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import NextTokenCheck
+from torchspec.capture.outside import OutsideCapture
 from torchspec.capture.shared_memory import States
 from torchspec.capture.vllm.connector import FOLDER, FP8, LAYERS, NAME, STATES, SharedMemoryConnector
-from torchspec.records import Features, Prompt
-from torchspec.target import load_config
+from torchspec.records import Prompt
+from torchspec.target.frozen import load_config
 
 
-class VLLMCapture:
-    """K captured layers, and the last layer's output to check the engine's own next token against.
-
-    vLLM counts layers that have run: the output of layer z is its id z + 1, the last layer's is N, before the final norm.
-    """
+class VLLMCapture(OutsideCapture):
+    """vLLM counts layers that have run: the output of layer z is its id z + 1, the last layer's is N, before the final norm."""
 
     def __init__(self, spec: CaptureSpec):
-        self.layer_ids = spec.layer_ids
-        self.producer = f"vllm {vllm.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        self.truth = NextTokenCheck(spec, self.producer)
+        super().__init__(spec, f"vllm {vllm.__version__}")
         self.folder = shared_memory.new_folder()
         config = load_config(spec.folder, spec.trust_remote_code)
         states = sorted({z + 1 for z in spec.layer_ids} | {config.num_hidden_layers})  # a method may want the last layer itself
@@ -58,21 +53,7 @@ class VLLMCapture:
             },
         )
 
-    def capture(self, prompt: Prompt) -> Features:
-        return self.capture_batch([prompt])[0]
-
-    def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
-        states, tokens = self._run(prompts)
-        self.truth.watch([rows.last for rows in states], tokens)
-        return [rows.features(prompt, self.layer_ids, self.producer) for prompt, rows in zip(prompts, states, strict=True)]
-
-    def verify(self, prompts: list[Prompt]) -> None:
-        states, tokens = self._run(prompts)
-        self.truth.compare([rows.last for rows in states], tokens)
-        self.truth.conclude()
-
-    def _run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
-        """What the engine left of each prompt, and its next token."""
+    def run(self, prompts: Sequence[Prompt]) -> tuple[list[States], list[int]]:
         names = [f"{prompt.index}.safetensors" for prompt in prompts]
         sampling = [SamplingParams(temperature=0.0, max_tokens=1, extra_args={"kv_transfer_params": {NAME: name}}) for name in names]
         answers = self.engine.generate([{"prompt_token_ids": p.ids.tolist()} for p in prompts], sampling, use_tqdm=False)

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 from torchspec.errors import UserError
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:

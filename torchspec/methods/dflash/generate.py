@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchspec.evaluate.sampling import Sampler
+from torchspec.acceptance.sampling import Sampler
 from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.vocabulary import DraftVocabulary
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 class DFlashDrafter:

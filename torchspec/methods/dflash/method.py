@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
 
+from torchspec.acceptance.sampling import GREEDY
+from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
-from torchspec.data.stops import stop_ids
-from torchspec.evaluate.sampling import GREEDY
-from torchspec.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.format import check_folder, check_serves, draft_config, sglang_traps
@@ -29,10 +28,11 @@ from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
 PROPOSAL_BLOCKS = PROPOSAL_ROWS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory

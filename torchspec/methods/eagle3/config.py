@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
+
+from torchspec.section import Section
 
 
-class Eagle3Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
+class Eagle3Config(Section):
     method: Literal["eagle3"] = "eagle3"
     ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
     num_anchors: PositiveInt = Field(512, description="chains per document and epoch, sampled without replacement")

@@ -13,7 +13,7 @@ from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
 from torchspec.methods.vocabulary import check_vocabulary
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 AUX = "eagle_aux_hidden_state_layer_ids"
 NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from torchspec.evaluate.sampling import Sampler
+from torchspec.acceptance.sampling import Sampler
 from torchspec.methods.eagle3.model import Eagle3Draft, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 
 class Choices:

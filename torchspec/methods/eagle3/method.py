@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from torchspec.acceptance.sampling import GREEDY
 from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
-from torchspec.evaluate.sampling import GREEDY
-from torchspec.losses import frozen_head_divergence, loss_values
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config, sglang_traps
@@ -32,10 +31,11 @@ from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.losses import frozen_head_divergence, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
-from torchspec.target import FrozenTarget
+from torchspec.target.frozen import FrozenTarget
 
 Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
 PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory

@@ -1,0 +1,57 @@
+"""Ranks that stay: processes that have imported everything once, and train one run after another together, as torchrun's would."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+MOST = 4
+PATIENCE = 240.0  # seconds for one run
+
+
+class Ranks:
+    """The first `ranks` processes of a pool train together; the others wait."""
+
+    def __init__(self):
+        spawn, self.ends, self.processes = multiprocessing.get_context("spawn"), [], []
+        for _ in range(MOST):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self.ends.append(ours)
+            self.processes.append(process)
+
+    def train(self, config: Path, ranks: int, *overrides: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for rank, end in enumerate(self.ends[:ranks]):
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+            end.send((str(config), (f"training.num_ranks={ranks}", *overrides), {name: str(value) for name, value in names.items()}))
+        for rank, end in enumerate(self.ends[:ranks]):
+            assert end.poll(PATIENCE), f"rank {rank} of {ranks} is still not done"
+            assert (error := end.recv()) is None, error
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+def _serve(end: Connection) -> None:
+    import torch
+
+    from torchspec.config import load_config
+    from torchspec.launch.run import launch
+
+    torch.set_num_threads(1)
+    while True:
+        config, overrides, names = end.recv()
+        os.environ.update(names | {"MASTER_ADDR": "127.0.0.1"})
+        try:
+            launch(load_config(config, list(overrides)))
+        except Exception:
+            end.send(traceback.format_exc())
+        else:
+            end.send(None)

@@ -1,0 +1,68 @@
+"""Every draft method on the tiny target, for the tests of what holds for all of them. A new method is one more entry."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from torchspec.acceptance import sampling
+from torchspec.capture.hf import HFCapture
+from torchspec.methods.base import Method
+from torchspec.methods.dflash import method as dflash
+from torchspec.methods.eagle3 import method as eagle3
+from torchspec.nn.attention import BlockLayout
+from torchspec.records import Batch
+from torchspec.target.frozen import FrozenTarget
+
+PRUNED = torch.arange(0, 64, 3)
+CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
+BLOCKS = [
+    [(dflash, "PROPOSAL_BLOCKS", blocks), (dflash, "PROPOSAL_ROWS", rows), (sampling, "HEAD_ROWS", rows)]
+    for blocks, rows in itertools.product((256, 7, 1), (256, 5))
+]
+
+
+def blocks_of_masks(method: dflash.DFlash, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), B, -1)
+
+
+def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+    """Fed with the text itself, whatever the draft would propose."""
+    starts = torch.tensor([0, *itertools.accumulate(layout.lengths)][:-1])[:, None]
+    places = (layout.anchors + starts).flatten()[:, None] + torch.arange(B - 1)
+    labels = batch.ids[places]
+    return method.hidden(model, batch.ids, batch.context, layout, lambda step, _: method.embed(labels[:, step])).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[FrozenTarget], Method]
+    layers: tuple[int, ...]  # that the target gives; the draft reads all of LAYERS
+    parts: list[list[tuple]]  # settings under which a document is worked through in parts: (module, name, value)
+    variety: int = 8  # a draft that always says the same would prove little: it says more different tokens than these
+    vocabulary: torch.Tensor = torch.arange(64)  # what it can propose
+    module: ModuleType = eagle3  # where it takes its attention from
+    states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
+
+
+CASES = {
+    "dflash": Case(make_method, LAYERS, BLOCKS, variety=10, module=dflash, states=blocks_of_masks),
+    "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
+    "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),
+    "eagle3, other norms": Case(lambda target: make_eagle3(target, norm_before_residual=True, norm_before_fc=True), EAGLE3_LAYERS, CHAINS),
+    "eagle3, pruned": Case(lambda target: make_eagle3(target, PRUNED), EAGLE3_LAYERS, CHAINS, vocabulary=PRUNED),
+}
+
+
+def lively_draft(method: Method) -> torch.nn.Module:
+    model = lively(method.skeleton())
+    if method.config.to_dict().get("draft_vocab_size") is not None:
+        model.keep(method.vocabulary)
+    return model
+
+
+def oracle_of(case: Case, tiny_oracle: HFCapture, eagle3_oracle: HFCapture) -> HFCapture:
+    return next(oracle for oracle in (tiny_oracle, eagle3_oracle) if oracle.layer_ids == case.layers)

@@ -1,0 +1,335 @@
+"""The page holds every number it was given, shows text as text, and needs nothing but itself."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from torchspec.errors import UserError
+from torchspec.report.write import write_report
+
+TEMPLATE = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+HOSTILE = "Is <script>alert('x')</script> & \"this\" safe?"
+ANSWER = [["Yes", "target"], [":\n\n", "draft"], ["", "draft"], ["  a <b>", "draft"], [" & 月\n", "target"], ["</div>", "draft"]]
+
+
+class Text(HTMLParser):
+    """What a reader sees outside the charts: all text, the answer's coloured tokens; and every tag with its attributes."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.text, self.tokens, self.tags = [], "", [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag != "meta":
+            self.open.append(attributes.get("class") if tag in ("span", "div") else tag)
+        if self.open[-2:] in (["text answer", "draft"], ["text answer", "target"]):
+            self.tokens.append(["", attributes["class"]])
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+        self.text += " " if tag in ("td", "th", "h3", "b", "p") else ""
+
+    def handle_data(self, data):
+        if "style" not in self.open and "svg" not in self.open:
+            self.text += data
+        if "text answer" in self.open:
+            self.tokens[-1][0] += data
+
+
+def example(question: str, rate: float, outcome: str) -> dict:
+    rates = {"plain_tokens_per_second": rate, "speculative_tokens_per_second": rate + 100}
+    return {"prompt": TEMPLATE.format(question), "pieces": ANSWER, "tau": rate / 10, "outcome": outcome, **rates}
+
+
+EXAMPLES = [example(HOSTILE, 21.3, "identical"), example("Why?", 22.4, "tie"), example("How?", 23.5, "identical")]
+
+
+OFFLINE = {"tau": 1.917, "steps": 1013, "tokens": 1942, "histogram": [617, 211, 132, 53], "slot_acceptance": [0.39, 0.18, 0.05]}
+DECODE = {"tau": 1.7385, "steps": 409, "tokens": 711, "histogram": [251, 79, 61, 18], "slot_acceptance": [0.377, 0.193, 0.044]}
+SPEED = {"speedup": 1.1263, "plain_tokens_per_second": 30.17, "speculative_tokens_per_second": 34.04, "break_even_tau": 1.5437}
+OUTCOMES = {"identical": 2, "ties": 1, "mismatches": 0}
+
+
+def results() -> dict:
+    """B = 4, one data set that has no domain, nothing served."""
+    offline = {**OFFLINE, "tau_interval": [1.847, 1.994], "prompts": 48}
+    decode = {**DECODE, "tau_interval": [1.581, 1.903], "prompts": 3, **SPEED, "speedup_interval": [1.023, 1.188], **OUTCOMES}
+    return {
+        "title": "Tiny <i>target</i> + DFlash",
+        "target": "folder/target",
+        "draft": "folder/draft",
+        "tau_definition": "tokens per forward, bonus included",
+        "on_policy_share": 0.9853,
+        "protocol": {"target": "folder/target", "temperature": 0, "thinking": None, "draft tokens per step": 3, "dtype": "bfloat16"},
+        "offline": offline,
+        "decode": {**decode, "examples": EXAMPLES},
+        "datasets": {"heldout": {"domain": None, "offline": offline, "decode": decode, "by_context": []}},
+        "served": None,
+        "break_even": None,
+        "config": {"training": {"learning_rate": 0.00123, "name": "<config>"}},
+        "versions": {"torch": "2.11.0"},
+        "hardware": {"device": "x86_64 CPU", "threads": 2},
+        "seed": 1234,
+        "command": "torchspec eval --data 'a b.jsonl'",
+    }
+
+
+def counts(tau: float, steps: int) -> dict:
+    """Of one data set: tau alone matters."""
+    interval = [tau - 0.11, tau + 0.12]
+    return {**OFFLINE, "tau": tau, "tau_interval": interval, "steps": steps, "tokens": round(tau * steps), "prompts": 7}
+
+
+def contexts(*taus: float) -> list[dict]:
+    spans = ((0, 128), (128, 1024), (1024, 2048))
+    return [{"from": start, "to": end, "tau": tau, "steps": 10} for (start, end), tau in zip(spans, taus, strict=False)]
+
+
+def full_results() -> dict:
+    """Four data sets in two domains, one of them not decoded; served and predicted at two concurrencies."""
+    decode = {**counts(1.61, 100), **SPEED, "speedup_interval": None, **OUTCOMES}
+    datasets = {
+        "gsm8k": {"domain": "math", "offline": counts(2.13, 100), "decode": decode, "by_context": contexts(2.2, 2.0)},
+        "math500": {"domain": "math", "offline": counts(2.53, 300), "decode": None, "by_context": contexts(2.4, 2.6, 1.5)},
+        HOSTILE: {"domain": "code", "offline": counts(1.37, 200), "decode": decode, "by_context": []},
+        "mt-$x$": {"domain": "chat", "offline": {**counts(1.17, 50), "tau_interval": None}, "decode": decode, "by_context": []},
+    }
+    rows = [
+        {
+            "concurrency": concurrency,
+            "plain": {"tokens_per_second": 30.4 * concurrency, "ttft_ms": 41.3, "tpot_ms": 31.57},
+            "draft": {"tokens_per_second": 39.7 * concurrency, "ttft_ms": 47.6, "tpot_ms": 23.46},
+            "speedup": speedup,
+            "tau": 1.894,
+            "slot_acceptance": [0.36, 0.17, 0.04],
+            "steps": 800,
+        }
+        for concurrency, speedup in ((1, 1.3059), (8, 0.9142))
+    ]
+    best = {"best_draft_tokens": 2, "speedup_at_best": 1.3172, "tau_needed": 1.4271, "noise": 0.02, "measurable": True}
+    break_even = [
+        {"concurrency": 1, **best, "curve": [1.2061, 1.3172, 1.2584]},
+        {"concurrency": 8, **best, "best_draft_tokens": 1, "speedup_at_best": 1.0513, "curve": [1.0513, 0.9935, 0.8722]},
+    ]
+    outcomes = {"identical": 23, "ties": 1, "mismatches": 0, "of": 24}
+    own = {"own_tau": 1.887, "gap": 0.0037, "alarm": None}
+    served = {"engine": "vllm", "version": "0.32.0", "by_concurrency": rows, **outcomes, **own}
+    return {**results(), "datasets": datasets, "served": served, "break_even": break_even}
+
+
+def metrics() -> list[dict]:
+    steady = {"kind": "train", "tokens_per_second": 700.0, "slot_accuracy": [0.5, 0.3, 0.1]}
+    train = [{**steady, "step": step, "loss": 5 - step / 100, "block_tau": 1 + step / 200} for step in range(10, 210, 10)]
+    return [*train, {"kind": "eval", "step": 100, "tau": 1.61}, {"kind": "eval", "step": 200, "tau": 1.5732}]
+
+
+def write(folder: Path, results: dict, rows: list[dict] | None) -> str:
+    (folder / "results.json").write_text(json.dumps(results))
+    if rows is not None:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(folder)
+    assert page == folder / "report.html" and not list(folder.glob("*.partial"))
+    return page.read_text(encoding="utf-8")
+
+
+def test_every_number_of_the_results_is_on_the_page(tmp_path):
+    text = " ".join(Text(write(tmp_path, results(), metrics())).text.split())
+    cards = """
+        τ offline, held-out 1.92 1,942 tokens in 1,013 target forwards, 48 conversations. 95% interval over prompts: 1.85 to 1.99.
+        τ decoded 1.74 711 tokens in 409 target forwards, 3 answers. 95% interval: 1.58 to 1.90.
+        Speed-up 1.13× Over plain decoding on this machine: 30.2 → 34.0 tokens/s, medians over prompts. 95% interval: 1.02 to 1.19.
+        This machine needs τ > 1.54 to win.
+        Lossless check 2 of 3 2 identical to plain greedy decoding, 1 parts at a tie of two logits (rounding decides), 0 mismatches.
+        On-policy share 98.5%"""
+    acceptance = "1 39.0% 37.7% 617 251 2 18.0% 19.3% 211 79 3 5.0% 4.4% 132 61 4 – – 53 18"  # n, slots, steps
+    answers = ["2.13 21.3 121.3 identical", "Why?<|im_end|> 2.24 22.4 122.4 tie", "How?<|im_end|> 2.35 23.5 123.5 identical"]
+    datasets = (
+        "data set domain prompts τ offline decoded τ decoded speed-up heldout 48 1.92 [1.85, 1.99] 3 1.74 [1.58, 1.90] 1.13× [1.02, 1.19]"
+    )
+    facts = ["draft folder/draft target folder/target temperature 0 thinking not set draft tokens per step 3 dtype bfloat16"]
+    run = ["torch 2.11.0", "device x86_64 CPU threads 2", "torchspec eval --data 'a b.jsonl'", "seed 1234"]
+    config = '"learning_rate": 0.00123'
+    for expected in [results()["tau_definition"], config, acceptance, datasets, *answers, *facts, *run]:
+        assert expected in text
+    for card in cards.strip().splitlines():
+        assert card.strip() in text
+
+
+def test_charts_are_drawn_for_the_data_there_is(tmp_path):
+    page = write(tmp_path, results(), metrics())
+    for title in ("Training loss", "Acceptance length τ", "Training accuracy per slot", "Tokens per second", "Acceptance per slot"):
+        assert f"<h3>{title}</h3>" in page
+    assert page.count("<svg ") == 6 and ">best 1.61</text>" in page and "axis cut" not in page
+
+
+TITLES = (
+    "τ per data set", "τ by domain", "Acceptance per slot", "Tokens committed per target forward", "τ by context length",
+    "Speed-up by concurrency", "Predicted speed-up by number of draft tokens",
+)  # fmt: skip
+
+
+def test_several_data_sets_served_and_predicted_have_charts_of_their_own(tmp_path):
+    page = write(tmp_path, full_results(), None)
+    assert re.findall("<figure><figcaption><h3>(.*?)</h3>", page) == list(TITLES)
+    assert page.count("<svg ") == len(TITLES) == len(list((tmp_path / "charts").glob("*.png")))
+
+
+def drawn(page: str, title: str) -> list[str]:
+    """All text in the chart of that title."""
+    chart = page[page.index(f"<figcaption><h3>{title}</h3>") :]
+    return [html.unescape(text).strip() for text in re.findall(r"<text[^>]*>(.*?)</text>", chart[: chart.index("</svg>")], re.DOTALL)]
+
+
+def test_the_numbers_in_the_charts_are_those_of_the_file(tmp_path):
+    """tau of a domain, by hand: tokens over steps of its data sets."""
+    page = write(tmp_path, full_results(), None)
+    bars = drawn(page, "τ per data set")
+    assert {"gsm8k", "math500", "mt-$x$", "all data sets", "offline", "decoded", "plain decoding"} <= set(bars)
+    assert [text for text in bars if re.fullmatch(r"\d\.\d\d", text)] == [
+        "2.13",
+        "2.53",
+        "1.37",
+        "1.17",
+        "1.92",
+        "1.61",
+        "1.61",
+        "1.61",
+        "1.74",
+    ]
+    math = (213 + 759) / 400
+    assert [text for text in drawn(page, "τ by domain") if re.fullmatch(r"\d\.\d\d", text)][:3] == [f"{math:.2f}", "1.37", "1.16"]
+    assert {"128", "1k", "2k"} <= set(drawn(page, "τ by context length"))
+    assert "vllm" in drawn(page, "Acceptance per slot") and "vllm with the draft" in drawn(page, "Speed-up by concurrency")
+
+
+def test_the_tables_hold_every_number_behind_the_charts(tmp_path):
+    text = " ".join(Text(write(tmp_path, full_results(), None)).text.split())
+    datasets = "gsm8k math 7 2.13 [2.02, 2.25] 7 1.61 [1.50, 1.73] 1.13× math500 math 7 2.53 [2.42, 2.65] – – –"
+    alone = "mt-$x$ chat 7 1.17 7 1.61 [1.50, 1.73] 1.13× all data sets 48 1.92 [1.85, 1.99]"  # one prompt has no interval
+    pooled = "gsm8k 2.20 2.00 – math500 2.40 2.60 1.50 all data sets 2.30 2.30 1.50"  # equal steps: the mean
+    served = "1 1.89 30.4 39.7 1.31× 41.3 ms 47.6 ms 31.57 ms 23.46 ms 8 1.89 243.2 317.6 0.91× 41.3 ms 47.6 ms 31.57 ms 23.46 ms"
+    predicted = "1 2 1.43 1.21× 1.32× 1.26× 8 1 1.43 1.05× 0.99× 0.87×"
+    card = "Speed-up in vllm 1.31× At 1 request at a time, τ 1.89. 23 of 24 answers identical to the server's own without the draft, "
+    card += "1 parts at a tie of two logits, 0 beyond."
+    gap = "Served against own τ +0.4% vllm counts τ 1.894; our own walk over the very text that it wrote gives 1.887."
+    for expected in (datasets, alone, pooled, served, predicted, card, gap, "Served by vllm 0.32.0"):
+        assert expected in text, expected
+
+
+def test_pictures_are_pngs_and_those_of_an_earlier_page_go(tmp_path):
+    write(tmp_path, full_results(), metrics())
+    before = set((tmp_path / "charts").iterdir())
+    write(tmp_path, results(), metrics())
+    after = set((tmp_path / "charts").iterdir())
+    gone = {"tau_per_data_set", "tau_by_domain", "tau_by_context", "speedup_by_concurrency", "break_even"}
+    assert {file.stem for file in before - after} == gone and len(after) == 6
+    assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in after)
+
+
+def test_expected_counts_of_sampled_decoding_are_shown_and_nothing_is_called_lossless(tmp_path):
+    sampled = results()
+    sampled["offline"].update(steps=1013.25, tokens=1942.5, histogram=[617.25, 211.0, 132.0, 53.0])
+    sampled["decode"].update(identical=0, ties=0, mismatches=0)
+    page = write(tmp_path, sampled, None)
+    assert "1,942.5 tokens in 1,013.2\n" in page and ">617.2<" in page and "ossless" not in page.split("<h2>")[0]
+
+
+def test_a_first_loss_that_would_flatten_the_curve_is_cut_and_named(tmp_path):
+    rows = metrics()
+    rows[0]["loss"] = 54.6
+    assert "axis cut: highest value 54.6" in write(tmp_path, results(), rows)
+
+
+def test_text_of_models_and_users_stays_text(tmp_path):
+    page = write(tmp_path, results(), metrics())
+    parsed = Text(page)
+    assert not {"script", "i"} & {tag for tag, _ in parsed.tags} and "a <b>" not in page
+    assert TEMPLATE.format(HOSTILE) in parsed.text and "Tiny <i>target</i> + DFlash" in parsed.text and '"<config>"' in parsed.text
+
+
+def test_coloured_tokens_join_to_the_answer(tmp_path):
+    assert Text(write(tmp_path, results(), metrics())).tokens == ANSWER
+
+
+def test_the_table_shows_what_tells_prompts_apart(tmp_path):
+    page = write(tmp_path, results(), None)
+    cells = re.findall(r"<tr><td>(.*?)</td>", page[page.index('<table class="answers">') :])
+    assert cells[1:] == ["Why?&lt;|im_end|&gt;", "How?&lt;|im_end|&gt;"]
+
+
+@pytest.mark.parametrize("some", [results, full_results])
+def test_the_page_needs_nothing_but_itself(tmp_path, some):
+    page = write(tmp_path, some(), metrics())
+    assert set(re.findall(r"https?://[^\"'<\s]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    tags = Text(page).tags
+    assert not {"link", "script", "img", "iframe", "object", "image"} & {tag for tag, _ in tags}
+    links = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href")]
+    urls = re.findall(r"url\((.*?)\)", page)
+    assert links and all(link.startswith("#") for link in links + urls) and "@import" not in page
+    identifiers = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    assert {link[1:] for link in links + urls} <= identifiers
+
+
+def test_the_same_numbers_give_the_same_bytes(tmp_path):
+    pages, pictures = [], []
+    for _ in range(2):
+        pages.append(write(tmp_path, full_results(), metrics()))
+        pictures.append({file.name: file.read_bytes() for file in (tmp_path / "charts").iterdir()})
+    assert pages[0] == pages[1] and pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("missing", [("offline",), ("decode",), ("offline", "decode")])
+def test_a_page_without_metrics_or_a_section_says_so(tmp_path, missing):
+    page = write(tmp_path, {**results(), **dict.fromkeys(missing), "on_policy_share": None, "seed": None, "config": {}}, None)
+    assert "no training curves" in page and "On-policy" not in page
+    assert ("No offline evaluation was run" in page) == ("offline" in missing)
+    assert ("Nothing was decoded" in page) == ("decode" in missing) == ("token by token" not in page)
+    assert page.count("<svg ") == (2 if len(missing) < 2 else 0)
+
+
+@pytest.mark.parametrize(("mismatches", "red"), [(0, False), (1, True)])
+def test_mismatches_are_red(tmp_path, mismatches, red):
+    changed = results()
+    changed["decode"]["mismatches"] = mismatches
+    classes = [attributes.get("class") for _, attributes in Text(write(tmp_path, changed, None)).tags]
+    assert ("card bad" in classes) == red
+
+
+def test_a_draft_that_accepts_nothing_and_one_row_of_metrics_still_draw(tmp_path):
+    empty = {"tau": 1.0, "tau_interval": None, "steps": 0, "tokens": 0, "histogram": [0] * 4, "slot_acceptance": [0.0] * 3, "prompts": 1}
+    assert write(tmp_path, {**results(), "offline": empty, "decode": None}, metrics()[:1]).count("<svg ") == 6
+
+
+def test_a_last_line_cut_by_a_kill_does_not_count(tmp_path):
+    whole = write(tmp_path, results(), metrics())
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"kind": "train", "st')
+    assert write(tmp_path, results(), None) == whole
+
+
+def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(UserError, match="no results.json.*torchspec eval"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_an_alarm_is_red_wherever_it_was_raised(tmp_path):
+    """In the evaluation, and at a checkpoint of the run whose metrics lie beside it."""
+    alarmed = full_results()
+    alarmed["served"].update(gap=-0.31, alarm="vllm accepts <less>")
+    rows = [*metrics(), {"kind": "served", "step": 150, "engine": "vllm", "tau": 1.1, "own_tau": 1.6, "alarm": "step alarm"}]
+    page = write(tmp_path, alarmed, rows)
+    assert '<p class="bad">vllm accepts &lt;less&gt;.</p>' in page
+    assert '<p class="bad">Step 150: step alarm.</p>' in page
+    assert 'class="card bad"><h3>Served against own τ</h3><b>-31.0%</b>' in page

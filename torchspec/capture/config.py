@@ -1,0 +1,47 @@
+"""Who runs the target, where, and what is kept of its features."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from torchspec.section import Section, Share
+from torchspec.transfer.config import MooncakeConfig
+
+
+class InferenceConfig(Section):
+    inference_engine_type: str = Field("hf", description="who runs the target")
+    num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
+    gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of a device's memory that vLLM or SGLang takes; none: 0.9 of a worker's own GPU, else 0.4"
+    )
+    server_url: str | None = Field(None, description="running SGLang server on the node of each worker; none starts an engine per worker")
+    transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
+    transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
+    mooncake: MooncakeConfig = MooncakeConfig()
+    replay_dir: str | None = Field(
+        None, description="folder that keeps features on disk for later runs on the same text; refused where they are another target's"
+    )
+    replay_gib: PositiveFloat = Field(100.0, strict=False, description="disk for replay_dir; what does not fit is captured each time")
+    max_tries: PositiveInt = Field(3, description="failures after which a sample is dropped")
+    max_dropped: Share = Field(0.01, strict=False, description="share of a rank's samples above which the run stops")
+    cache_gib: NonNegativeFloat = Field(
+        0.0, strict=False, description="the host's memory for features of earlier epochs; 0 captures every epoch anew"
+    )
+
+    @model_validator(mode="after")
+    def _where(self):
+        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
+            raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
+        if self.num_workers == 0 and self.transfer != "ray":
+            raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
+        if self.num_workers and self.cache_gib:
+            raise ValueError(f"cache_gib={self.cache_gib:g} keeps features in the trainer's process; leave it out where num_workers is set")
+        if self.memory_fraction is not None and (self.inference_engine_type == "hf" or self.server_url is not None):
+            where = "inference_engine_type: hf" if self.inference_engine_type == "hf" else f"server_url={self.server_url!r}"
+            raise ValueError(f"memory_fraction={self.memory_fraction:g} is for an engine that the run starts; leave it out with {where}")
+        if self.server_url is not None and self.inference_engine_type != "sgl":
+            raise ValueError(
+                f"server_url={self.server_url!r} is for inference_engine_type: sgl; leave it out for {self.inference_engine_type}"
+            )
+        return self

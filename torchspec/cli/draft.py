@@ -1,0 +1,135 @@
+"""A trained draft: written for servers, measured, compared, tried."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchspec.cli.options import Device, Draft, DraftTokens, Dtype, MaxNewTokens, Target, Thinking, Trust, is_on
+from torchspec.errors import UserError
+
+
+class Mode(StrEnum):
+    OFFLINE = "offline"
+    DECODE = "decode"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a name ending in .pt takes the bare tensors.")],
+) -> None:
+    """Write the folder that vLLM, SGLang, llama.cpp's converter and Transformers load, read it back and compare."""
+    from torchspec.console import console
+    from torchspec.export.hf import export_checkpoint
+    from torchspec.export.pt import export_tensors
+    from torchspec.training.checkpoints import best
+
+    source = checkpoint if (checkpoint / "state.json").is_file() else best(checkpoint)
+    (export_tensors if out.suffix == ".pt" else export_checkpoint)(source, out)
+    console.print(f"{source} -> {out}, read back and equal")
+
+
+def evaluate(
+    draft: Draft,
+    target: Target,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
+    draft_tokens: DraftTokens = None,
+    data: Annotated[
+        str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
+    ] = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --data, the target answers these: gsm8k, math500, aime24, aime25, humaneval, mbpp, livecodebench, "
+            "swe-bench, mt-bench, alpaca; several with commas.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with NAME.jsonl of these data sets. Default: the hub.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="offline: τ by one parallel pass; decode: every prompt is decoded here as well; vllm, sglang: every prompt is sent to "
+            "that server, without and with the draft."
+        ),
+    ] = Mode.OFFLINE,
+    decode: Annotated[
+        int, typer.Option(help="In offline mode, prompts of each data set that are also decoded, plain and speculative.", min=0)
+    ] = 8,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together here; rates are then those of the batch.", min=1)] = 1,
+    max_new_tokens: MaxNewTokens = 128,
+    limit: Annotated[int | None, typer.Option(help="Only the first samples of each data set.", min=1)] = None,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at a temperature.", min=0)] = 0,
+    concurrency: Annotated[str, typer.Option(help="Prompts sent to a server at a time, one measurement each.")] = "1,8,32",
+    url: Annotated[
+        str | None, typer.Option(help="Running server with the draft. Default: servers are started here.", show_default=False)
+    ] = None,
+    plain_url: Annotated[str | None, typer.Option(help="Running server without the draft; goes with --url.", show_default=False)] = None,
+    engine_python: Annotated[
+        str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
+    ] = None,
+    server_args: Annotated[str, typer.Option(help="Further arguments of the started servers, in quotes.", show_default=False)] = "",
+    thinking: Thinking = None,
+    cache: Annotated[Path, typer.Option(help="Where the target's answers are kept.")] = Path("~/.cache/torchspec"),
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Acceptance length on what the target writes; decoding compared token by token with the plain one; real servers. Safe to kill."""
+    if (data is None) == (datasets is None):
+        raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
+    from torchspec.decode.pair import load_pair
+    from torchspec.evaluate.answers import answered
+    from torchspec.evaluate.questions import questions
+    from torchspec.evaluate.run import Settings, evaluate_draft
+
+    asked = {name: questions(name, data_dir, limit) for name in datasets.split(",")} if datasets else {}
+    decoded = {Mode.OFFLINE: decode, Mode.DECODE: None}.get(mode, 0)
+    serving, concurrencies = None, ()
+    if mode in (Mode.VLLM, Mode.SGLANG):
+        from torchspec.serve.options import serving_options
+
+        serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
+    settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
+    sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
+    evaluate_draft(pair, sources, out, settings)
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="results.json of two or more evaluations; differences are to the first.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html and compare_charts/.")],
+) -> None:
+    """Drafts side by side: a table, a page and pictures. Refuses evaluations that were not measured alike."""
+    from torchspec.console import console
+    from torchspec.evaluate.compare import compare as run
+
+    console.print(f"Look at {run(results, out, console)}", markup=False)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    draft: Draft,
+    target: Target,
+    draft_tokens: DraftTokens = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is sampled.", min=0)] = 0,
+    thinking: Thinking = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Stream the answer to one prompt: drafted tokens in green, the target's own in white; then τ and tok/s."""
+    from torchspec.acceptance.sampling import Sampler
+    from torchspec.decode.pair import load_pair
+    from torchspec.decode.stream_answer import stream_answer
+
+    pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
+    stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))

@@ -1,0 +1,62 @@
+"""A run: trained, planned, examined beforehand, shown."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchspec.cli.options import Config, Overrides
+from torchspec.errors import UserError
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the resolved run - steps, batches, memory, disk - and stop.")] = False,
+) -> None:
+    """Train a draft. Started again with the same output_dir, it resumes from the latest checkpoint."""
+    from torchspec.config import load_config
+
+    run = load_config(config, overrides or [])
+    if plan:
+        from torchspec.launch.plan import print_plan
+
+        return print_plan(run)
+    from torchspec.launch.run import launch
+    from torchspec.serve.training import server_of
+
+    launch(run, server_of(run.evaluation))
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    price: Annotated[float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0, show_default=False)] = None,
+) -> None:
+    """Measure capture, training and evaluation on this machine for a minute: hours, memory, cost, and how devices are best split."""
+    from torchspec.config import load_config
+    from torchspec.launch.measure import measure_plan
+
+    measure_plan(load_config(config, overrides or []), price)
+
+
+def doctor(
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML recipe; without it, the installation alone.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check installation, devices, target, data and space, then rehearse the whole way on one sample. Exits with 1 on any red row."""
+    from torchspec.config import load_config
+
+    if config is None and overrides:
+        raise UserError(f"override {overrides[0]!r} needs a recipe: add --config")
+    run = None if config is None else load_config(config, overrides or [])
+    from torchspec.doctor.run import run_doctor
+
+    raise typer.Exit(0 if run_doctor(run) else 1)
+
+
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("outputs")) -> None:
+    """Give a small language model a draft, here and now: fetch, train, evaluate, export, report. About ten minutes on two cores."""
+    from torchspec.demo.run import run_demo
+
+    run_demo(out)

@@ -1,0 +1,87 @@
+"""Text: conversations made ready, and written anew by the target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchspec.cli.options import Device, Dtype, MaxNewTokens, Target, Thinking, Trust, is_on
+from torchspec.errors import UserError
+
+
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Chats: .jsonl, .json (also .gz), .csv, .parquet, data sets as owner/name[:subset][:split], perfectblend."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; without --target the .jsonl to write.")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Folder or hub id of the target. Without it, conversations are cleaned and stay text."),
+    ] = None,
+    thinking: Thinking = None,
+    last_turn_only: Annotated[bool, typer.Option(help="Supervise only the last assistant turn.")] = False,
+    max_length: Annotated[int | None, typer.Option(help="Cut samples to this many tokens.", min=2)] = None,
+    min_loss_tokens: Annotated[int, typer.Option(help="Leave out samples with fewer supervised tokens.", min=1)] = 1,
+    max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
+    sample_size: Annotated[int | None, typer.Option(help="Without --target: draw this many of the usable rows.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes that encode. Default: one per core.", min=1, show_default=False)] = None,
+    show: Annotated[int, typer.Option(help="Print this many samples, supervised tokens in colour.", min=0)] = 0,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Conversations -> token ids and loss mask, once, with a manifest of what was made of what; or -> clean conversations."""
+    from torchspec.console import console
+    from torchspec.data.encode import Options
+    from torchspec.data.prepare import prepare as run
+    from torchspec.data.show import show as show_samples
+    from torchspec.files.writing import writing
+    from torchspec.rows.collect import check_arguments, collect
+    from torchspec.target.fetch import resolve_target
+
+    check_arguments(out, target, sample_size)
+    with writing(out, "torchspec prepare", lambda: f"{out} is as it was before"):
+        if target is None:
+            return collect(inputs, out, sample_size, seed, max_rejected).report(console)
+        options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
+        manifest = run(inputs, out, resolve_target(target), options, workers=workers)
+    console.print(
+        f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
+        f"{manifest.truncated} cut" + (f" to {manifest.max_length} tokens" if manifest.truncated else "")
+    )
+    for kind, reasons in (("rejected", manifest.rejected), ("filtered", manifest.filtered)):
+        for reason, count in reasons.items():
+            console.print(f"  {kind} {count}: {reason} (listed in {out / 'rejected.jsonl'})", markup=False)
+    if show:
+        show_samples(out, show, console)
+
+
+def regenerate(
+    inputs: Annotated[list[str], typer.Argument(help="Chats as `prepare` reads them; their assistant turns are written anew.")],
+    target: Target,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL to write, or to go on with.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Write nothing: report the on-policy share of the input.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    batch_size: Annotated[int, typer.Option(help="Conversations answered at a time.", min=1)] = 16,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.", min=1)] = None,
+    seed: int = 0,
+    thinking: Thinking = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Let the target answer: the text a draft learns must be the text that is served. Safe to kill and start again."""
+    from torchspec.nn.device import resolve_device, resolve_dtype
+    from torchspec.regenerate import run as regeneration
+    from torchspec.target.fetch import resolve_target
+
+    folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
+    if measure:
+        return regeneration.report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
+    if out is None:
+        raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
+    sampling = regeneration.Sampling(max_new_tokens, temperature, seed)
+    regenerator = regeneration.Regenerator.load(folder, sampling, *place, is_on(thinking), trust_remote_code)
+    regeneration.report(regeneration.regenerate(inputs, out, regenerator, batch_size, limit), out)
+    regeneration.report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)

@@ -1,0 +1,107 @@
+"""`torchspec train --plan`: what a run will be. Data is prepared and the draft counted; nothing is loaded that computes."""
+
+import torch
+
+from torchspec.config import RunConfig
+from torchspec.console import console
+from torchspec.errors import UserError
+from torchspec.launch.memory import count_parameters, rank_memory
+from torchspec.nn.device import resolve_device, resolve_dtype
+from torchspec.target.fetch import resolve_target
+from torchspec.target.frozen import FrozenTarget
+from torchspec.training.build import build_method, open_datasets, plan_run
+from torchspec.training.distributed import World
+
+GIB = 2.0**30
+ROOM = 0.93  # share of a GPU's memory that a run can fill: the rest goes to libraries, and to gaps between tensors
+CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
+
+
+def print_plan(config: RunConfig) -> None:
+    folder, training, inference = resolve_target(config.model.target_model_path), config.training, config.inference
+    dataset, held_out = open_datasets(config, folder)
+    plan, _ = plan_run(config, dataset, World(0, training.num_ranks, torch.device("cpu")))
+    dtype = resolve_dtype(config.model.dtype)
+    target = FrozenTarget.load(folder, dtype, "cpu", config.model.trust_remote_code)
+    method, manifest = build_method(config, target, dataset), dataset.manifest
+    parameters = count_parameters(method)
+    steps, planned = len(plan) // training.draft_accumulation_steps, [dataset.lengths[list(batch.indices)].sum() for batch in plan]
+    values = len(method.layer_ids) * target.config.hidden_size  # of one token's features
+    wire = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
+    feature_bytes, longest = manifest.tokens * values * dtype.itemsize, int(dataset.lengths.max())
+    device, documents = resolve_device(config.model.device), max(len(batch.indices) for batch in plan)
+    parts = rank_memory(config, method, documents, int(max(planned)), longest, device)
+    rows = {
+        "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
+        "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
+        "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
+        f"held out: {len(held_out) if held_out else 0} samples",
+        "topology": topology(config),
+        "steps": f"{steps} of {training.num_ranks} x {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
+        f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
+        "memory": memory(parts, device),
+        "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
+        "disk": f"{CHECKPOINT_BYTES * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
+    }
+    if inference.replay_dir:
+        rows["replay"] = (
+            f"{manifest.tokens * wire / 1e12:.3f} TB for all samples, at most {inference.replay_gib:g} GiB in {inference.replay_dir}"
+        )
+    if inference.num_workers:
+        rows["wire"] = (
+            f"{inference.transfer}, {wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained; "
+            f"{under_way(config, longest * wire) / GIB:.3f} GiB under way at one end"
+        )
+    coverage = method.config.to_dict().get("draft_vocab_coverage")
+    if coverage is not None:
+        rows["draft"] += f"; proposes {method.config.draft_vocab_size:,} tokens, {coverage:.2%} of the supervised text"
+    console.print(config.model_dump_json(indent=2), markup=False)
+    for name, text in rows.items():
+        console.print(f"{name:>9}  {text}", markup=False)
+
+
+def memory(parts: dict[str, int], device: torch.device) -> str:
+    """One line, with advice where a GPU has less."""
+    total = sum(parts.values())
+    text = f"per rank {total / GIB:.2f} GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    if device.type != "cuda":
+        return text
+    there = torch.cuda.get_device_properties(device).total_memory
+    text += f"; {there / GIB:.1f} GiB are there"
+    return (
+        text if total < ROOM * there else text + ", too few: lower training.micro_batch_size, or set training.activation_checkpointing=true"
+    )
+
+
+def under_way(config: RunConfig, largest: int) -> int:
+    """Most bytes that lie at one worker or one rank; refused where Mooncake's segment is smaller. largest: bytes of the longest sample."""
+    training, inference = config.training, config.inference
+    per_rank = (training.prefetch_depth + training.micro_batch_size) * largest
+    most = max(per_rank, per_rank * training.num_ranks // inference.num_workers)
+    if inference.transfer == "mooncake" and most > inference.mooncake.segment_gib * GIB:
+        raise UserError(
+            f"inference.mooncake.segment_gib={inference.mooncake.segment_gib:g} cannot hold {most / GIB:.2f} GiB that may be under way; "
+            "raise it, or lower training.prefetch_depth"
+        )
+    return most
+
+
+def topology(config: RunConfig) -> str:
+    """One line, or a refusal where this machine is the whole cluster and lacks the devices."""
+    training, inference, device = config.training, config.inference, resolve_device(config.model.device)
+    ranks = f"{training.num_ranks} trainer rank{'s' if training.num_ranks > 1 else ''}"
+    if not config.distributed:
+        return f"one process: {inference.inference_engine_type} captures and the draft trains on {device}"
+    wanted = training.num_ranks + inference.num_workers * inference.gpus_per_worker
+    if device.type == "cuda" and config.cluster.address is None and wanted > torch.cuda.device_count():
+        raise UserError(
+            f"training.num_ranks={training.num_ranks} and inference.num_workers={inference.num_workers} x gpus_per_worker="
+            f"{inference.gpus_per_worker} need {wanted} GPUs, this machine has {torch.cuda.device_count()}; lower one, or join a cluster "
+            "with cluster.address"
+        )
+    if inference.num_workers == 0:
+        return f"{ranks} ({training.fsdp_strategy}), each captures with {inference.inference_engine_type} in its own process"
+    workers = (
+        f"{inference.num_workers} {inference.inference_engine_type} capture workers of {inference.gpus_per_worker} {device.type} device(s)"
+    )
+    return f"{workers} -> {inference.transfer_dtype} dtype -> {ranks} ({training.fsdp_strategy})"

@@ -1,0 +1,67 @@
+"""report.html: one self-contained page that shows what results.json and metrics.jsonl hold. Charts are inline SVG, and PNGs in charts/.
+
+B = most tokens that one target forward commits; slots of a block are 1..B-1.
+"""
+
+import json
+from os.path import commonprefix
+from pathlib import Path
+
+from torchspec.errors import UserError
+from torchspec.report.page import write_page
+from torchspec.report.result_charts import acceptance_charts, break_even_charts, served_charts
+from torchspec.report.results import ALL, MODES, by_context, read_results, rows_of
+from torchspec.report.training_charts import training_charts
+
+PROMPT_CHARACTERS = 110
+
+
+def write_report(folder: Path) -> Path:
+    """Reads results.json and, where a run left one, metrics.jsonl in `folder`; writes report.html and charts/ beside them."""
+    source = folder / "results.json"
+    if not source.is_file():
+        raise UserError(f"{folder.resolve()} holds no results.json, so there is nothing to report; run torchspec eval first")
+    results = read_results(source)
+    metrics = _metrics(folder / "metrics.jsonl")
+    charts = {
+        "training": training_charts(metrics),
+        "acceptance": acceptance_charts(results),
+        "served": served_charts(results["served"]),
+        "break_even": break_even_charts(results["break_even"]),
+    }
+    alarms = [row for row in metrics if row["kind"] == "served" and row["alarm"]]
+    values = {"results": results, "charts": charts, "alarms": alarms, **_tables(results)}
+    return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")
+
+
+def _metrics(file: Path) -> list[dict]:
+    """A last line without its newline was cut by a kill and does not count."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _tables(results: dict) -> dict:
+    examples = results["decode"]["examples"] if results["decode"] else []
+    datasets = results["datasets"]
+    contexts = {name: by_context([entry]) for name, entry in datasets.items() if entry["by_context"]}
+    if len(contexts) > 1:
+        contexts[ALL] = by_context(list(datasets.values()))
+    return {
+        "modes": [(name, results[mode]) for mode, name in MODES.items() if results[mode]],
+        "rows": rows_of(results),
+        "contexts": contexts,
+        "spans": sorted({span for taus in contexts.values() for span in taus}),
+        "examples": list(zip(examples, _short_prompts([e["prompt"] for e in examples]), strict=True)),
+        "config": json.dumps(results["config"], indent=2, ensure_ascii=False),
+    }
+
+
+def _short_prompts(prompts: list[str]) -> list[str]:
+    """What tells prompts apart: the lines of the chat template and system message that all share go, a long rest is cut."""
+    lines = [prompt.splitlines() for prompt in prompts]
+    opening, closing = len(commonprefix(lines)), len(commonprefix([line[::-1] for line in lines]))
+    own = [" ".join(line[opening : len(line) - closing]) for line in lines]
+    texts = [part or prompt for part, prompt in zip(own, prompts, strict=True)]
+    return [text if len(text) <= PROMPT_CHARACTERS else text[:PROMPT_CHARACTERS] + "…" for text in texts]

@@ -1,0 +1,148 @@
+"""What a run tells: a live line on a terminal, plain lines elsewhere, metrics.jsonl always, TensorBoard and W&B when asked."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from torchspec.config import RunConfig
+from torchspec.console import console
+from torchspec.errors import UserError
+from torchspec.training.meter import suggested_split, verdict
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """One line per `log` call in metrics.jsonl; the progress line shows step, loss, tokens/s, tau, who waits, and the time left.
+
+    Only the main rank tells anything.
+    """
+
+    def __init__(self, config: RunConfig, step: int, total_steps: int, is_main: bool):
+        self.config, self.is_main = config, is_main
+        self.file = Path(config.output_dir) / METRICS
+        if is_main:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _forget_after(self.file, step)
+        self.total_steps, self.started, self.first_step = total_steps, time.perf_counter(), step
+        self.writers = _writers(config) if is_main else []
+        self.held_out_tau: float | None = None
+        self.progress = Progress(
+            TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console, disable=not (is_main and console.is_terminal),
+        )  # fmt: skip
+        self.task = self.progress.add_task("", total=total_steps, completed=step)
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.progress.stop()
+        for writer in self.writers:
+            writer.close()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def train(self, step: int, loss: float, block_tau: float, tokens_per_second: float, row: dict) -> None:
+        if not self.is_main:
+            return
+        self.write({"kind": "train", "step": step, "loss": loss, "block_tau": block_tau, "tokens_per_second": tokens_per_second, **row})
+        held_out = "" if self.held_out_tau is None else f"  held-out τ {self.held_out_tau:.2f}"
+        line = f"loss {loss:.3f}  {tokens_per_second:,.0f} tok/s  τ {block_tau:.2f}{held_out}{self._balance(row)}"
+        self.progress.update(self.task, description=line, completed=step)
+        if not console.is_terminal:
+            left = (time.perf_counter() - self.started) / (step - self.first_step) * (self.total_steps - step)
+            console.print(f"step {step}/{self.total_steps}  {line}  eta {int(left // 60)}:{int(left % 60):02d}")
+
+    def _balance(self, row: dict) -> str:
+        """Who limits the run. With capture in the trainer's own process there is nothing to split."""
+        workers, ranks = self.config.inference.num_workers, self.config.training.num_ranks
+        if workers == 0:
+            return ""
+        text = f"  {verdict(row['wait'])} (wait {row['wait']:.0%}, {row['bytes_per_s'] / 1e6:,.0f} MB/s)"
+        split = suggested_split(row["wait"], workers, ranks)
+        return text if split == (workers, ranks) else f"{text}, try {split[0]} capture + {split[1]} training"
+
+    def evaluation(self, step: int, row: dict) -> None:
+        if not self.is_main:
+            return
+        self.held_out_tau = row["tau"]
+        self.write({"kind": "eval", "step": step, **row})
+        console.print(f"step {step}: held-out τ {row['tau']:.3f} over {row['steps']} target forwards")
+
+    def served(self, step: int, row: dict) -> None:
+        self.write({"kind": "served", "step": step, **row})
+        console.print(f"step {step}: {row['engine']} accepts τ {row['tau']:.3f}, our own walk over its text {row['own_tau']:.3f}")
+        if row["alarm"]:
+            console.print(f"ALARM: {row['alarm']}", style="bold red", markup=False)
+
+    def write(self, row: dict) -> None:
+        with self.file.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        for writer in self.writers:
+            writer.write(row)
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """A resumed run writes its steps again; lines beyond the checkpoint, and one cut by a kill, go."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.rename(file)
+
+
+def _writers(config: RunConfig) -> list:
+    writers = []
+    if config.tracking.tensorboard:
+        writers.append(TensorBoard(config))
+    if config.tracking.wandb_project:
+        writers.append(WandB(config))
+    return writers
+
+
+def _numbers(row: dict) -> dict[str, float]:
+    return {f"{row['kind']}/{key}": value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+
+
+class TensorBoard:
+    def __init__(self, config: RunConfig):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("tracking.tensorboard=true needs the package tensorboard: pip install tensorboard") from error
+        self.writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
+
+    def write(self, row: dict) -> None:
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    def __init__(self, config: RunConfig):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("tracking.wandb_project needs the package wandb: pip install 'torchspec[wandb]'") from error
+        self.run = wandb.init(project=config.tracking.wandb_project, config=json.loads(config.model_dump_json()), dir=config.output_dir)
+
+    def write(self, row: dict) -> None:
+        self.run.log(_numbers(row), step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()

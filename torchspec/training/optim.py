@@ -1,0 +1,45 @@
+"""Optimizers over the draft's parameters, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from torchspec.training.config import TrainingConfig
+
+
+def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices and AdamW for the norms. Weight decay on matrices only.
+
+    Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that both read the same learning rates.
+    """
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "muon":
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        return [muon, _adamw([{"params": others, "weight_decay": 0.0}], training)]
+    return [_adamw([{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}], training)]
+
+
+def _adamw(groups: list[dict], training: TrainingConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+
+
+def learning_rate(step: int, total: int, training: TrainingConfig) -> float:
+    """Rate of the step (0-based): linear warm-up, then constant, cosine, or WSD (stable, then a last share of decay)."""
+    peak, floor = training.learning_rate, training.min_lr
+    warmup = math.ceil(training.warmup_ratio * total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if training.lr_decay_style == "constant":
+        return peak
+    if training.lr_decay_style == "cosine":
+        return _decay((step - warmup) / max(1, total - warmup), peak, floor, "cosine")
+    start = total - math.ceil(training.wsd_decay_ratio * total)
+    return peak if step < start else _decay((step - start) / max(1, total - start), peak, floor, training.wsd_decay_style)
+
+
+def _decay(progress: float, peak: float, floor: float, style: str) -> float:
+    left = 1 - progress if style == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return floor + (peak - floor) * left
