@@ -7,7 +7,7 @@ INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test lint cuda-lowering interop faults stream gpu clean
+.PHONY: setup demo test check lint cuda-lowering interop faults stream gpu clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,9 @@ demo: setup ## a real model gets a draft, in about ten minutes on two cores
 
 test: setup lint ## unit and integration tests, a file of them per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+check: setup lint ## while developing: lint, the rooms' walls, and the unit tests of what has changed since the last commit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile $$($(BIN)/python scripts/changed_tests.py $(SINCE))
 
 lint: setup
 	$(BIN)/ruff check .
