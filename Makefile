@@ -7,7 +7,7 @@ INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test check lint cuda-lowering interop faults stream gpu clean
+.PHONY: setup demo test check lint cuda-lowering engines interop faults stream gpu clean
 
 setup: $(VENV)/.ready
 
@@ -38,7 +38,7 @@ $(INTEROP)/cuda/.ready: tests/cuda/env.sh tests/cuda/guard.cpp $(VENV)/.ready
 	touch $@
 
 faults: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## kill -9 at bad moments, then compare with a run that was never killed
-	$(WITH_MOONCAKE) $(BIN)/python -m pytest tests/faults
+	$(WITH_MOONCAKE) $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
 $(VENV)/.ray: $(VENV)/.ready
 	$(PIP) install -c constraints.txt -e '.[ray,mooncake]'
@@ -50,8 +50,10 @@ stream: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## what the pull stream co
 gpu: setup ## results, gradients, speed and memory on this machine's GPU, in six minutes: benchmarks/results/CARD-TIME.jsonl
 	$(BIN)/python benchmarks/gpu_check.py --out benchmarks/results/
 
-interop: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## real engines load the draft and accept what we say they accept
-	$(WITH_MOONCAKE) $(BIN)/python -m pytest -s tests/interop
+engines: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## an environment for each engine, once; `make -j 2 engines` builds two at a time
+
+interop: engines ## real engines load the draft and accept what we say they accept
+	$(WITH_MOONCAKE) $(BIN)/python -m pytest -n 2 --dist loadfile -rP --show-capture=stdout tests/interop
 
 $(INTEROP)/%/.ready: tests/interop/%_env.sh
 	bash $< $(INTEROP)/$*

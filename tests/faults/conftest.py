@@ -14,6 +14,7 @@ import torch
 from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec.training import checkpoints
 from torchspec.training.tensors import read_weights
+from torchspec.transfer.mooncake_master import free_port
 
 DEADLINE, STEPS = 180.0, 40
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -30,11 +31,14 @@ def config(tmp_path_factory, target_folder) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(config) -> Path:
-    """Two ranks under torchrun, each with its own target in its own process: no Ray."""
+    """Two ranks under torchrun, as on two nodes, each with its own target in its own process: no Ray."""
     out = config.parent / "undisturbed"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "torchspec", "train"]
-    command = [*launcher, "-c", str(config), f"output_dir={out}"]
-    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=DEADLINE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    command = ["-m", "torchspec", "train", "-c", str(config), f"output_dir={out}"]
+    port = free_port("127.0.0.1")
+    nodes = [subprocess.Popen([*launcher, f"--master-port={port}", f"--node-rank={node}", *command], env=ENVIRONMENT) for node in range(2)]
+    for node in nodes:
+        assert node.wait(DEADLINE) == 0
     return out
 
 
@@ -47,6 +51,7 @@ def wait_for_step_10(run: subprocess.Popen, out: Path) -> None:
     until = time.monotonic() + DEADLINE
     while not (out / "checkpoints" / "iter_0000010").is_dir():
         assert run.poll() is None and time.monotonic() < until, run.stdout.read()
+        time.sleep(0.02)  # asking without a pause would take a core from the run
 
 
 def kill_one(run: subprocess.Popen, title: str) -> None:

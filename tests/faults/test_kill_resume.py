@@ -46,6 +46,7 @@ def kill_when(config: Path, out: Path, moment) -> None:
     while not moment(out):
         assert run.poll() is None, f"the run ended before the moment of the kill:\n{run.stdout.read()}"
         assert time.monotonic() < until, "the moment of the kill never came"
+        time.sleep(0.001)  # asking without a pause would take a core from the run
     run.send_signal(signal.SIGKILL)
     run.wait()
 

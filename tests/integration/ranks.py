@@ -1,4 +1,4 @@
-"""Ranks that stay: processes that have imported everything once, and train one run after another together, as torchrun's would."""
+"""Ranks that stay: processes that train one run after another together, as torchrun's would; what they import is imported once."""
 
 import multiprocessing
 import os
@@ -15,20 +15,22 @@ class Ranks:
     """The first `ranks` processes of a pool train together; the others wait."""
 
     def __init__(self):
-        spawn, self.ends, self.processes = multiprocessing.get_context("spawn"), [], []
+        context, self.ends, self.processes = multiprocessing.get_context("forkserver"), [], []
+        context.set_forkserver_preload(["torchspec.launch.run", "torchspec.training.loop", "torchspec.training.build"])
         for _ in range(MOST):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             self.ends.append(ours)
             self.processes.append(process)
 
-    def train(self, config: Path, ranks: int, *overrides: str) -> None:
+    def train(self, config: Path, ranks: int, *overrides: str, nodes: int = 1) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         for rank, end in enumerate(self.ends[:ranks]):
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+            on_a_node = ranks // nodes
+            names = {"RANK": rank, "LOCAL_RANK": rank % on_a_node, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": on_a_node, "MASTER_PORT": port}
             end.send((str(config), (f"training.num_ranks={ranks}", *overrides), {name: str(value) for name, value in names.items()}))
         for rank, end in enumerate(self.ends[:ranks]):
             assert end.poll(PATIENCE), f"rank {rank} of {ranks} is still not done"

@@ -1,11 +1,7 @@
 """Ranks of one machine train what one process trains, with every method: losses, weights, checkpoints, however the batch is split."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,22 +45,15 @@ class Trainer:
         sources = (self.folder / "target", self.folder / "train.jsonl", self.folder / "heldout.jsonl")
         return recipe(self.folder / f"{self.method}-{name}.yaml", *sources, METHODS[self.method], **options)
 
-    def __call__(self, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw") -> Path:
+    def __call__(self, name: str, ranks: int, accumulation: int, *overrides: str, optimizer: str = "adamw", nodes: int = 1) -> Path:
         out = self.folder / f"{self.method}-{name}"
-        self.ranks.train(self.recipe(name, accumulation, optimizer), ranks, f"output_dir={out}", *overrides)
+        self.ranks.train(self.recipe(name, accumulation, optimizer), ranks, f"output_dir={out}", *overrides, nodes=nodes)
         return out
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def train(request, folder, ranks) -> Trainer:
     return Trainer(folder, request.param, ranks)
-
-
-def launch(arguments: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def rows(out: Path, kind: str) -> list[dict]:
@@ -95,20 +84,7 @@ def test_ranks_times_accumulation_is_one_batch(train, alone, ranks_and_accumulat
 
 @pytest.mark.parametrize("train", ["dflash"], indirect=True)
 def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(train, alone):
-    """HYBRID, and torchrun itself: two launchers on this machine stand for two nodes."""
-    config, out = train.recipe("hybrid", accumulation=1), train.folder / "hybrid"
-    arguments = ["torchspec", "train", "-c", str(config), f"output_dir={out}", "training.num_ranks=4", "training.fsdp_strategy=HYBRID"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = f"--master-addr=127.0.0.1 --master-port={probe.getsockname()[1]}".split()
-    nodes = [
-        launch(["torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", f"--node-rank={node}", *meeting, "-m", *arguments])
-        for node in range(2)
-    ]
-    for node in nodes:
-        output, _ = node.communicate(timeout=240)
-        assert node.returncode == 0, output
-    assert_same(out, alone)
+    assert_same(train("hybrid", 4, 1, "training.fsdp_strategy=HYBRID", nodes=2), alone)
 
 
 def assert_same(out: Path, alone: Path) -> None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from torchspec.chat.format import ChatFormat
+from torchspec.data import encode
 from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
@@ -208,9 +209,10 @@ def test_cut_samples_are_counted(run, target_folder):
     assert run(conversations).truncated == 0
 
 
-def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, target_folder):
+def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, target_folder, monkeypatch):
     """More rows than are encoded before the processes start; broken ones among them."""
-    rows = [conversation(i) if i % 50 else "{" for i in range(ROWS_ALONE + 2 * CHUNK + 7)]
+    monkeypatch.setattr(encode, "ROWS_ALONE", CHUNK)
+    rows = [conversation(i) if i % 50 else "{" for i in range(3 * CHUNK + 7)]
     path = write_jsonl("data.jsonl", rows)
     alone = prepare([path], tmp_path / "alone", target_folder, workers=1, progress=False)
     together = prepare([path], tmp_path / "together", target_folder, workers=2, progress=False)
