@@ -10,6 +10,8 @@ from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
 from torchspec.target.frozen import FrozenTarget
 
+MEANING = {"dflash_config.target_layer_ids": ("fc.*",), "head_dim": ("*.self_attn.*",)}  # setting -> parameters that are others with it
+
 
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
     """Evenly spread z-ids from 1 to N-3, rounded half to even (the z-lab formula)."""

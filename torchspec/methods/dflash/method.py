@@ -20,7 +20,7 @@ from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.dflash.format import MEANING, check_folder, check_serves, draft_config, sglang_traps
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.memory import kept_values
@@ -41,6 +41,7 @@ PROPOSAL_BLOCKS = PROPOSAL_ROWS = 256  # per forward and per product with the he
 class DFlash:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    meaning = MEANING
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlashConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""

@@ -18,6 +18,8 @@ from torchspec.target.frozen import FrozenTarget
 AUX = "eagle_aux_hidden_state_layer_ids"
 NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS)
+# setting -> parameters that are others with it
+MEANING = {f"eagle_config.{AUX}": ("fc.*", "fc_norm.*", "input_norm.*"), "head_dim": ("*.self_attn.*",)}
 
 SCALES = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": 0.0, "dim_model_base": None}  # key -> without effect
 INPUTS = ("deepseek", "kimi", "glm4_moe_lite")  # targets whose ids SGLang takes for layers' inputs where the first is not 1
