@@ -12,7 +12,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class DraftShape(Section):
     num_attention_heads: PositiveInt | None = Field(None, description="query heads; default: the target's, or width / 128 where it has MLA")
     num_key_value_heads: PositiveInt | None = Field(None, description="key heads; default: the target's, at most 8 where it has MLA")
-    head_dim: PositiveInt | None = Field(None, multiple_of=2, description="size of a head; default: the target's, 128 where it has MLA")
+    head_dim: PositiveInt | None = Field(
+        None, multiple_of=2, description="size of a head, even; default: the target's, 128 where it has MLA"
+    )
     intermediate_size: PositiveInt | None = Field(
         None, description="width of the MLP; default: the target's, or 3 times its width where that is one expert's"
     )

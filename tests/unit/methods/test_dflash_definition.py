@@ -20,7 +20,7 @@ SAMPLES = [random_features(mask, i) for i, mask in enumerate(MASKS)]
 ANCHORS, LENGTHS = [[4, 7, 13], [0, 1, 15], [5, 9, 10], [1, 2, 6], [0, 2, 5]], tuple(len(s.context) for s in SAMPLES)
 
 
-SLIDES = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 3}
+SLIDES = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 4}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def documents(samples) -> list[tuple]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, SLIDES, {"sliding_window": 2}, {"sliding_window": 7}], ids=str)
+@pytest.mark.parametrize("options", [{}, SLIDES, {"sliding_window": 3}, {"sliding_window": 7}], ids=str)
 def test_hidden_states_of_packed_blocks_are_those_of_the_definition(tiny_target, model, options):
     batch, method = pack(SAMPLES, epoch=0), make_method(tiny_target, **options)
     hidden = model(*method.inputs(batch.ids, batch.context, all_valid(ANCHORS, LENGTHS))).view(len(SAMPLES), 3, B, -1)

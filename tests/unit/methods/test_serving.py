@@ -106,7 +106,7 @@ def test_a_whole_document_is_scored_in_parts_as_at_once(case, method, model, fea
 
 
 @torch.no_grad()
-def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(method, model, features):
+def test_the_cache_holds_committed_rows_only_and_a_reset_forgets_them(case, method, model, features):
     drafter = method.drafter(model)
     for end, piece in ((6, 6), (7, 1), (11, 4)):
         drafter.extend(features.prompt.ids[end - piece : end], features.context[end - piece : end])
