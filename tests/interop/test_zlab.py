@@ -37,10 +37,10 @@ def tiny(tmp_path_factory) -> FrozenTarget:
     return FrozenTarget.load(write_target(tmp_path_factory.mktemp("zlab") / "target"), torch.float32)
 
 
-@pytest.mark.parametrize("options", WINDOWS.values(), ids=WINDOWS)
-def test_zlab_decoder_gives_our_acceptance_for_layers_that_slide_and_other_shapes(zlab, tiny, tmp_path, options):
+@pytest.mark.parametrize("name", sorted(WINDOWS.keys() - {"shorter than a block"}))  # of which, by chance, nothing is ever accepted
+def test_zlab_decoder_gives_our_acceptance_for_layers_that_slide_and_other_shapes(zlab, tiny, tmp_path, name):
     """A random draft of a random target, whose proposals are accepted by chance: lively weights, 60 tokens of four prompts."""
-    method = make_method(tiny, **options)
+    method = make_method(tiny, **WINDOWS[name])
     model = lively(method.skeleton())
     folder = write_draft(tmp_path / "draft", serving_tensors(model.state_dict(), "float32"), serving_config(method.config, "float32"), {})
     pair = load_pair(folder, str(tiny.folder), "float32", "cpu", False)

@@ -214,11 +214,11 @@ def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (config(layer_types=SLIDES), r"sliding_window=None, use_sliding_window=False for 2 layers; write"),
+        (config(layer_types=SLIDES), r"sliding_window=None, use_sliding_window=False; write"),
         (config(layer_types=SLIDES, sliding_window=5), "without which readers drop it"),  # as its readers do
         (config(layer_types=SLIDES, sliding_window=0, use_sliding_window=True), "sliding_window=0"),
-        (config(layer_types=["chunked_attention", "full_attention"]), "write one of full_attention and sliding_attention for each"),
-        (config(layer_types=["full_attention"]), "for 2 layers"),
+        (config(layer_types=["chunked_attention", "full_attention"]), "write one of full_attention and sliding_attention for each layer"),
+        (config(layer_types=["full_attention"]), r"cannot be read .*must be equal to the number of `layer_types` \(1\)"),
         (nested(use_swa=True), "sliding_window=None"),
         (nested(sample_from_anchor=True), "a proposal from the anchor's own slot"),
         (nested(projector_type="domino"), "the projector 'domino'"),

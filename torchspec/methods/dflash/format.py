@@ -72,12 +72,15 @@ def sights(config: PreTrainedConfig) -> tuple[Sight, ...]:
 def check_windows(values: dict) -> None:
     """Every layer is of a kind that is computed here, and a window is there exactly where a layer slides."""
     layer_types, window = values["layer_types"], values["sliding_window"]
-    known = set(layer_types) <= {FULL, SLIDING} and len(layer_types) == values["num_hidden_layers"]
-    if not known or SLIDING in layer_types and not (values["use_sliding_window"] and isinstance(window, int) and window > 0):
+    if (
+        not set(layer_types) <= {FULL, SLIDING}
+        or SLIDING in layer_types
+        and not (values["use_sliding_window"] and isinstance(window, int) and window > 0)
+    ):
         raise UserError(
             f"the draft's config.json says layer_types={layer_types}, sliding_window={window}, use_sliding_window="
-            f"{values['use_sliding_window']} for {values['num_hidden_layers']} layers; write one of {FULL} and {SLIDING} for each, and for "
-            "the latter a window with use_sliding_window true, without which readers drop it"
+            f"{values['use_sliding_window']}; write one of {FULL} and {SLIDING} for each layer, and for the latter a window with "
+            "use_sliding_window true, without which readers drop it"
         )
 
 
