@@ -202,7 +202,7 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]
 
     def attend() -> None:
-        visible = attention(layout.to(device))
+        visible = attention(layout.to(device), ours.method.sights)
         for layer in range(s.layers):
             visible(layer)(q, *context, *own).sum().backward()
 

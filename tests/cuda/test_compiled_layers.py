@@ -19,6 +19,7 @@ from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.methods.eagle3.model import Eagle3Draft
+from torchspec.methods.shape import FULL, SLIDING
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.config import TrainingConfig
 from torchspec.training.distributed import World, parallelise
@@ -58,12 +59,15 @@ def test_dflash_layers(lowered, monkeypatch):
     here slots and tiles, are taken for one symbol and cost two more. The second has the operators of the first and one gradient more.
     """
     only_lowered(monkeypatch, 1)
-    config = dflash_format.draft_config(DFlashConfig(num_layers=2), TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
+    options = DFlashConfig(num_layers=3, target_layer_ids=(1, 9), sliding_window=256, layer_types=(FULL, FULL, SLIDING))
+    config = dflash_format.draft_config(options, TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
     with DEVICE:
         draft = compiled(DFlashDraft(config, torch.bfloat16))
     for documents, tokens in BATCHES:
         where = layout(documents, ANCHORS, tokens, 16)
-        out = draft(rows(documents * ANCHORS * 16), rows(tokens, 2 * WIDTH), where.positions, dflash_attention(where))
+        out = draft(
+            rows(documents * ANCHORS * 16), rows(tokens, 2 * WIDTH), where.positions, dflash_attention(where, dflash_format.sights(config))
+        )
         out.sum().backward()
     breaks, graphs = breaks_and_graphs()
     assert breaks == {} and 2 <= graphs <= 4

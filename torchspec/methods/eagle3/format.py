@@ -11,7 +11,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.taken_over import taken_over
 from torchspec.methods.vocabulary import check_vocabulary
 from torchspec.target.frozen import FrozenTarget
 
@@ -48,10 +49,15 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
         raise UserError(
             f"draft.draft_vocab_size={options.draft_vocab_size} is not below the target's {vocab_size} tokens; lower it or leave it out"
         )
+    if options.num_attention_heads is not None and hidden_size % options.num_attention_heads:
+        raise UserError(
+            f"draft.num_attention_heads={options.num_attention_heads} does not divide the target's width {hidden_size}, as the Llama "
+            "config of an EAGLE-3 draft demands; set one that does, and draft.head_dim to what a head shall have"
+        )
     layer_ids = options.target_layer_ids
     layer_ids = check_layer_ids(default_layer_ids(model.num_hidden_layers) if layer_ids is None else layer_ids, model.num_hidden_layers)
     return LlamaConfig(
-        **taken_over(model),
+        **taken_over(options, model, hidden_size),
         architectures=["LlamaForCausalLMEagle3"],
         vocab_size=vocab_size,
         draft_vocab_size=options.draft_vocab_size,
