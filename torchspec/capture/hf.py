@@ -1,6 +1,7 @@
 """The target in this process, with Transformers: capture for training, and the cached steps of decoding. The oracle for other backends."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import Rounds, capture_checks
+from torchspec.capture.reading import RecurrentReading
+from torchspec.capture.state import States, attention_alone, new_cache, put_back, states
 from torchspec.errors import UserError
 from torchspec.files.finite import check_finite
 from torchspec.nn.packed import pack_linears
@@ -101,14 +104,48 @@ class HFCapture:
         if self.rounds is not None and self.rounds.due(len(prompts)):
             capture_checks(self, self.spec.frozen(self.device), prompts[:1])
 
+    @cached_property
+    def recurrent(self) -> RecurrentReading | None:
+        """None for a target of attention alone."""
+        return None if attention_alone(self.model.config) else RecurrentReading(self.model, self._forward)
+
     def new_cache(self) -> DynamicCache:
-        """Keeps all rows, of sliding layers too: what slid out could not come back when drafts are rejected. The masks slide."""
-        return DynamicCache()
+        return new_cache(self.model.config) if self.recurrent else DynamicCache()
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
         """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
-        output = self.model(input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
+        return (self.recurrent.step if self.recurrent else self._forward)(ids, cache, logits_to_keep)
+
+    def states(self, cache: DynamicCache) -> States:
+        """What forgetting a step needs to know of the time before it."""
+        return states(cache) if self.recurrent else []
+
+    def forget(self, cache: DynamicCache, before: States, tokens: int) -> None:
+        """The last step, of that many tokens."""
+        if self.recurrent:
+            put_back(cache, before, tokens)
+        else:
+            cache.crop(-tokens)
+
+    @torch.inference_mode()
+    def take_back(self, ids: Tensor, cache: DynamicCache, before: States, kept: int) -> None:
+        """After a step of ids [n]: only the first `kept` have been read. A state forgets the whole step, and reads these again."""
+        if self.recurrent:
+            self.forget(cache, before, len(ids))
+            self.recurrent.step(ids[:kept], cache, logits_to_keep=1)
+        else:
+            self.forget(cache, before, len(ids) - kept)
+
+    def _forward(self, ids: Tensor, cache: Cache, logits_to_keep: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """positions [n]; none: the model counts for itself."""
+        output = self.model(
+            input_ids=ids.to(self.device)[None],
+            position_ids=positions if positions is None else positions.to(self.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        )
         return output.logits[0], self._context()[0]
 
     @torch.inference_mode()
