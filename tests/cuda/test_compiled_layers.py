@@ -11,6 +11,7 @@ from transformers import Qwen3Config
 
 from tests.cuda.draft_attention import layout
 from tests.cuda.lowering import DEVICE
+from torchspec.methods.config import FULL, SLIDING
 from torchspec.methods.dflash import format as dflash_format
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import attention as dflash_attention
@@ -19,7 +20,6 @@ from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.methods.eagle3.model import Eagle3Draft
-from torchspec.methods.shape import FULL, SLIDING
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.config import TrainingConfig
 from torchspec.training.distributed import World, parallelise

@@ -9,8 +9,8 @@ from torchspec.errors import ContractError, UserError
 from torchspec.files.finite import check_finite
 from torchspec.importers.folder import MASK_EMBEDDING, read_tensors, unpickle
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
+from torchspec.methods.config import SLIDING
 from torchspec.methods.dflash.format import check_serves, default_layer_ids
-from torchspec.methods.shape import SLIDING
 from torchspec.target.frozen import FrozenTarget
 
 

@@ -2,8 +2,8 @@
 
 from torchspec.console import console
 from torchspec.errors import UserError
+from torchspec.methods.config import FULL
 from torchspec.methods.eagle3.format import AUX
-from torchspec.methods.shape import FULL
 
 TYPE = "speculators_model_type"
 

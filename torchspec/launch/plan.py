@@ -8,7 +8,7 @@ from torchspec.errors import UserError
 from torchspec.launch.memory import count_parameters, key_value_bytes, rank_memory
 from torchspec.launch.share import MOST, share
 from torchspec.methods.base import Method
-from torchspec.methods.shape import SLIDING
+from torchspec.methods.config import SLIDING
 from torchspec.nn.device import resolve_device, resolve_dtype
 from torchspec.target.fetch import resolve_target
 from torchspec.target.frozen import FrozenTarget

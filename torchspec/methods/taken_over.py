@@ -17,7 +17,7 @@ positions           the target's longest text; where it names none, 131,072: ser
 from transformers import PreTrainedConfig
 
 from torchspec.errors import UserError
-from torchspec.methods.shape import FULL, DraftShape
+from torchspec.methods.config import FULL, DraftShape
 from torchspec.target.language_config import LENGTHS
 
 HEAD_DIM, KEY_VALUE_HEADS, MLP_RATIO, STEP = 128, 8, 3, 128

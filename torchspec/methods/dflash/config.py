@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from torchspec.methods.shape import DraftShape
+from torchspec.methods.config import DraftShape
 
 
 class DFlashConfig(DraftShape):

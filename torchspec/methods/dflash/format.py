@@ -6,9 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
+from torchspec.methods.config import FULL, SLIDING
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
-from torchspec.methods.shape import FULL, SLIDING
 from torchspec.methods.taken_over import taken_over
 from torchspec.nn.attention import Sight
 from torchspec.target.frozen import FrozenTarget
