@@ -8,8 +8,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 VOCABULARY, WORDS = 128, 120  # the rows behind the words are padding, as many checkpoints have it
 SIZES = {
@@ -33,6 +40,7 @@ class Family:
     vision: dict | None = None  # of a model that also sees: its vision model's config
     more: dict = field(default_factory=dict)  # of a wrapper's own config
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of real checkpoints that Transformers does not load
+    published_as: str | None = None  # architecture of public checkpoints, where Transformers calls it otherwise
     refused: str | None = None  # a piece of the sentence with which it is refused, where it cannot be a target
     together: bool = True  # decodes several prompts in one forward
     notes: tuple[str, ...] = ()
@@ -40,6 +48,12 @@ class Family:
     @property
     def wrapped(self) -> bool:
         return self.vision is not None
+
+    @property
+    def architecture(self) -> str:
+        """In the config.json of its checkpoints: what engines look it up by."""
+        models = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if self.wrapped else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return self.published_as or models[self.model_type]
 
     def config(self) -> PreTrainedConfig:
         values = {**SIZES, **self.values}

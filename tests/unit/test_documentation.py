@@ -1,5 +1,6 @@
 """What the documentation says is what the package has."""
 
+import json
 import re
 import runpy
 import shlex
@@ -10,6 +11,7 @@ import pytest
 import torch
 from typer.main import get_command
 
+from tests.families import FAMILIES
 from tests.unit.tiny import LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features
@@ -25,6 +27,20 @@ STARTS = ("torchspec", "torchrun", "python", "$")
 def test_the_configuration_page_is_up_to_date():
     write = runpy.run_path(str(ROOT / "scripts" / "write_configuration.py"))
     assert write["FILE"].read_text() == write["document"](), "run python scripts/write_configuration.py"
+
+
+def test_the_page_of_targets_is_up_to_date():
+    write = runpy.run_path(str(ROOT / "scripts" / "write_targets.py"))
+    assert write["FILE"].read_text() == write["document"](), "run python -m scripts.write_targets"
+
+
+def test_every_family_is_on_the_page_and_an_engine_knows_most_of_their_architectures():
+    page, engines = (ROOT / "docs" / "targets.md").read_text(), json.loads((ROOT / "docs" / "engines.json").read_text())
+    for name, family in FAMILIES.items():
+        assert f"| `{name}` | {family.examples} |" in page
+    known = {architecture for engine in engines.values() for architecture in engine["architectures"]}
+    unknown = {family.architecture for family in FAMILIES.values()} - known
+    assert unknown == {"MinistralForCausalLM", "HeliumForCausalLM"}  # a name that Transformers alone uses would be a dash everywhere
 
 
 def test_every_key_of_the_config_is_on_the_page():

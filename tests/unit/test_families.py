@@ -125,15 +125,17 @@ def test_features_are_hidden_states(subject):
     torch.testing.assert_close(features.context, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_tau_says(subject, pair):
-    pair, answer = pair
-    prompt, total = answer.ids[: len(answer.ids) - ANSWER], Acceptance(B)
-    decoded = speculative_decode(pair.target, pair.method.drafter(pair.model), prompt, ANSWER, NEVER)
-    assert decoded.ids == answer.ids[len(prompt) :].tolist()
-    total.add_answer(decoded.accepted, len(decoded.ids))
-    assert max(decoded.accepted) > 0 and min(decoded.accepted) < B - 1  # or nothing is told of what is kept or rolled back
-    offline = evaluate_offline(pair.method, pair.model, pair.target, [answer])
-    assert torch.equal(offline.counts(), total.counts())
+def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_tau_says(pair):
+    """An answer that it has learned and one that it has not, so that drafts are accepted here and rejected there."""
+    pair, learned = pair
+    answers, total = [learned, answered(pair.target, random_prompt(2, 12), ANSWER)], Acceptance(B)
+    for answer in answers:
+        prompt, text = answer.ids[:-ANSWER], answer.ids[-ANSWER:].tolist()
+        decoded = speculative_decode(pair.target, pair.method.drafter(pair.model), prompt, ANSWER, NEVER)
+        assert decoded.ids == text
+        total.add_answer(decoded.accepted, ANSWER)
+    assert 0 < sum(total.accepted) < sum(total.offered)
+    assert torch.equal(evaluate_offline(pair.method, pair.model, pair.target, answers).counts(), total.counts())
 
 
 def test_decoded_together_or_refused(subject, pair):
