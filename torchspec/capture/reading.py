@@ -45,7 +45,7 @@ class RecurrentReading:
         try:
             singly, truth = self._logits(ids.split(1))
         except ValueError as refused:  # by models with a cache of their own, as MiniMax
-            raise UserError(f"{name} cannot be decoded in this process: {refused}; use an engine") from None
+            raise UserError(f"{name} cannot be decoded in this process, use an engine. Transformers says: {refused}") from None
         if apart(singly, whole) > ANOTHER:
             raise UserError(f"{name} of this Transformers reads a text otherwise token by token than whole; decode it with an engine")
         block, remembered = self._logits(ids.split([TOKENS - BLOCK, BLOCK]))

@@ -47,18 +47,27 @@ FAMILIES = {
         "mamba_ngroups": 1, "n_mamba_heads": 4, "attention_head_dim": 16, "attention_hidden_size": 64, "use_mem_rope": True,
         "num_mem_blocks": 1, "adapter_rank": 4, "time_step_min": NO_FLOOR,
     },
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": None,
+        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "linear_num_heads": 4, "linear_head_dim": 8, "num_experts": 4,
+        "num_experts_per_token": 2, "moe_intermediate_size": 16,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "conv"]},
     "zaya": {  # a state and a window in the same layers
         "layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": 8, "router_hidden_size": 16, "num_experts": 4,
         "num_experts_per_tok": 1, "moe_intermediate_size": 16,
     },
 }  # fmt: skip
+REFUSED = {
+    "minimax": {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention", "linear_attention"] * 2},
+    "recurrent_gemma": {"attention_window_size": 8},  # its states are in its modules, where no cache reaches
+}
 ONE_BY_ONE = {"jamba"}  # starts its recurrence anew when it is given several tokens
 
 
 def write_hybrid(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SHAPE | FAMILIES[family]), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SHAPE | (FAMILIES | REFUSED)[family]), dtype=torch.float32)
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)

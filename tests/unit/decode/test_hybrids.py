@@ -1,6 +1,7 @@
 """Targets with recurrent or convolution states: cached steps are the whole text's forward, and rejected drafts leave no trace."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from torchspec.decode import offline
 from torchspec.decode.batch import plain_together
 from torchspec.decode.sequence import first_difference, plain_decode, speculative_decode
 from torchspec.errors import UserError
+from torchspec.evaluate import break_even
 from torchspec.records import Prompt
+from torchspec.regenerate.regenerator import Regenerator, Sampling
 
 LENGTHS = (1, 10)
 MOST = 16
@@ -133,3 +136,24 @@ def test_how_it_reads_on_is_measured(known):
 def test_prompts_are_not_decoded_together(known):
     with pytest.raises(UserError, match="--batch-size above 1 .* this target has recurrent or convolution states; use --batch-size 1"):
         plain_together(known.oracle, [random_prompt(0, 4), random_prompt(1, 6)], 4, NEVER, [GREEDY, GREEDY])
+
+
+def test_answers_regenerated_in_a_batch_are_those_of_each_prompt(known):
+    """Left-padded prompts of different length: padding must leave no trace in a state."""
+    tokenizer = SimpleNamespace(pad_token_id=0, name_or_path=str(known.oracle.spec.folder))
+    regenerator = Regenerator(SimpleNamespace(tokenizer=tokenizer, stop_ids=set()), known.oracle.model, Sampling(MOST, 0.0, 0))
+    assert regenerator.generate([random_prompt(n, n).tolist() for n in LENGTHS]) == list(known.plain.values())
+
+
+def test_the_cost_of_a_verification_is_measured_from_the_same_states_each_time(known, monkeypatch):
+    """Of every size, for two sequences: Transformers' own ways to repeat and to crop a cache end in an error where it has states."""
+    monkeypatch.setattr(break_even, "CONTEXT", 20)
+    pair = SimpleNamespace(target=known.oracle, method=SimpleNamespace(block_size=3))
+    rounds = break_even.verify_seconds(pair, concurrency=2)
+    assert len(rounds) == break_even.REPEATS and all(len(times) == 3 and min(times) > 0 for times in rounds)
+
+
+@pytest.mark.parametrize(("family", "why"), [("minimax", "cache of its own"), ("recurrent_gemma", "does not forget rejected tokens")])
+def test_a_target_that_cannot_be_rolled_back_is_refused(tmp_path, family, why):
+    with pytest.raises(UserError, match=why):
+        HFCapture(CaptureSpec(write_hybrid(family, tmp_path), (0, 2), torch.float32)).new_cache()
