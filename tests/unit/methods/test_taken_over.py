@@ -2,6 +2,8 @@
 their targets' own modules hold, written out.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -107,9 +109,8 @@ def test_every_target_makes_a_draft_that_computes(tiny_target, kind, make):
     target = CONFIG_MAPPING[kind](
         **{key: value for key, value in sizes.items() if key in CONFIG_MAPPING[kind]().to_dict() or key == "hidden_size"}
     )
-    object.__setattr__(wide := type(tiny_target)(**vars(tiny_target)), "config", target)
-    object.__setattr__(wide, "embedding", torch.zeros(64, 256))
-    object.__setattr__(wide, "head", wide.embedding)
+    table = torch.zeros(64, 256)
+    wide = replace(tiny_target, config=target, embedding=table, head=table)
     model = make(wide).skeleton()
     cos, _ = model.rotary(torch.arange(3), torch.float32)
     assert cos.shape == (3, 1, model.config.head_dim) and torch.isfinite(cos).all()
