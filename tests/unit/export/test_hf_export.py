@@ -42,7 +42,7 @@ for i in range(2):
 
 def save_checkpoint(root: Path, method: DFlash, model: torch.nn.Module, dtype: str) -> Path:
     target = {"target_model_path": str(method.target.folder), "dtype": dtype}
-    config = RunConfig(output_dir=str(root), model=target, dataset={"train_data_path": "chats"})
+    config = RunConfig(output_dir=str(root), model=target, draft=method.options, dataset={"train_data_path": "chats"})
     state = checkpoint.TrainState(step=7, best_tau=1.5, best_step=7)
     saver = checkpoint.Saver(root, config, World(0, 1, torch.device("cpu")), method.config, {"thinking": False})
     saver.save(state, model, build_optimizers(model, config.training))
