@@ -46,7 +46,7 @@ class RecurrentReading:
             singly, truth = self._logits(ids.split(1))
         except ValueError as refused:  # by models with a cache of their own, as MiniMax
             raise UserError(f"{name} cannot be decoded in this process, use an engine. Transformers says: {refused}") from None
-        if apart(singly, whole) > ANOTHER:
+        if not apart(singly, whole) < ANOTHER:  # NaN as well
             raise UserError(f"{name} of this Transformers reads a text otherwise token by token than whole; decode it with an engine")
         block, remembered = self._logits(ids.split([TOKENS - BLOCK, BLOCK]))
         self.at_once = apart(block[-BLOCK:], singly[-BLOCK:]) < rounding and states_apart(remembered, truth) < rounding
