@@ -44,15 +44,31 @@ def build(config: RunConfig, folder: Path, dataset: PromptDataset) -> tuple[Froz
 
 
 def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
-    rope = dict(target.config.rope_parameters)
     head = "tied to the embedding" if target.head is target.embedding else "its own"
     size = f"{count_parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
     return [
-        Finding("target", "RoPE", f"{rope['rope_type']}, theta {rope['rope_theta']:g}"),
+        Finding("target", "RoPE", rope(target.config.to_dict().get("rope_parameters"))),
         Finding("target", "LM head", f"{head}, vocabulary {len(target.embedding)}"),
+        Finding("target", "scales", law(target)),
         Finding("target", "layer ids", f"{list(method.layer_ids)} of {target.num_layers} layers"),
         Finding("target", "draft", f"{config.draft.method}, {size}"),
     ]
+
+
+def rope(settings: dict | None) -> str:
+    """Of all layers, or of each type of them where these differ (Gemma)."""
+    if not settings:
+        return "none"
+    if "rope_type" in settings:
+        return f"{settings['rope_type']}, theta {settings['rope_theta']:g}"
+    return "; ".join(f"{kind}: {rope(own)}" for kind, own in settings.items())
+
+
+def law(target: FrozenTarget) -> str:
+    """What the target does to a row of its embedding, and to its logits."""
+    scaled = "the rows more than scaled" if target.embedding_scale is None else f"rows times {target.embedding_scale:g}"
+    capped = "" if target.law.cap is None else f", capped at {target.law.cap:g}"
+    return f"{scaled}, logits times {target.law.scale:g}{capped}"
 
 
 def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
