@@ -76,7 +76,7 @@ def test_dflash_layers(lowered, monkeypatch):
 def test_eagle3_layer(lowered, monkeypatch):
     """One for each of three steps. The third has the operators of the second and one own row more."""
     only_lowered(monkeypatch, 0, 2)
-    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), rows(WIDTH, 1))
+    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), torch.nn.RMSNorm(WIDTH))
     with DEVICE:
         draft = compiled(Eagle3Draft(eagle3_format.draft_config(Eagle3Config(), target), torch.bfloat16))
     for documents, tokens in BATCHES[:2]:

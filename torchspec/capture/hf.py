@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, Cache, DynamicCache
+from transformers import Cache, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import Rounds, capture_checks
@@ -18,6 +17,7 @@ from torchspec.errors import UserError
 from torchspec.files.finite import check_finite
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
+from torchspec.target.model import decoder_of, load_model
 
 MOST_PADDING = 0.125
 
@@ -33,15 +33,12 @@ class HFCapture:
         folder, layer_ids = spec.folder, spec.layer_ids
         self.spec, self.layer_ids = spec, layer_ids
         self.producer = f"transformers {transformers.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, "output_loading_info": True}
-        self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
-        if loading["missing_keys"]:  # Transformers fills them with random numbers
-            raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
+        self.model = load_model(folder, spec.dtype, spec.trust_remote_code)
         check_finite(dict(self.model.named_parameters()), f"target {folder} in {spec.dtype}", "fetch it again")
         pack_linears(self.model.to(spec.device).eval().requires_grad_(False))
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length: 25 ms for each step of a growing sequence
         self.device = self.model.device
-        layers = self._layers(folder)
+        self.decoder, layers = decoder_of(self.model)
         if not layer_ids or max(layer_ids) >= len(layers):
             raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
         self.rounds: Rounds | None = None  # of checks, once `verify` has made the first
@@ -50,17 +47,15 @@ class HFCapture:
         for layer_id in layer_ids:
             layers[layer_id].register_forward_hook(self._hook(layer_id))
 
-    def _layers(self, folder: Path) -> nn.ModuleList:
-        decoder = self.model.get_decoder()
-        if not isinstance(decoder.layers, nn.ModuleList):
-            raise UserError(
-                f"target {folder}: {type(decoder).__name__} keeps its decoder layers in no ModuleList; this architecture is not supported"
-            )
-        return decoder.layers
-
     def _hook(self, layer_id: int):
         def keep(_module, _inputs, output):
-            self._states[layer_id] = output[0] if isinstance(output, tuple) else output  # [N, L, H_t]
+            state = output[0] if isinstance(output, tuple) else output
+            if state.dim() != 3:
+                raise UserError(
+                    f"target {self.spec.folder}: layers of {type(self.model).__name__} hand on states of shape {list(state.shape)}, "
+                    "where drafts read one row per token; this architecture is not supported"
+                )
+            self._states[layer_id] = state  # [N, L, H_t]
             if layer_id == self._stop_at:
                 raise _LastLayerReached
 
@@ -75,7 +70,7 @@ class HFCapture:
         """[N, L] -> [N, L, K*H_t], running no layer above the last captured one."""
         self._stop_at = self.layer_ids[-1]
         try:
-            self.model.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
         except _LastLayerReached:  # the expected way out: every captured layer has run
             return self._context()
         finally:

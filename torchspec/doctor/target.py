@@ -49,6 +49,7 @@ def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Findi
     size = f"{count_parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
     return [
         Finding("target", "LM head", f"{head}, vocabulary {len(target.embedding)}"),
+        Finding("target", "scales", law(target)),
         Finding("target", "layer ids", f"{list(method.layer_ids)} of {target.num_layers} layers"),
         Finding("target", "draft", f"{config.draft.method}, {size}"),
         Finding("target", "draft's shape", shape(method)),
@@ -61,6 +62,13 @@ def cost(method: Method) -> Finding:
     part, cache = share(method), key_value_bytes(method.config, method.target.head.itemsize)
     found = f"{part:.1%} of the target's forward, {cache:,} bytes of keys and values per token"
     return Finding("target", "draft's cost", found) if part <= MOST else Finding("target", "draft's cost", found, "look", LIGHTER)
+
+
+def law(target: FrozenTarget) -> str:
+    """What the target does to a row of its embedding, and to its logits."""
+    scaled = "the rows more than scaled" if target.embedding_scale is None else f"rows times {target.embedding_scale:g}"
+    capped = "" if target.law.cap is None else f", capped at {target.law.cap:g}"
+    return f"{scaled}, logits times {target.law.scale:g}{capped}"
 
 
 def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:

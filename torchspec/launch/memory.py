@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 from torchspec.config import RunConfig
 from torchspec.methods.base import Method
 from torchspec.methods.blocks import padded
-from torchspec.target.frozen import FrozenTarget, tensor_files
+from torchspec.target.files import tensor_files
+from torchspec.target.frozen import FrozenTarget
 from torchspec.training.distributed import compiles
 
 MASTER_BYTES = 12  # per parameter of the draft: float32 masters and two moments

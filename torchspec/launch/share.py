@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torchspec.launch.memory import count_parameters
 from torchspec.methods.base import Method
 from torchspec.methods.taken_over import named
-from torchspec.target.frozen import FrozenTarget, tensor_files
+from torchspec.target.files import tensor_files
+from torchspec.target.frozen import FrozenTarget
 
 MOST = 0.1  # more is worth a look: it eats into what accepted tokens save
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

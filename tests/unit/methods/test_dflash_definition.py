@@ -116,7 +116,7 @@ def test_a_document_without_candidates_adds_nothing_to_a_batch(tiny_method, mode
 def test_a_target_wider_than_its_embedding_trains_as_the_definition_says(tiny_target):
     """H_t = 48 features per layer, H = 32 channels of the embedding, of the head and of the draft."""
     wide = type(tiny_target.config).from_dict({**tiny_target.config.to_dict(), "hidden_size": 48, "head_dim": 8})
-    target = FrozenTarget(tiny_target.folder, wide, tiny_target.embedding, tiny_target.head, torch.ones(48))
+    target = FrozenTarget(tiny_target.folder, wide, tiny_target.embedding, tiny_target.head, torch.nn.RMSNorm(48))
     options = DFlashConfig(num_layers=2, block_size=B, num_anchors=100, target_layer_ids=LAYERS)
     method = DFlash(draft_config(options, wide, (64, 32), MASK), target, options, torch.ones(64))
     assert method.config.target_hidden_size == 48

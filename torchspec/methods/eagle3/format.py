@@ -22,7 +22,6 @@ KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_s
 # setting -> parameters that are others with it
 MEANING = {f"eagle_config.{AUX}": ("fc.*", "fc_norm.*", "input_norm.*"), "head_dim": ("*.self_attn.*",)}
 
-SCALES = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": 0.0, "dim_model_base": None}  # key -> without effect
 INPUTS = ("deepseek", "kimi", "glm4_moe_lite")  # targets whose ids SGLang takes for layers' inputs where the first is not 1
 
 
@@ -38,12 +37,6 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
         raise UserError(
             f"draft.method=eagle3 needs a target whose layers are as wide as its embedding, but {target.folder} has {model.hidden_size} "
             f"and {hidden_size}; use draft.method=dflash"
-        )
-    scaled = [key for key, neutral in SCALES.items() if model.to_dict().get(key) not in (None, neutral)]
-    if scaled:
-        raise UserError(
-            f"draft.method=eagle3 learns the target's distribution, which {target.folder} scales or caps ({', '.join(scaled)}) and is not "
-            "computed here; use draft.method=dflash"
         )
     if options.draft_vocab_size is not None and options.draft_vocab_size >= vocab_size:
         raise UserError(

@@ -107,7 +107,7 @@ class Eagle3:
         before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
         losses, predictions = frozen_head_divergence(
-            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss
+            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss, self.target.law
         )
         weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
         metrics = slot_metrics(slots, send(layout.valid, device), losses.detach(), self.vocabulary.ids[predictions] == label)
