@@ -1,6 +1,6 @@
 """Dense decoders whose layers are attention, full or sliding."""
 
-from tests.families.family import Family
+from tests.families.family import VOCABULARY, Family
 
 SLIDING = ["sliding_attention", "full_attention"] * 3
 WINDOW = {"sliding_window": 8, "layer_types": SLIDING}
@@ -26,7 +26,7 @@ MINICPM3 = {
 GEMMA = {"tie_word_embeddings": True, "query_pre_attn_scalar": 8, "hidden_activation": "gelu_pytorch_tanh"}
 GEMMA4 = {
     **WINDOW, "tie_word_embeddings": True, "global_head_dim": 16, "final_logit_softcapping": 3.0, "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": 128,
+    "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 # an embedding for every layer; the last two layers read the keys and values of earlier ones
 PER_LAYER = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,16 +18,16 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-VOCABULARY, WORDS = 128, 120  # the rows behind the words are padding, as many checkpoints have it
+VOCABULARY = 288  # the tokenizer has 102 tokens: the rows behind are padding, as many checkpoints have it
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "tie_word_embeddings": False,
 }  # fmt: skip
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>", "<spare>"]
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %} <{{ m.role }}> {{ m.content }} {{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %} <assistant>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SPREAD = 0.25  # of random weights: the text varies, and no two logits tie
 
@@ -88,9 +88,10 @@ def write_family(family: Family, folder: Path) -> Path:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    words = {word: i for i, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), WORDS))])}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<spare>"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = WhitespaceSplit(), decoders.WordPiece(prefix="")
+    """A token per character of ASCII. Transformers makes some families' tokenizers anew, as byte-level BPE: so is this one."""
+    letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # space and line end, as bytes are written there
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate([*SPECIAL, *letters])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE,
         additional_special_tokens=SPECIAL[3:],

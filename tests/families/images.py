@@ -19,8 +19,8 @@ GEMMA4_TOWER = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
     "position_embedding_size": 16,
 }  # fmt: skip
-PLACES = {"image_token_id": 122, "video_token_id": 123, "vision_start_token_id": 124, "vision_end_token_id": 125}
-PLACE = {"image_token_index": 122}
+PLACES = {"image_token_id": 284, "video_token_id": 285, "vision_start_token_id": 286, "vision_end_token_id": 287}
+PLACE = {"image_token_index": 284}
 
 # rotary positions of time, height and width; a text's three are equal
 SECTIONS = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 1, 1]}

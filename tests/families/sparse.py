@@ -1,7 +1,7 @@
 """Decoders whose feed-forward layers are experts; their attention is full, sliding or latent."""
 
 from tests.families.dense import GRANITE, WINDOW
-from tests.families.family import Family
+from tests.families.family import VOCABULARY, Family
 
 # latent attention (MLA): keys and values of every head from one narrow row
 LATENT = {
@@ -14,10 +14,9 @@ LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SHIFTED = "SGLang shifts the layer ids of an EAGLE-3 draft unless the first is 1"
 # the layer that predicts one token more, behind the decoder's own six, with an embedding, norms and a head of its own
 NEXT = {
-    "model.layers.6.embed_tokens.weight": (128, 32), "model.layers.6.enorm.weight": (32,), "model.layers.6.shared_head.norm.weight": (32,),
-    "model.layers.6.shared_head.head.weight": (128, 32),
+    "model.layers.6.embed_tokens.weight": (VOCABULARY, 32), "model.layers.6.shared_head.head.weight": (VOCABULARY, 32),
+    "model.layers.6.shared_head.norm.weight": (32,), "model.layers.6.enorm.weight": (32,),
 }  # fmt: skip
-
 LLAMA4 = {
     **LOCAL, "intermediate_size_mlp": 48, "moe_layers": [1, 3, 5], "attention_chunk_size": 16, "no_rope_layer_interval": 3,
     "floor_scale": 8,

@@ -43,6 +43,24 @@ def test_every_family_is_on_the_page_and_an_engine_knows_most_of_their_architect
     assert unknown == {"MinistralForCausalLM", "HeliumForCausalLM"}  # a name that Transformers alone uses would be a dash everywhere
 
 
+@pytest.mark.parametrize(
+    ("engine", "architecture", "expected"),
+    [
+        ("vllm", "Gemma3ForCausalLM", {"model": "gemma3", "states": False}),
+        ("vllm", "Qwen3_5ForConditionalGeneration", {"model": "qwen3_5", "states": True}),  # by inheritance
+        ("vllm", "Olmo2ForCausalLM", {"model": "transformers", "states": True}),
+        ("sglang", "Qwen2ForCausalLM", {"model": "qwen2", "dflash": False, "eagle3": True}),
+        ("sglang", "Qwen3_5ForConditionalGeneration", {"model": "qwen3_5", "dflash": True, "eagle3": True}),
+        ("llama.cpp", "GptOssForCausalLM", {"model": "openai_moe", "states": True}),  # another name in the converter than in the graphs
+        ("llama.cpp", "HunYuanDenseV1ForCausalLM", {"model": "hunyuan_dense", "states": True}),  # by another model's graph
+        ("llama.cpp", "DeepseekV3ForCausalLM", {"model": "deepseek2", "states": False}),
+    ],
+)
+def test_what_was_read_of_engines_is_what_a_person_reads_there(engine, architecture, expected):
+    engines = json.loads((ROOT / "docs" / "engines.json").read_text())
+    assert engines[engine]["architectures"][architecture] == expected
+
+
 def test_every_key_of_the_config_is_on_the_page():
     """Oracle: a whole config, key by key."""
     page = (ROOT / "docs" / "configuration.md").read_text()

@@ -40,11 +40,11 @@ STEPS = 12  # enough that some drafts are accepted and some are not, so that bot
 WORKING = [name for name, family in FAMILIES.items() if family.refused is None]
 
 
-class Words:
-    """A text without the last of the vocabulary."""
+class Text:
+    """The tokenizer's vocabulary, each token once."""
 
     def token_counts(self, size: int, supervised: bool = False) -> Tensor:
-        return (torch.arange(size) < 100).long()
+        return (torch.arange(size) < 102).long()
 
 
 @dataclass
@@ -91,7 +91,7 @@ def subject(request, tmp_path_factory) -> Subject:
 def pair(request, subject, tmp_path_factory) -> tuple[Pair, Prompt]:
     """A draft that has learned a little of one answer, exported and loaded again, and that answer."""
     target, root = subject.target, tmp_path_factory.mktemp("draft")
-    method = method_class(request.param).for_run(METHODS[request.param], target, AutoTokenizer.from_pretrained(subject.folder), Words())
+    method = method_class(request.param).for_run(METHODS[request.param], target, AutoTokenizer.from_pretrained(subject.folder), Text())
     model, capture = method.build(torch.Generator().manual_seed(0)), subject.capture(method.layer_ids)
     capture.verify([Prompt(0, subject.text, torch.arange(24) > 5)])
     answer = answered(capture, random_prompt(1, 12), ANSWER)
