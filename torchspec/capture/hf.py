@@ -133,13 +133,17 @@ class HFCapture:
             self.forget(cache, before, len(ids) - kept)
 
     def _forward(self, ids: Tensor, cache: Cache, logits_to_keep: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """positions [n]; none: the model counts for itself."""
+        """positions [n]; none: the model counts for itself.
+
+        Which rows' logits are wanted is told by position: told by their number, Gemma 4 computes its last layers for these rows alone.
+        """
+        rows = torch.arange(-logits_to_keep, 0, device=self.device) if logits_to_keep else 0
         output = self.model(
             input_ids=ids.to(self.device)[None],
             position_ids=positions if positions is None else positions.to(self.device)[None],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=rows,
         )
         return output.logits[0], self._context()[0]
 
