@@ -43,6 +43,14 @@ therefore never learned from a conversation with images, whatever a server lets 
 the ids in `Prompt`, and the processor that writes as many placeholders as the vision tower gives states; rotary positions of three axes
 in capture, in the draft and in its cache, where a text has one; an evaluation whose prompts carry images.
 """
+QUANTISED = """
+## Quantised checkpoints
+
+Layers may be quantised; embedding, final norm and head are read as they are stored and must be in 16 or 32 bits, as published checkpoints keep
+them: one that is quantised is refused by name. FP8 in blocks is tested with a tiny model. Others (compressed-tensors, MXFP4 of gpt-oss) are
+loaded by Transformers with the library that they ask for, or by the engine that captures; the check at the start of a run compares their
+log-probabilities too, but none is tested here. A quantised target computes in bfloat16: `model.dtype=float32` is refused.
+"""
 COLUMNS = ("family", "public models", "here", "together", "vLLM", "SGLang captures", "SGLang serves", "llama.cpp", "notes")
 
 
@@ -52,7 +60,7 @@ def document() -> str:
     for name, version in versions.items():
         head = head.replace(f"{{{name}}}", version)
     tables = [f"## {title}\n\n{_table(families)}" for title, families in GROUPS.items()]
-    return "\n".join([head, *tables]) + IMAGES
+    return "\n".join([head, *tables]) + IMAGES + QUANTISED
 
 
 def _table(families: dict[str, Family]) -> str:
