@@ -47,9 +47,9 @@ QUANTISED = """
 ## Quantised checkpoints
 
 Layers may be quantised; embedding, final norm and head are read as they are stored and must be in 16 or 32 bits, as published checkpoints
-keep them: one that is quantised is refused by name. FP8 in blocks is tested with a tiny model. Others (compressed-tensors, MXFP4 of gpt-oss) are
-loaded by Transformers with the library that they ask for, or by the engine that captures; the check at the start of a run compares their
-log-probabilities too, but none is tested here. A quantised target computes in bfloat16: `model.dtype=float32` is refused.
+keep them: one that is quantised is refused by name. FP8 in blocks is tested with a tiny model. Others (compressed-tensors, MXFP4 of gpt-
+oss) are loaded by Transformers with the library that they ask for, or by the engine that captures; the check at the start of a run
+compares their log-probabilities too, but none is tested here. A quantised target computes in bfloat16: `model.dtype=float32` is refused.
 """
 COLUMNS = ("family", "public models", "here", "together", "vLLM", "SGLang captures", "SGLang serves", "llama.cpp", "notes")
 
