@@ -31,11 +31,12 @@ class FrozenTarget:
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> "FrozenTarget":
         model = load_without_layers(folder, dtype, trust_remote_code)
         found = measure(model, folder)
+        names = {weight: name for name, weight in model.named_parameters()}
         table, matrix = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        embedding = table.detach().to(device)
-        head = embedding if matrix is table else matrix.detach().to(device)
-        parts = {"the embedding": embedding, "the head": head, **dict(found.norm.named_parameters("the final norm"))}
-        check_finite(parts, f"target {folder}", f"in {dtype} the target's weights must be numbers, so fetch it again")
+        parts = {weight: weight.detach().to(device) for weight in (table, matrix, *found.norm.parameters())}  # tied: one of both
+        what = {names[weight]: value for weight, value in parts.items()}
+        check_finite(what, f"target {folder}", f"in {dtype} the target's weights must be numbers, so fetch it again")
+        embedding, head = parts[table], parts[matrix]
         return cls(folder, model.config.get_text_config(), embedding, head, found.norm.to(device), found.law, found.embedding_scale)
 
     @property
