@@ -125,7 +125,8 @@ def flex_block_mask(layout: BlockLayout, slots: int, own: int, sight: Sight = WH
         torch.maximum(start, anchor + slot - back), anchor,
         block + (slot - back).clamp(min=0), block + (slot + 1 + forward).clamp(max=own),
     )  # fmt: skip
-    begin, end, own_begin, own_end = (x.int().expand(blocks, slots).flatten() for x in ends)  # [N*A*Q]
+    # [N*A*Q]; contiguous, since a single block's would have a stride of its own, and that would be compiled anew
+    begin, end, own_begin, own_end = (x.int().expand(blocks, slots).contiguous().flatten() for x in ends)
 
     def visible(batch, head, query, key):
         return ((key >= begin[query]) & (key < end[query])) | ((key >= own_begin[query]) & (key < own_end[query]))
