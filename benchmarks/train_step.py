@@ -100,7 +100,8 @@ class Ours:
             training={"optimizer": optimizer, "compile": compile},
         )  # fmt: skip
         table = torch.randn(shape.vocabulary, shape.hidden, device=device).mul_(shape.hidden**-0.5).to(torch.bfloat16)
-        self.target = FrozenTarget(Path("none"), qwen3(shape), table, table, torch.ones(shape.hidden, dtype=torch.bfloat16, device=device))
+        norm = torch.nn.RMSNorm(shape.hidden, dtype=torch.bfloat16, device=device).requires_grad_(False)
+        self.target = FrozenTarget(Path("none"), qwen3(shape), table, table, norm)
         counts = (torch.arange(shape.vocabulary) < shape.seen).float()
         if method == "dflash":
             draft = draft_config(config.draft, self.target.config, tuple(table.shape), shape.vocabulary - 1)
@@ -202,7 +203,7 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]
 
     def attend() -> None:
-        visible = attention(layout.to(device))
+        visible = attention(layout.to(device), ours.method.sights)
         for layer in range(s.layers):
             visible(layer)(q, *context, *own).sum().backward()
 

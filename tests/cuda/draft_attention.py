@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.cuda.lowering import DEVICE
 from torchspec.methods.dflash.method import attention as dflash_attention
 from torchspec.methods.eagle3.method import attention as eagle3_attention
-from torchspec.nn.attention import BlockLayout
+from torchspec.nn.attention import WHOLE, BlockLayout, Sight
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head size
 
@@ -28,12 +28,12 @@ def rows(count: int, heads: int, size: int, grad: bool) -> Tensor:
     return torch.empty(count, heads, size, dtype=torch.bfloat16, device=DEVICE, requires_grad=grad)
 
 
-def dflash(where: BlockLayout, heads: Heads, grad: bool) -> Tensor:
+def dflash(where: BlockLayout, heads: Heads, grad: bool, sight: Sight = WHOLE) -> Tensor:
     """All slots of all blocks at once."""
     (queries, keys, size), slots = heads, where.anchors.numel() * where.block_size
     context = [rows(sum(where.lengths), keys, size, grad) for _ in "kv"]
     own = [rows(slots, keys, size, grad) for _ in "kv"]
-    return _back(dflash_attention(where)(0)(rows(slots, queries, size, grad), *context, *own))
+    return _back(dflash_attention(where, (sight,))(0)(rows(slots, queries, size, grad), *context, *own))
 
 
 def eagle3(where: BlockLayout, heads: Heads, steps: Sequence[int], grad: bool) -> list[Tensor]:

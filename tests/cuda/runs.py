@@ -29,7 +29,7 @@ class Text:
 
 
 def method_of(config: RunConfig, target: PreTrainedConfig, embedding: Tensor, head: Tensor) -> Method:
-    norm = torch.ones(target.hidden_size, dtype=head.dtype, device=head.device)
+    norm = torch.nn.RMSNorm(target.hidden_size, dtype=head.dtype, device=head.device).requires_grad_(False)
     frozen = FrozenTarget(Path("none"), target, embedding, head, norm)
     return method_class(config.draft.method).for_run(config.draft, frozen, TOKENIZER, Text())
 

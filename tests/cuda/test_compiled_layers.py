@@ -11,6 +11,7 @@ from transformers import Qwen3Config
 
 from tests.cuda.draft_attention import layout
 from tests.cuda.lowering import DEVICE
+from torchspec.methods.config import FULL, SLIDING
 from torchspec.methods.dflash import format as dflash_format
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import attention as dflash_attention
@@ -58,12 +59,15 @@ def test_dflash_layers(lowered, monkeypatch):
     here slots and tiles, are taken for one symbol and cost two more. The second has the operators of the first and one gradient more.
     """
     only_lowered(monkeypatch, 1)
-    config = dflash_format.draft_config(DFlashConfig(num_layers=2), TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
+    options = DFlashConfig(num_layers=3, target_layer_ids=(1, 9), sliding_window=256, layer_types=(FULL, FULL, SLIDING))
+    config = dflash_format.draft_config(options, TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
     with DEVICE:
         draft = compiled(DFlashDraft(config, torch.bfloat16))
     for documents, tokens in BATCHES:
         where = layout(documents, ANCHORS, tokens, 16)
-        out = draft(rows(documents * ANCHORS * 16), rows(tokens, 2 * WIDTH), where.positions, dflash_attention(where))
+        out = draft(
+            rows(documents * ANCHORS * 16), rows(tokens, 2 * WIDTH), where.positions, dflash_attention(where, dflash_format.sights(config))
+        )
         out.sum().backward()
     breaks, graphs = breaks_and_graphs()
     assert breaks == {} and 2 <= graphs <= 4
@@ -72,7 +76,7 @@ def test_dflash_layers(lowered, monkeypatch):
 def test_eagle3_layer(lowered, monkeypatch):
     """One for each of three steps. The third has the operators of the second and one own row more."""
     only_lowered(monkeypatch, 0, 2)
-    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), rows(WIDTH, 1))
+    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), torch.nn.RMSNorm(WIDTH))
     with DEVICE:
         draft = compiled(Eagle3Draft(eagle3_format.draft_config(Eagle3Config(), target), torch.bfloat16))
     for documents, tokens in BATCHES[:2]:

@@ -5,14 +5,16 @@ import torch
 
 from tests.cuda.draft_attention import GROUPS_OF_8, QWEN3_8B, SMOLLM2_135M, WITHOUT_GROUPS, dflash, eagle3, layout
 from tests.cuda.h100 import SHARED_MEMORY
+from torchspec.nn.attention import WHOLE, Sight
 
 GROUPS = {"1": WITHOUT_GROUPS, "3": SMOLLM2_135M, "4": QWEN3_8B, "8": GROUPS_OF_8}  # query heads per kv head
 every_group = pytest.mark.parametrize("heads", GROUPS.values(), ids=[f"group{name}" for name in GROUPS])
 
 
 @every_group
-def test_blocks_in_training(lowered, heads):
-    out = dflash(layout(2, 40, 1291, 16), heads, grad=True)
+@pytest.mark.parametrize("sight", (WHOLE, Sight(512, causal=True)), ids=("whole", "sliding"))
+def test_blocks_in_training(lowered, heads, sight):
+    out = dflash(layout(2, 40, 1291, 16), heads, True, sight)
     assert out.shape == (2 * 40 * 16, heads[0], heads[2])
 
 

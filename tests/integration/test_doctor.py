@@ -32,7 +32,18 @@ def test_the_installation_alone_is_rehearsed_with_a_random_target():
 def test_a_run_that_works_has_no_red_row_and_leaves_nothing_behind(work):
     result = torchspec("doctor", "-c", work / "run.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
-    for words in ("chat template", "RoPE", "LM head", "layer ids", "mask share", "on-policy", "memory", "disk", "τ 4.00 of 4"):
+    for words in (
+        "chat template",
+        "draft's shape",
+        "draft's cost",
+        "LM head",
+        "layer ids",
+        "mask share",
+        "on-policy",
+        "memory",
+        "disk",
+        "τ 4.00 of 4",
+    ):
         assert words in result.stdout, words
     assert "look" in result.stdout  # the answers are not the target's own
     assert not (work / "run").exists()

@@ -121,9 +121,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(train, alone):
     assert [row["step"] for row in rows(out, "train")] == [row["step"] for row in rows(alone, "train")]
 
 
-def test_several_ranks_begin_with_given_weights_as_one_does(train, alone):
+@pytest.mark.parametrize("layers", ["[1,3]", "[0,2]"])
+def test_several_ranks_begin_with_given_weights_as_one_does(train, alone, layers):
+    """All of them, or all but what reads the captured layers, which starts as it was built."""
     begin = (f"training.load_path={alone / 'checkpoints'}", "training.continual_training=true", "training.max_steps=1")
-    one, two = train("begun1", 1, 4, *begin), train("begun2", 2, 2, *begin)
+    begin = (*begin, f"draft.target_layer_ids={layers}")
+    one, two = train(f"begun1{layers}", 1, 4, *begin), train(f"begun2{layers}", 2, 2, *begin)
+    account = json.loads((two / "start.json").read_text())
+    assert account == json.loads((one / "start.json").read_text()) and account["fresh"] == ([] if layers == "[1,3]" else ["fc.weight"])
     assert rows(two, "train")[0]["loss"] == pytest.approx(rows(one, "train")[0]["loss"], rel=1e-4)
     assert rows(one, "train")[0]["loss"] < rows(alone, "train")[0]["loss"]  # the weights have learned before
     ours, theirs = weights(two), weights(one)

@@ -4,18 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec.config import load_config
+from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.export.hf import export_checkpoint
 from torchspec.training.build import build
 from torchspec.training.distributed import World
 from torchspec.training.loop import train
-from torchspec.training.start import begin
+from torchspec.training.start import START, begin
 from torchspec.training.tensors import read_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -91,6 +93,76 @@ def test_a_pruned_draft_goes_on_with_the_vocabulary_of_its_new_data(work):
     assert torch.equal(run.model.d2t, own) and not torch.equal(own, expected["d2t"])
 
 
+def of_speculators(folder: Path, draft: Path) -> Path:
+    """The exported draft as that project would have written it: keys by hand, its names, and an embedding of its own."""
+    ours = json.loads((draft / "config.json").read_text())
+    layers = {key: ours[key] for key in (
+        "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "attention_bias", "layer_types",
+    )}  # fmt: skip
+    values = {
+        "speculators_model_type": "dflash", "architectures": ["DFlashSpeculator"], "transformer_layer_config": layers, "block_size": 4,
+        "mask_token_id": ours["dflash_config"]["mask_token_id"], "aux_hidden_state_layer_ids": [2, 4], "draft_vocab_size": 49152,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    save_file(load_file(draft / "model.safetensors"), folder / "model.safetensors")
+    return folder
+
+
+def on_the_hub(work: Path, monkeypatch, name: str) -> Path:
+    """A draft of another project where the hub's client keeps what it has fetched. -> its snapshot"""
+    cache = work / "hub" / f"models--{name.replace('/', '--')}"
+    if not cache.exists():
+        of_speculators(cache / "snapshots" / "0123abc", work / "draft")
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(work / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache / "snapshots" / "0123abc"
+
+
+def test_a_draft_of_another_project_is_begun_with_by_its_hub_id(work, monkeypatch):
+    """The weights are the file's bit for bit, and the first loss is the one that the draft has as it is loaded for serving."""
+    source = on_the_hub(work, monkeypatch, "owner/name")
+    options = ("training.load_path=owner/name", "training.continual_training=true", "training.max_steps=1", "tracking.log_interval=1")
+    run = build(config(work, "hub_id", *options), ALONE)
+    begin(run)
+    found, expected = dict(run.model.named_parameters()), load_file(source / "model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    account = json.loads((work / "hub_id" / START).read_text())
+    assert account == {
+        "load_path": "owner/name", "source": str(source), "method": "dflash", "taken": list(found), "left": {}, "fresh": [], "differs": {},
+        "share": 1.0,
+    }  # fmt: skip
+    batch, served = next(iter(run.stream(0))), load_pair(source, str(work / "target"), "float32", "cpu", False).model
+    loss, weight, _ = run.method.loss(served, batch, run.config.training.seed)
+    train(run.config)
+    (first,) = (row["loss"] for row in timeless_metrics(work / "hub_id") if row["kind"] == "train")
+    assert first == pytest.approx(float(loss / weight), rel=1e-5)  # products of packed matrices add in another order
+    fresh = build(config(work, "fresh_one"), ALONE)
+    loss, weight, _ = fresh.method.loss(fresh.compute, batch, run.config.training.seed)
+    assert float(loss / weight) > 1.01 * first
+
+
+@pytest.mark.parametrize("source", ["run/checkpoints", "draft"])
+def test_what_does_not_fit_starts_as_it_would_have_without(work, source, capsys):
+    """Another pair of captured layers: fc reads other features, though its shape is the same."""
+    options = [f"training.load_path={work / source}", "training.continual_training=true"]
+    other = ["draft.target_layer_ids=[0,2]", "draft.block_size=8"]
+    run, fresh = (build(config(work, "partly", *o, *other), ALONE) for o in (options, []))
+    begin(run)
+    found, built = (dict(r.model.named_parameters()) for r in (run, fresh))
+    weights = load_file(work / "draft" / "model.safetensors")  # of the very checkpoint, in float32
+    assert all(torch.equal(found[name], (built if name == "fc.weight" else weights)[name]) for name in found)
+    said = capsys.readouterr().out
+    assert "  not taken: fc.weight (dflash_config.target_layer_ids: [1, 3] there, [0, 2] in this run)\n" in said
+    assert "  starts at random: fc.weight\n" in said and "computed otherwise" not in said
+    assert json.loads((work / "partly" / START).read_text())["fresh"] == ["fc.weight"]
+    begin(fresh)
+    assert not (work / "partly" / START).exists()  # a run that begins at zero says nothing of an earlier one
+
+
 def test_an_own_checkpoint_comes_before_load_path(work):
     """A continual run that was killed goes on with itself, even where what it began with is gone."""
     shutil.copytree(work / "run", work / "killed")
@@ -122,13 +194,22 @@ def test_a_run_goes_on_with_what_its_paths_hold_and_not_with_their_names(work):
 
 def test_sources_that_cannot_be_begun_with(work, monkeypatch):
     monkeypatch.chdir(work)
-    assert f"training.load_path='nowhere': {work / 'nowhere'} is no checkpoint" in refused(work, "training.load_path=nowhere")
-    assert "set training.continual_training=true" in refused(work, "training.load_path=draft")
-    continual = ["training.load_path=draft", "training.continual_training=true"]
-    other = refused(work, *continual, "draft.target_layer_ids=[0,2]")
-    assert "dflash_config.target_layer_ids: [1, 3] there, [0, 2] in this run" in other
-    assert "num_hidden_layers: 2 there, 1 in this run" in refused(work, *continual, "draft.num_layers=1")
-    begin(build(config(work, "blocks", *continual, "draft.block_size=8"), ALONE))  # weights do not depend on it
+    for source in ("nowhere", "draft", "owner/name"):
+        assert "set training.continual_training=true" in refused(work, f"training.load_path={source}")
+    weights = "training.continual_training=true"
+    nowhere = refused(work, "training.load_path=nowhere", weights)
+    assert (
+        "training.load_path='nowhere' is no checkpoint (no state.json)" in nowhere and f"{work / 'nowhere'} holds no config.json" in nowhere
+    )
+    deeper = refused(work, "training.load_path=draft", weights, "draft.num_layers=6", "draft.target_layer_ids=[1,3]")
+    assert deeper.startswith("training.load_path='draft': this dflash draft fills ") and "num_hidden_layers: 2 there, 6 in" in deeper
+    for source in ("draft", "run/checkpoints/iter_0000024"):
+        values = json.loads((work / source / "config.json").read_text()) | {"num_target_layers": 7}
+        shutil.copytree(work / source, work / "made_for_another", dirs_exist_ok=True)
+        (work / "made_for_another" / "config.json").write_text(json.dumps(values))
+        assert "and 7 layers, but" in refused(work, "training.load_path=made_for_another", weights)
+        shutil.rmtree(work / "made_for_another")
+    assert not (work / "refused" / START).exists()
     assert "made by a different run" in refused(work, "training.load_path=run/checkpoints", "training.learning_rate=0.002")
 
 

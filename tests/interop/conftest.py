@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from torchspec.config import load_config
 from torchspec.data.dataset import open_or_prepare
@@ -48,8 +49,16 @@ def method(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def draft(method, target_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("interop")
+def draft(method, target_folder, tmp_path_factory, testrun_uid) -> Path:
+    """The processes that test side by side train it once."""
+    folder = tmp_path_factory.getbasetemp().parent / f"interop-{method}-{testrun_uid}"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "draft").is_dir():
+            train_and_export(method, target_folder, folder)
+    return folder / "draft"
+
+
+def train_and_export(method: str, target_folder: Path, folder: Path) -> None:
     data = Path(str(files("torchspec.demo")))
     overrides = [
         f"output_dir={folder}", f"model.target_model_path={target_folder}", f"dataset.train_data_path={data / 'train.jsonl'}",
@@ -57,7 +66,7 @@ def draft(method, target_folder, tmp_path_factory) -> Path:
     ]  # fmt: skip
     config = load_config(str(ROOT / RECIPES[method]), overrides)
     train(config)
-    return export_checkpoint(latest(config.checkpoints), folder / "draft")
+    export_checkpoint(latest(config.checkpoints), folder / "draft")
 
 
 @pytest.fixture(scope="session")

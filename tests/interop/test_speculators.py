@@ -1,6 +1,7 @@
 """The PyPI package `speculators` saves drafts of its own; ours read them and give the logits that the package computes."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import LlamaConfig, Qwen3Config
 from tests.interop.conftest import ROOT
 from tests.unit.tiny import HIDDEN, VOCABULARY, all_valid, lively, write_target
 from torchspec.decode.pair import load_pair
+from torchspec.nn.attention import WHOLE, BlockLayout, Sight
 
 SPECULATORS = ROOT / ".interop" / "speculators"
 LENGTH, STEPS, IDS = 40, 3, torch.tensor([1, 2, 5, 8, 13, 21, 34, 55, 60])
@@ -124,3 +126,52 @@ def test_dflash(package, target, text, tmp_path, pruned):
     vocabulary = pair.method.served_vocabulary(pair.model)
     assert torch.equal(vocabulary.ids, IDS if pruned else torch.arange(VOCABULARY))
     torch.testing.assert_close(hidden @ vocabulary.head.T, expected[0], **ROOM)
+
+
+SLIDING = {"all slide": ["sliding_attention"] * 2, "one slides": ["full_attention", "sliding_attention"]}
+DFLASH = {"aux_hidden_state_layer_ids": [2, 4], "block_size": STEPS + 1, "mask_token_id": VOCABULARY - 1}
+
+
+def blocks(theirs, text) -> tuple[torch.Tensor, BlockLayout]:
+    """Logits of the package's blocks [blocks, slots, V], and where it has drawn them."""
+    (ids, features), answer = text, (torch.arange(LENGTH) > 5).long()
+    document, states = torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, LENGTH, HIDDEN)
+    _, logits, _, _, rows = theirs._backbone_forward(features[None], ids[None], answer[None], states, document, max_anchors=6)
+    return logits[0].unflatten(0, (-1, STEPS + 1)), all_valid([rows[:: STEPS + 1].tolist()], (LENGTH,), STEPS + 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("non_causal", [False, True], ids=["causal", "not causal"])
+@pytest.mark.parametrize("layer_types", SLIDING.values(), ids=SLIDING)
+def test_dflash_layers_that_slide_see_the_same_slots(package, target, text, tmp_path, layer_types, non_causal):
+    """With a window longer than the text, so that only the direction within a block counts: read from its own folder."""
+    layers = Qwen3Config(**LAYER, num_hidden_layers=2, layer_types=layer_types, use_sliding_window=True, sliding_window=LENGTH + STEPS + 1)
+    theirs = package("dflash", target, layers, False, **DFLASH, sliding_window_non_causal=non_causal)
+    theirs.save_pretrained(tmp_path)
+    expected, layout = blocks(theirs, text)
+    pair = load_pair(tmp_path, str(target), "float32", "cpu", False)
+    hidden = pair.model(*pair.method.inputs(*text, layout)).unflatten(0, (-1, STEPS + 1))
+    torch.testing.assert_close(hidden @ pair.method.target.head.T, expected, **ROOM)
+    pair.method.sights = tuple(WHOLE if sight.window and sight.causal else replace(sight, causal=True) for sight in pair.method.sights)
+    assert (pair.model(*pair.method.inputs(*text, layout)).view_as(hidden) - hidden).abs().max() > 0.01  # planted: the other direction
+
+
+@torch.no_grad()
+def test_dflash_windows_reach_one_row_and_a_slot_further_in_its_training_than_in_any_server(package, target, text, tmp_path):
+    """Its mask counts from the anchor: slot k sees rows from anchor - w on, where servers and we count from the slot, anchor + k - w + 1.
+
+    Slot by slot, in one layer whose keys depend on nothing: its window w is our window w + k + 1.
+    """
+    window = 6
+    layers = Qwen3Config(**LAYER, num_hidden_layers=1, layer_types=["sliding_attention"], use_sliding_window=True, sliding_window=window)
+    theirs = package("dflash", target, layers, False, **DFLASH)
+    theirs.save_pretrained(tmp_path)
+    expected, layout = blocks(theirs, text)
+    pair = load_pair(tmp_path, str(target), "float32", "cpu", False)
+    assert pair.method.sights == (Sight(window, causal=True),)
+    for slot in range(STEPS + 1):
+        for longer in (slot, slot + 1):
+            pair.method.sights = (Sight(window + longer, causal=True),)
+            hidden = pair.model(*pair.method.inputs(*text, layout)).unflatten(0, (-1, STEPS + 1))
+            difference = (hidden @ pair.method.target.head.T - expected)[:, slot].abs().max()
+            assert difference < 1e-4 if longer == slot + 1 else difference > 0.01

@@ -20,7 +20,7 @@ def losses(python: Path | str, recipe: str, out: Path, *overrides: str) -> list[
     # the curve is all that is asked for
     short = (f"output_dir={out}", f"training.max_steps={STEPS}", "tracking.log_interval=2", "dataset.eval_data_path=null")
     command = [str(python), "-m", "torchspec", "train", "-c", str(config), *short, *overrides]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout + run.stderr
     rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if row["kind"] == "train"]

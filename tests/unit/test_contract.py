@@ -14,7 +14,7 @@ from tests.tiny import write_chats, write_tiny_target
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.acceptance.walk import Acceptance
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import check_features, check_next_tokens, check_target
+from torchspec.capture.check import check_features, check_law, check_target
 from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.decode.offline import accepted_per_step, evaluate_offline
@@ -108,14 +108,19 @@ def test_capture_of_the_wrong_layer_is_named(oracle, dataset):
         check_features(replace(honest, layer_ids=(0, 3)), oracle)
 
 
+class Twist(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.linspace(-1, 1, x.shape[-1])
+
+
 def test_capture_a_missing_final_norm_or_a_lower_layer_does_not_give_the_next_token(oracle, target, dataset):
     check_target(oracle, target, dataset[0])
     output = oracle.model(input_ids=dataset[0].ids[None], output_hidden_states=True)
-    choices, normed, below = output.logits[0].argmax(-1), output.hidden_states[-1][0], output.hidden_states[-2][0]
-    twisted = replace(target, norm=target.norm * torch.linspace(-1, 1, len(target.norm)))
+    logits, normed, below = output.logits[0], output.hidden_states[-1][0], output.hidden_states[-2][0]
+    twisted = replace(target, norm=torch.nn.Sequential(target.norm, Twist()))
     for planted, state in ((twisted, below), (target, -normed)):
-        with pytest.raises(ContractError, match="agree with"):
-            check_next_tokens(planted, state, choices, oracle.producer)
+        with pytest.raises(ContractError, match="the likely cause is a state taken after the final norm"):
+            check_law(planted, state, logits, oracle.producer)
 
 
 @pytest.mark.parametrize(

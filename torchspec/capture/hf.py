@@ -1,20 +1,23 @@
 """The target in this process, with Transformers: capture for training, and the cached steps of decoding. The oracle for other backends."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cached_property
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, Cache, DynamicCache
+from transformers import Cache, DynamicCache
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import Rounds, capture_checks
+from torchspec.capture.reading import RecurrentReading
+from torchspec.capture.state import States, attention_alone, new_cache, put_back, states
 from torchspec.errors import UserError
 from torchspec.files.finite import check_finite
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
+from torchspec.target.model import decoder_of, load_model
 
 MOST_PADDING = 0.125
 
@@ -30,15 +33,12 @@ class HFCapture:
         folder, layer_ids = spec.folder, spec.layer_ids
         self.spec, self.layer_ids = spec, layer_ids
         self.producer = f"transformers {transformers.__version__} {str(spec.dtype).removeprefix('torch.')}"
-        options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, "output_loading_info": True}
-        self.model, loading = AutoModelForCausalLM.from_pretrained(folder, **options)
-        if loading["missing_keys"]:  # Transformers fills them with random numbers
-            raise UserError(f"target {folder} lacks the weights {sorted(loading['missing_keys'])[:3]}; fetch it again")
+        self.model = load_model(folder, spec.dtype, spec.trust_remote_code)
         check_finite(dict(self.model.named_parameters()), f"target {folder} in {spec.dtype}", "fetch it again")
         pack_linears(self.model.to(spec.device).eval().requires_grad_(False))
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length: 25 ms for each step of a growing sequence
         self.device = self.model.device
-        layers = self._layers(folder)
+        self.decoder, layers = decoder_of(self.model)
         if not layer_ids or max(layer_ids) >= len(layers):
             raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
         self.rounds: Rounds | None = None  # of checks, once `verify` has made the first
@@ -47,17 +47,15 @@ class HFCapture:
         for layer_id in layer_ids:
             layers[layer_id].register_forward_hook(self._hook(layer_id))
 
-    def _layers(self, folder: Path) -> nn.ModuleList:
-        decoder = self.model.get_decoder()
-        if not isinstance(decoder.layers, nn.ModuleList):
-            raise UserError(
-                f"target {folder}: {type(decoder).__name__} keeps its decoder layers in no ModuleList; this architecture is not supported"
-            )
-        return decoder.layers
-
     def _hook(self, layer_id: int):
         def keep(_module, _inputs, output):
-            self._states[layer_id] = output[0] if isinstance(output, tuple) else output  # [N, L, H_t]
+            state = output[0] if isinstance(output, tuple) else output
+            if state.dim() != 3:
+                raise UserError(
+                    f"target {self.spec.folder}: layers of {type(self.model).__name__} hand on states of shape {list(state.shape)}, "
+                    "where drafts read one row per token; this architecture is not supported"
+                )
+            self._states[layer_id] = state  # [N, L, H_t]
             if layer_id == self._stop_at:
                 raise _LastLayerReached
 
@@ -72,7 +70,7 @@ class HFCapture:
         """[N, L] -> [N, L, K*H_t], running no layer above the last captured one."""
         self._stop_at = self.layer_ids[-1]
         try:
-            self.model.get_decoder()(input_ids=ids.to(self.device), use_cache=False)
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
         except _LastLayerReached:  # the expected way out: every captured layer has run
             return self._context()
         finally:
@@ -101,14 +99,52 @@ class HFCapture:
         if self.rounds is not None and self.rounds.due(len(prompts)):
             capture_checks(self, self.spec.frozen(self.device), prompts[:1])
 
+    @cached_property
+    def recurrent(self) -> RecurrentReading | None:
+        """None for a target of attention alone."""
+        return None if attention_alone(self.model.config) else RecurrentReading(self.model, self._forward)
+
     def new_cache(self) -> DynamicCache:
-        """Keeps all rows, of sliding layers too: what slid out could not come back when drafts are rejected. The masks slide."""
-        return DynamicCache()
+        return new_cache(self.model.config) if self.recurrent else DynamicCache()
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: DynamicCache, logits_to_keep: int = 0) -> tuple[Tensor, Tensor]:
         """Appends [n] tokens to the cached sequence -> logits [n or logits_to_keep, V], context features [n, K*H_t]."""
-        output = self.model(input_ids=ids.to(self.device)[None], past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
+        return (self.recurrent.step if self.recurrent else self._forward)(ids, cache, logits_to_keep)
+
+    def states(self, cache: DynamicCache) -> States:
+        """What forgetting a step needs to know of the time before it."""
+        return states(cache) if self.recurrent else []
+
+    def forget(self, cache: DynamicCache, before: States, tokens: int) -> None:
+        """The last step, of that many tokens."""
+        if self.recurrent:
+            put_back(cache, before, tokens)
+        else:
+            cache.crop(-tokens)
+
+    @torch.inference_mode()
+    def take_back(self, ids: Tensor, cache: DynamicCache, before: States, kept: int) -> None:
+        """After a step of ids [n]: only the first `kept` have been read. A state forgets the whole step, and reads these again."""
+        if self.recurrent:
+            self.forget(cache, before, len(ids))
+            self.recurrent.step(ids[:kept], cache, logits_to_keep=1)
+        else:
+            self.forget(cache, before, len(ids) - kept)
+
+    def _forward(self, ids: Tensor, cache: Cache, logits_to_keep: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """positions [n]; none: the model counts for itself.
+
+        Which rows' logits are wanted is told by position: told by their number, Gemma 4 computes its last layers for these rows alone.
+        """
+        rows = torch.arange(-logits_to_keep, 0, device=self.device) if logits_to_keep else 0
+        output = self.model(
+            input_ids=ids.to(self.device)[None],
+            position_ids=positions if positions is None else positions.to(self.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=rows,
+        )
         return output.logits[0], self._context()[0]
 
     @torch.inference_mode()

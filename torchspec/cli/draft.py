@@ -85,6 +85,7 @@ def evaluate(
     if (data is None) == (datasets is None):
         raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
     from torchspec.decode.pair import load_pair
+    from torchspec.decode.ragged import refuse_all_but_full_attention
     from torchspec.evaluate.answers import answered
     from torchspec.evaluate.questions import questions
     from torchspec.evaluate.run import Settings, evaluate_draft
@@ -98,6 +99,8 @@ def evaluate(
         serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
     settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size)
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
+    if batch_size > 1:
+        refuse_all_but_full_attention(pair.target)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)
 

@@ -46,7 +46,9 @@ def load_pair(
     _load_weights(model, read.tensors, draft)
     model = pack_linears(cast_parameters(model.to(device), dtype).eval().requires_grad_(False))
     spec = CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code)
-    return Pair(draft, folder, HFCapture(spec), method, model)
+    capture = HFCapture(spec)
+    capture.new_cache()  # a target that cannot be decoded here is refused before anything is measured
+    return Pair(draft, folder, capture, method, model)
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:

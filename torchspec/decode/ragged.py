@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from torchspec.capture.hf import HFCapture
+from torchspec.capture.state import layer_kinds
 from torchspec.errors import UserError
 
 
@@ -70,7 +71,7 @@ class Running:
 
     def __init__(self, target: HFCapture, prompts: list[Tensor], room: int):
         """Every prompt's prefill is its own, so that it is the one of decoding alone. room: tokens that any sequence may grow by."""
-        refuse_sliding(target)
+        refuse_all_but_full_attention(target)
         self.target, caches = target, [target.new_cache() for _ in prompts]
         self.prefilled = [target.step(ids, cache, logits_to_keep=1) for ids, cache in zip(prompts, caches, strict=True)]
         self.lengths = [len(ids) for ids in prompts]
@@ -101,8 +102,8 @@ def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def refuse_sliding(target: HFCapture) -> None:
-    config = target.model.config.get_text_config().to_dict()
-    kinds = set(config.get("layer_types") or ["sliding_attention" if config.get("sliding_window") else "full_attention"])
-    if kinds != {"full_attention"}:
-        raise UserError(f"--batch-size above 1 needs full attention, this target has {', '.join(sorted(kinds))}; use --batch-size 1")
+def refuse_all_but_full_attention(target: HFCapture) -> None:
+    kinds = layer_kinds(target.model.config) - {DynamicLayer}
+    if kinds:
+        what = "recurrent or convolution states" if target.recurrent else "sliding windows"
+        raise UserError(f"--batch-size above 1 needs full attention in every layer, this target has {what}; use --batch-size 1")

@@ -71,8 +71,8 @@ def speculative_steps(
     """Yields the growing answer after the prefill and after every verification.
 
     Each step verifies [last token, B-1 drafts] in one target forward, commits the drafts up to the first that is rejected
-    (greedy: that differs from the target's choice), and the target's own token there (the bonus token). Rejected rows are
-    cropped from the target's cache.
+    (greedy: that differs from the target's choice), and the target's own token there (the bonus token). What was rejected is
+    taken back from the target's cache.
     """
     cache, answer = target.new_cache(), Answer()
     drafter.reset()
@@ -88,10 +88,11 @@ def speculative_steps(
         last = answer.ids[-1]
         drafts, q = drafter.propose(last, sampler)
         verified = torch.cat((drafts.new_tensor([last]), drafts))
+        before = target.states(cache)
         logits, context = target.step(verified, cache)
         accepted, bonus = sampler.verify(drafts, q, logits)
         if accepted < len(drafts):
-            cache.crop(accepted - len(drafts))
+            target.take_back(verified, cache, before, accepted + 1)
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
         commit(answer, [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
         answer.seconds += time.perf_counter() - started

@@ -8,8 +8,9 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.data.encode import Options
 from torchspec.doctor.finding import Finding
 from torchspec.doctor.machine import enough_space
-from torchspec.launch.memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, target_bytes, weight_bytes
-from torchspec.launch.plan import CHECKPOINT_BYTES
+from torchspec.launch.memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, key_value_bytes, target_bytes, weight_bytes
+from torchspec.launch.plan import CHECKPOINT_BYTES, LIGHTER, shape
+from torchspec.launch.share import MOST, share
 from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_dtype
 from torchspec.target.frozen import FrozenTarget
@@ -44,15 +45,30 @@ def build(config: RunConfig, folder: Path, dataset: PromptDataset) -> tuple[Froz
 
 
 def draft(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
-    rope = dict(target.config.rope_parameters)
     head = "tied to the embedding" if target.head is target.embedding else "its own"
     size = f"{count_parameters(method) / 1e6:.1f}M parameters, up to {method.block_size} tokens per target forward"
     return [
-        Finding("target", "RoPE", f"{rope['rope_type']}, theta {rope['rope_theta']:g}"),
         Finding("target", "LM head", f"{head}, vocabulary {len(target.embedding)}"),
+        Finding("target", "scales", law(target)),
         Finding("target", "layer ids", f"{list(method.layer_ids)} of {target.num_layers} layers"),
         Finding("target", "draft", f"{config.draft.method}, {size}"),
+        Finding("target", "draft's shape", shape(method)),
+        cost(method),
     ]
+
+
+def cost(method: Method) -> Finding:
+    """One row of the draft beside one of the target, as launch/share.py counts."""
+    part, cache = share(method), key_value_bytes(method.config, method.target.head.itemsize)
+    found = f"{part:.1%} of the target's forward, {cache:,} bytes of keys and values per token"
+    return Finding("target", "draft's cost", found) if part <= MOST else Finding("target", "draft's cost", found, "look", LIGHTER)
+
+
+def law(target: FrozenTarget) -> str:
+    """What the target does to a row of its embedding, and to its logits."""
+    scaled = "the rows more than scaled" if target.embedding_scale is None else f"rows times {target.embedding_scale:g}"
+    capped = "" if target.law.cap is None else f", capped at {target.law.cap:g}"
+    return f"{scaled}, logits times {target.law.scale:g}{capped}"
 
 
 def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:

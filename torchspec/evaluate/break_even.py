@@ -47,18 +47,23 @@ def break_even(pair: Pair, slot_rates: list[float]) -> list[dict]:
 
 @torch.inference_mode()
 def verify_seconds(pair: Pair, concurrency: int) -> list[list[float]]:
-    """[round][k] target forward of k + 1 rows for each sequence, k = 0..B-1; k = 0 is plain decoding. A first round is not counted."""
+    """[round][k] target forward of k + 1 rows for each sequence, k = 0..B-1; k = 0 is plain decoding. A first round is not counted.
+
+    Of a target with states only the forward is timed: servers keep the states of every row, and need not read anything again.
+    """
     model, device = pair.target.model, pair.target.device
     cache = pair.target.new_cache()
     model(input_ids=torch.arange(CONTEXT, device=device)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(concurrency)
+    cache.reorder_cache(torch.zeros(concurrency, dtype=torch.int64, device=device))  # every sequence is the first
 
-    def forward(rows: int) -> None:
-        model(input_ids=torch.arange(rows, device=device).expand(concurrency, rows), past_key_values=cache, use_cache=True)
-        cache.crop(-rows)
+    def forward(rows: int) -> float:
+        before, ids = pair.target.states(cache), torch.arange(rows, device=device).expand(concurrency, rows)
+        taken = seconds(lambda: model(input_ids=ids, past_key_values=cache, use_cache=True), device)
+        pair.target.forget(cache, before, rows)
+        return taken
 
     sizes = range(1, pair.method.block_size + 1)
-    return [[seconds(lambda rows=rows: forward(rows), device) for rows in sizes] for _ in range(REPEATS + 1)][1:]
+    return [[forward(rows) for rows in sizes] for _ in range(REPEATS + 1)][1:]
 
 
 def costs(rounds: list[list[float]]) -> list[float]:

@@ -9,6 +9,7 @@ from torchspec.errors import ContractError, UserError
 from torchspec.files.finite import check_finite
 from torchspec.importers.folder import MASK_EMBEDDING, read_tensors, unpickle
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
+from torchspec.methods.config import SLIDING
 from torchspec.methods.dflash.format import check_serves, default_layer_ids
 from torchspec.target.frozen import FrozenTarget
 
@@ -18,6 +19,7 @@ def import_dflash(folder: Path, values: dict, target: FrozenTarget, draft_tokens
     layer_ids = nested.get("target_layer_ids") or list(default_layer_ids(target.num_layers, values.get("num_hidden_layers", 1)))
     mask_token_id = _mask_token(values, nested, target)
     block_size = _block_size(values, nested, draft_tokens)
+    values = {**values, **_windows(values, nested)}
     settings = {
         "num_target_layers": _target_layers(values, layer_ids, target),
         "block_size": block_size,
@@ -32,6 +34,21 @@ def import_dflash(folder: Path, values: dict, target: FrozenTarget, draft_tokens
     if rows is not None or "draft_vocab_size" in values:
         config.draft_vocab_size = rows
     return Draft("dflash", config, tensors, reads)
+
+
+def _windows(values: dict, nested: dict) -> dict:
+    """Where `dflash_config` speaks of windows, in the keys that are ours, as vLLM reads them: use_swa makes every layer slide whose
+    config.json lets none, and such blocks stay whole; swa_window_size goes before sliding_window.
+    """
+    slides, swa = SLIDING in (values.get("layer_types") or ()), nested.get("use_swa")
+    if not slides and not swa:
+        return {}
+    own = {} if nested.get("swa_window_size") is None else {"sliding_window": nested["swa_window_size"], "use_sliding_window": True}
+    if slides:
+        return own
+    nested.setdefault("causal", False)
+    window = {"sliding_window": values.get("sliding_window"), "use_sliding_window": True}
+    return {"layer_types": [SLIDING] * values["num_hidden_layers"], **window, **own}
 
 
 def _block_size(values: dict, nested: dict, draft_tokens: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from torchspec.console import console
 from torchspec.errors import UserError
+from torchspec.methods.config import FULL
 from torchspec.methods.eagle3.format import AUX
 
 TYPE = "speculators_model_type"
@@ -25,7 +26,8 @@ def _dflash(values: dict, layers: dict) -> dict:
     block_size, layer_ids, mask_token_id = (values.get(key) for key in ("block_size", "aux_hidden_state_layer_ids", "mask_token_id"))
     if block_size is None or not layer_ids:
         raise UserError("the draft's config.json lacks block_size or aux_hidden_state_layer_ids; write what it was trained with")
-    if not values.get("sliding_window_non_causal", True) and "sliding_attention" not in (layers.get("layer_types") or ()):
+    layer_types, causal = layers.get("layer_types") or [FULL], not values.get("sliding_window_non_causal", True)
+    if causal and FULL in layer_types:
         console.print(
             "the draft says sliding_window_non_causal=false, which makes vLLM serve its full-attention layers causally; they were trained "
             "on whole blocks and are computed so here, so write true to have them served so"
@@ -34,6 +36,7 @@ def _dflash(values: dict, layers: dict) -> dict:
         "mask_token_id": mask_token_id,
         "target_layer_ids": [a - 1 for a in layer_ids],
         "sample_from_anchor": values.get("sample_from_anchor", False),
+        **({} if causal else {"causal": False}),  # as trained: whole blocks in full layers, sliding ones causal where it says so
     }
     return {"architectures": ["DFlashDraftModel"], "block_size": block_size, "dflash_config": nested}
 

@@ -2,11 +2,13 @@
 
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from torchspec.config import RunConfig
 from torchspec.methods.base import Method
 from torchspec.methods.blocks import padded
-from torchspec.target.frozen import FrozenTarget, tensor_files
+from torchspec.target.files import tensor_files
+from torchspec.target.frozen import FrozenTarget
 from torchspec.training.distributed import compiles
 
 MASTER_BYTES = 12  # per parameter of the draft: float32 masters and two moments
@@ -34,6 +36,11 @@ def rank_memory(config: RunConfig, method: Method, documents: int, tokens: int, 
 def count_parameters(method: Method) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in method.skeleton().parameters())
+
+
+def key_value_bytes(config: PreTrainedConfig, size: int) -> int:
+    """What a draft's cache takes per token of the context, in all layers; those that slide keep no more tokens than their window."""
+    return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * size
 
 
 def target_bytes(target: FrozenTarget) -> int:

@@ -5,7 +5,10 @@ import torch
 from torchspec.config import RunConfig
 from torchspec.console import console
 from torchspec.errors import UserError
-from torchspec.launch.memory import count_parameters, rank_memory
+from torchspec.launch.memory import count_parameters, key_value_bytes, rank_memory
+from torchspec.launch.share import MOST, share
+from torchspec.methods.base import Method
+from torchspec.methods.config import SLIDING
 from torchspec.nn.device import resolve_device, resolve_dtype
 from torchspec.target.fetch import resolve_target
 from torchspec.target.frozen import FrozenTarget
@@ -14,6 +17,7 @@ from torchspec.training.distributed import World
 
 GIB = 2.0**30
 ROOM = 0.93  # share of a GPU's memory that a run can fill: the rest goes to libraries, and to gaps between tensors
+LIGHTER = "fewer draft.num_layers (dflash), a draft.draft_vocab_size (eagle3) or a smaller draft.intermediate_size make it lighter"
 CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
 
 
@@ -34,6 +38,8 @@ def print_plan(config: RunConfig) -> None:
     rows = {
         "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
         "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
+        "shape": shape(method),
+        "serving": serving(method),
         "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
         f"held out: {len(held_out) if held_out else 0} samples",
         "topology": topology(config),
@@ -58,6 +64,25 @@ def print_plan(config: RunConfig) -> None:
     console.print(config.model_dump_json(indent=2), markup=False)
     for name, text in rows.items():
         console.print(f"{name:>9}  {text}", markup=False)
+
+
+def shape(method: Method) -> str:
+    config, rope = method.config, method.config.rope_parameters
+    window = config.to_dict().get("sliding_window")
+    slides = f", window {window} in {config.layer_types.count(SLIDING)} of them" if window else ""
+    heads = f"{config.num_attention_heads} heads of {config.head_dim}, {config.num_key_value_heads} with keys"
+    layers = f"{config.num_hidden_layers} layer(s){slides}"
+    return f"{layers}, {heads}, MLP {config.intermediate_size}, RoPE {rope['rope_type']} with theta {rope['rope_theta']:g}"
+
+
+def serving(method: Method) -> str:
+    """What the draft adds to a server, with advice where it is much."""
+    part = share(method)
+    text = (
+        f"{key_value_bytes(method.config, method.target.head.itemsize):,} bytes of keys and values per token; a forward of the draft costs "
+        f"{part:.1%} of the target's"
+    )
+    return text if part <= MOST else f"{text}, more than {MOST:.0%}: {LIGHTER}"
 
 
 def memory(parts: dict[str, int], device: torch.device) -> str:

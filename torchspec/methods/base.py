@@ -38,6 +38,7 @@ class Method(Protocol):
     config: PreTrainedConfig  # the draft's config.json
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
+    meaning: dict[str, tuple[str, ...]]  # setting of the config.json -> parameters that are others with another value, whatever their shape
 
     @classmethod
     def for_run(cls, options, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Method": ...

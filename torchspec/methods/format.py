@@ -1,4 +1,4 @@
-"""What every method's config.json takes over from the target, and what must hold between a draft folder and its target."""
+"""What must hold between a draft's config.json and its target, whatever the method."""
 
 from pathlib import Path
 
@@ -66,41 +66,3 @@ def check_captured(folder: Path, layer_ids: list[int], num_target_layers: int, w
         )
     if fc.shape[1] != len(layer_ids) * width:
         raise ContractError(f"{folder}: fc takes {fc.shape[1]} features but {len(layer_ids)} layers of width {width} are captured")
-
-
-def taken_over(target: PreTrainedConfig) -> dict:
-    """Keys of a draft's config.json that are the target's, and those that every draft has."""
-    return {
-        "intermediate_size": target.intermediate_size,
-        "num_attention_heads": target.num_attention_heads,
-        "num_key_value_heads": target.num_key_value_heads,
-        "head_dim": head_dim(target),
-        "hidden_act": "silu",
-        "max_position_embeddings": target.max_position_embeddings,
-        "rms_norm_eps": target.rms_norm_eps,
-        "rope_parameters": rope(target),
-        "tie_word_embeddings": False,
-        "bos_token_id": target.bos_token_id,
-        "eos_token_id": target.eos_token_id,
-        "dtype": "bfloat16",
-        "num_target_layers": target.num_hidden_layers,
-    }
-
-
-def head_dim(target: PreTrainedConfig) -> int:
-    explicit = target.to_dict().get("head_dim")
-    return explicit or target.hidden_size // target.num_attention_heads
-
-
-def rope(target: PreTrainedConfig) -> dict:
-    """The target's rotary settings, less what drafts do not do: partial rotation and multimodal sections."""
-    settings = dict(target.rope_parameters)
-    for key in ("partial_rotary_factor", "mrope_section", "mrope_interleaved"):
-        settings.pop(key, None)
-    if settings.get("rope_type") in ("mrope", None):
-        settings["rope_type"] = "default"
-    if "rope_theta" not in settings:
-        raise UserError(
-            f"the target's rope_parameters {settings} differ by layer type; the draft needs one set, and this target is not supported yet"
-        )
-    return settings

@@ -6,7 +6,8 @@
                v  v  v  .  .  .    .  .  .  .  .         v .. v     .    .        every slot sees the same
 
 Rule for a query in block j of document n: context row t is visible iff it belongs to n and t < anchor_j (strict: when
-serving, the anchor's own target state does not exist yet); own-block slots are visible; nothing else is.
+serving, the anchor's own target state does not exist yet); own-block slots are visible; nothing else is. A layer's `Sight` takes
+away from that by the distance between query and key alone.
 Legend: N documents, T context rows, A blocks per document, B slots, R = N*A*B draft rows, d head size.
 """
 
@@ -21,6 +22,30 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torchspec.nn.send import send
 
 TILE = 128  # rows and keys of a tile of a BlockMask
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How far the rows of a layer see; a key at position j lies i - j before a query at position i.
+
+    window w: |i - j| < w, so that a row itself is one of the w, as in Transformers (SGLang stores w - 1); none: everything.
+    causal: no slot sees a later one; of the context every row is earlier.
+    """
+
+    window: int | None = None
+    causal: bool = False
+
+    def sees(self, distance: Tensor) -> Tensor:
+        """distance i - j of pairs of positions -> bool."""
+        seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        return seen if self.window is None else seen & (distance.abs() < self.window)
+
+    def seen_context(self, rows: int) -> int:
+        """How many of the last context rows the first slot of a block sees, which stands right behind them: later slots see no other."""
+        return rows if self.window is None else min(rows, self.window - 1)
+
+
+WHOLE = Sight()
 
 
 @dataclass(frozen=True)
@@ -50,27 +75,31 @@ class BlockLayout:
         return BlockLayout(send(self.anchors, device), send(self.valid, device), self.lengths, self.block_size)
 
 
-def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout) -> Tensor:
+def structured_attention(
+    q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout, sight: Sight = WHOLE
+) -> Tensor:
     """q [N*A*Q, heads, d], k/v_context [T, kv_heads, d], k/v_block [N*A*S, kv_heads, d] -> [N*A*Q, heads, d].
 
     Each block asks with Q rows and has S rows of its own: both B where a block is denoised at once; one row that asks and S
-    earlier ones in step S of a chain. One document at a time: its blocks against its own context rows, and each block against
-    itself, one softmax over both. A block without own rows must see a context row.
+    earlier ones in step S of a chain, which see everything. One document at a time: its blocks against its own context rows, and each
+    block against itself, one softmax over both. A block without own rows must see a context row.
     """
     heads, size = q.shape[1:]
     kv_heads, (documents, count) = k_context.shape[1], layout.anchors.shape
     groups, slots, own = heads // kv_heads, len(q) // layout.anchors.numel(), len(k_block) // layout.anchors.numel()
     q = q.view(documents, count, slots, kv_heads, groups, size).permute(0, 3, 4, 1, 2, 5)  # [N, kv_heads, G, A, Q, d]
     k_block, v_block = (x.view(documents, count, own, kv_heads, size).permute(0, 3, 1, 2, 4)[:, :, None] for x in (k_block, v_block))
-    output = []
+    slot, output = torch.arange(slots, device=q.device), []
+    unseen_own = ~sight.sees(slot[:, None] - torch.arange(own, device=q.device))  # [Q, S]
     contexts = zip(k_context.split(layout.lengths), v_context.split(layout.lengths), strict=True)
     for n, (k, v) in enumerate(contexts):  # k, v [L, kv_heads, d]
         longest = int(layout.anchors[n].max())
         k, v = k[:longest].transpose(0, 1), v[:longest].transpose(0, 1)  # [kv_heads, L', d], L' rows that any block sees
-        visible = torch.arange(longest, device=q.device) < layout.anchors[n][:, None]  # [A, L']
+        t, anchor = torch.arange(longest, device=q.device), layout.anchors[n][:, None, None]
+        visible = (t < anchor) & sight.sees(anchor + slot[:, None] - t)  # [A, Q, L']
         in_context = (q[n].flatten(1, 3) @ k.transpose(1, 2)).view(kv_heads, groups, count, slots, longest)
-        in_context = in_context.float().masked_fill(~visible[:, None], float("-inf"))
-        in_block = (q[n] @ k_block[n].transpose(-1, -2)).float()  # [kv_heads, G, A, Q, S]
+        in_context = in_context.float().masked_fill(~visible, float("-inf"))
+        in_block = (q[n] @ k_block[n].transpose(-1, -2)).float().masked_fill(unseen_own, float("-inf"))  # [kv_heads, G, A, Q, S]
         weights = (torch.cat((in_context, in_block), dim=-1) * size**-0.5).softmax(dim=-1).to(q.dtype)
         from_context, from_block = weights.split((longest, own), dim=-1)
         mixed = (from_context.flatten(1, 3) @ v).view(kv_heads, groups, count, slots, size) + from_block @ v_block[n]
@@ -78,7 +107,7 @@ def structured_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_bloc
     return torch.cat(output)
 
 
-def flex_block_mask(layout: BlockLayout, slots: int, own: int) -> BlockMask:
+def flex_block_mask(layout: BlockLayout, slots: int, own: int, sight: Sight = WHOLE) -> BlockMask:
     """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]; an invalid block sees only itself.
 
     slots Q, own S: rows that ask and own rows of each block. A row sees two intervals of keys, and its tiles follow from their ends:
@@ -86,11 +115,18 @@ def flex_block_mask(layout: BlockLayout, slots: int, own: int) -> BlockMask:
     only: a captured number would be compiled in, and the number of context rows is another one in every batch.
     """
     device, total, blocks = layout.anchors.device, sum(layout.lengths), layout.anchors.numel()
-    begin = layout.starts.repeat_interleave(layout.anchors.shape[1])  # [N*A] first context row that the block sees
-    end = begin + (layout.anchors * layout.valid).flatten()  # and the first that it must not see
-    own_begin = total + own * torch.arange(blocks, device=device)
-    ends = (begin, end, own_begin, own_begin + own)
-    begin, end, own_begin, own_end = (x.int().repeat_interleave(slots) for x in ends)  # [N*A*Q]
+    slot = torch.arange(slots, device=device)
+    start = layout.starts.repeat_interleave(layout.anchors.shape[1])[:, None]  # [N*A, 1] first context row of the document
+    anchor = start + (layout.anchors * layout.valid).reshape(-1, 1)  # and the first that the block must not see
+    block = total + own * torch.arange(blocks, device=device)[:, None]  # its first own row
+    back = total + slots + own if sight.window is None else sight.window - 1  # rows before itself that a row sees, or more than there are
+    forward = 0 if sight.causal else back
+    ends = (
+        torch.maximum(start, anchor + slot - back), anchor,
+        block + (slot - back).clamp(min=0), block + (slot + 1 + forward).clamp(max=own),
+    )  # fmt: skip
+    # [N*A*Q]; contiguous, since a single block's would have a stride of its own, and that would be compiled anew
+    begin, end, own_begin, own_end = (x.int().expand(blocks, slots).contiguous().flatten() for x in ends)
 
     def visible(batch, head, query, key):
         return ((key >= begin[query]) & (key < end[query])) | ((key >= own_begin[query]) & (key < own_end[query]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchspec.nn import loss_tiles
+from torchspec.nn.logits import AS_THEY_COME, LogitLaw
 from torchspec.nn.send import send
 
 CHUNK_ELEMENTS = 1 << 24  # logits of one product with the head: enough rows (341 of 49,152) for a CPU's full speed
@@ -77,7 +78,7 @@ class _FrozenHeadDivergence(torch.autograd.Function):
     """As above, with the target's whole distribution in place of a label."""
 
     @staticmethod
-    def forward(ctx, hidden, head, states, rows, kind):
+    def forward(ctx, hidden, head, states, rows, kind, law):
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         predictions = torch.empty_like(losses, dtype=torch.int64)
         gradient, chunk, arithmetic = torch.empty_like(hidden), _rows_at_a_time(head), _arithmetic(head)
@@ -86,7 +87,7 @@ class _FrozenHeadDivergence(torch.autograd.Function):
             part = slice(start, start + chunk)
             unique, inverse = rows[part].unique(return_inverse=True)  # several draft rows ask for the same target row
             low, target = logits[: len(hidden[part])], targets[: len(unique)]
-            torch.mm(states[send(unique, states.device)], head.T, out=target)
+            law.apply_(torch.mm(states[send(unique, states.device)], head.T, out=target))
             torch.mm(hidden[part], head.T, out=low)  # [r, V]
             arithmetic.divergence_(low, target, send(inverse, states.device), kind, losses[part], predictions[part])
             torch.mm(low, head, out=gradient[part])
@@ -96,17 +97,20 @@ class _FrozenHeadDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, weights, _predictions):
-        return _weighted(*ctx.saved_tensors, weights), None, None, None, None
+        return _weighted(*ctx.saved_tensors, weights), None, None, None, None, None
 
 
-def frozen_head_divergence(hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """The divergences of q = softmax(hidden @ head.T) from p = softmax(states[rows] @ head.T), in float32.
+def frozen_head_divergence(
+    hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, kind: str, law: LogitLaw = AS_THEY_COME
+) -> tuple[Tensor, Tensor]:
+    """The divergences of q = softmax(hidden @ head.T) from p = softmax(law(states[rows] @ head.T)), in float32.
 
     hidden [r, H] (leave rows of weight zero out), head [V, H] and states [T, H] (the target's, after its final norm) without
-    gradient, rows [r] int64 on the host, kind one of loss_tiles.DIVERGENCES. With a pruned head both run over its V rows.
+    gradient, rows [r] int64 on the host, kind one of loss_tiles.DIVERGENCES. With a pruned head both run over its V rows. law: of the
+    target alone, since servers apply none to a draft, whose last norm learns its own scale.
     Returns the divergences [r] in nats, float32, and the rows of the head predicted [r].
     """
-    return _FrozenHeadDivergence.apply(hidden, head, states, rows, kind)
+    return _FrozenHeadDivergence.apply(hidden, head, states, rows, kind, law)
 
 
 @dataclass(frozen=True)

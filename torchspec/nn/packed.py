@@ -13,14 +13,19 @@ HINT_ROWS = 8  # what the layout is chosen for: the rows of a verification
 
 
 class PackedLinear(nn.Module):
-    """A frozen nn.Linear without its plain weight."""
+    """A frozen nn.Linear whose weight lies packed; models that read it themselves (Jamba, Mamba) have it laid out plain each time."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.product = product(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = pack(linear.weight.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        return self.packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        return packed_product(x, self.packed, self.bias)
 
 
 def pack_linears(model: nn.Module) -> nn.Module:
@@ -42,5 +47,13 @@ def product(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Te
     """x [..., I] -> x @ weight.T + bias [..., O], for a frozen weight [O, I]."""
     if not packs(weight):
         return lambda x: nn.functional.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, HINT_ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    packed = pack(weight)
+    return lambda x: packed_product(x, packed, bias)
+
+
+def pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, HINT_ROWS)
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")

@@ -1,9 +1,11 @@
 """Attention of draft blocks on a CPU: what `structured_attention` computes, a few blocks at a time and with its backward written out.
 
-Anchors ascend, so a tile of neighbouring blocks needs the context up to its last anchor only, and the scores of a tile stay in the
-cache from the product to the softmax. Of the scores only the float32 weights are kept for the backward pass.
+Anchors ascend, so a tile of neighbouring blocks needs the context up to its last anchor only, and within a window no more than the
+rows that its first block sees. The scores of a tile stay in the cache from the product to the softmax; of them only the float32 weights
+are kept for the backward pass.
 
-Legend as in attention.py, and per document: A blocks, g tile of a blocks, P = G*Q rows that ask per kv head and block, S own rows.
+Legend as in attention.py, and per document: A blocks, g tile of a blocks, L' context rows that a tile needs, P = G*Q rows that ask per kv
+head and block, S own rows.
 """
 
 from collections.abc import Iterator
@@ -11,31 +13,33 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from torchspec.nn.attention import BlockLayout
+from torchspec.nn.attention import WHOLE, BlockLayout, Sight
 
 TILE_ELEMENTS = 1 << 21  # scores of one tile: 8 MiB in float32; smaller ones fit a cache better, but start more products
 
 
-def tiled_attention(q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout) -> Tensor:
+def tiled_attention(
+    q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor, layout: BlockLayout, sight: Sight = WHOLE
+) -> Tensor:
     """Same arguments and result as `structured_attention`."""
-    return _TiledAttention.apply(q, k_context, v_context, k_block, v_block, layout)
+    return _TiledAttention.apply(q, k_context, v_context, k_block, v_block, layout, sight)
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k_context, v_context, k_block, v_block, layout):
+    def forward(ctx, q, k_context, v_context, k_block, v_block, layout, sight):
         heads, size = q.shape[1:]
         asking, own = _by_document(q, layout, k_context.shape[1]), [_by_document(x, layout, k_context.shape[1]) for x in (k_block, v_block)]
         out, weights = torch.empty_like(asking), []
-        for n, blocks, longest in _tiles(layout, heads * asking.shape[3]):
-            k, v = (_context(x, layout, n)[:, :longest] for x in (k_context, v_context))
+        slots = asking.shape[3] * k_context.shape[1] // heads
+        for n, blocks, near in _tiles(layout, sight, heads * asking.shape[3]):
+            k, v = (_context(x, layout, n)[:, near] for x in (k_context, v_context))
             rows, k_own, v_own = (x[n, :, blocks] for x in (asking, *own))  # [kv_heads, a, P or S, d]
             scores = _scores(rows, k, k_own).mul_(size**-0.5)
-            unseen = torch.arange(longest) >= layout.anchors[n, blocks, None]  # [a, L']
-            scores[..., :longest] += torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None]  # a sum is vectorised, a fill not
+            scores.unflatten(2, (-1, slots)).add_(_barrier(layout.anchors[n, blocks], near, slots, k_own.shape[2], sight))
             weights.append(torch.softmax(scores, dim=-1, out=scores))
             out[n, :, blocks] = _mixed(scores.to(q.dtype), v, v_own)
-        ctx.layout, ctx.shapes = layout, (q.shape, k_block.shape)
+        ctx.layout, ctx.sight, ctx.shapes = layout, sight, (q.shape, k_block.shape)
         ctx.save_for_backward(k_context, v_context, asking, *own, *weights)
         return _by_row(out, q.shape)
 
@@ -47,19 +51,19 @@ class _TiledAttention(torch.autograd.Function):
         upstream = _by_document(grad_out, layout, kv_heads)
         grad_q, grad_k_own, grad_v_own = (torch.empty_like(x) for x in (asking, k_own, v_own))
         grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k_context, v_context))  # tiles add up
-        for (n, blocks, longest), p in zip(_tiles(layout, q_shape[1] * asking.shape[3]), weights, strict=True):
-            k, v = (_context(x, layout, n)[:, :longest] for x in (k_context, v_context))
+        for (n, blocks, near), p in zip(_tiles(layout, ctx.sight, q_shape[1] * asking.shape[3]), weights, strict=True):
+            k, v = (_context(x, layout, n)[:, near] for x in (k_context, v_context))
             grad_p = _scores(upstream[n, :, blocks], v, v_own[n, :, blocks])
             slope = torch._softmax_backward_data(grad_p, p, -1, torch.float32).mul_(size**-0.5).to(asking.dtype)
             grad_q[n, :, blocks] = _mixed(slope, k, k_own[n, :, blocks])
             for grad, grad_own, rows, factor in ((grad_k, grad_k_own, asking, slope), (grad_v, grad_v_own, upstream, p.to(asking.dtype))):
                 rows = rows[n, :, blocks]
                 by_key = factor.transpose(-1, -2)  # [kv_heads, a, L' + S, P]
-                grad_own[n, :, blocks] = by_key[:, :, longest:] @ rows
-                _context(grad, layout, n)[:, :longest] += factor[..., :longest].flatten(1, 2).transpose(1, 2) @ rows.flatten(1, 2)
+                grad_own[n, :, blocks] = by_key[:, :, k.shape[1] :] @ rows
+                _context(grad, layout, n)[:, near] += factor[..., : k.shape[1]].flatten(1, 2).transpose(1, 2) @ rows.flatten(1, 2)
         return (
             _by_row(grad_q, q_shape), grad_k.to(k_context.dtype), grad_v.to(v_context.dtype),
-            _by_row(grad_k_own, own_shape), _by_row(grad_v_own, own_shape), None,
+            _by_row(grad_k_own, own_shape), _by_row(grad_v_own, own_shape), None, None,
         )  # fmt: skip
 
 
@@ -81,12 +85,24 @@ def _context(x: Tensor, layout: BlockLayout, n: int) -> Tensor:
     return x[start : start + layout.lengths[n]].transpose(0, 1)
 
 
-def _tiles(layout: BlockLayout, rows: int) -> Iterator[tuple[int, slice, int]]:
-    """Document, its blocks, and how many context rows the last of them sees. rows: scores of a block per context row."""
+def _tiles(layout: BlockLayout, sight: Sight, rows: int) -> Iterator[tuple[int, slice, slice]]:
+    """Document, its blocks, and the context rows that they see between them. rows: scores of a block per context row."""
     for n, length in enumerate(layout.lengths):
         step = max(1, TILE_ELEMENTS // (rows * length))
         for first in range(0, layout.anchors.shape[1], step):
-            yield n, slice(first, first + step), int(layout.anchors[n, first : first + step].max())
+            blocks = slice(first, first + step)
+            lowest, longest = (int(x) for x in layout.anchors[n, blocks].aminmax())
+            yield n, blocks, slice(lowest - sight.seen_context(lowest), longest)
+
+
+def _barrier(anchors: Tensor, near: slice, slots: int, own: int, sight: Sight) -> Tensor:
+    """What is added to scores of the blocks at these anchors [a]: 0 or -inf, [a, 1, Q or 1, L' + S]. A sum is vectorised, a fill not."""
+    t, anchor, slot = torch.arange(near.start, near.stop), anchors[:, None, None], torch.arange(slots)[:, None]
+    seen, seen_own = t < anchor, torch.ones(1, own, dtype=torch.bool)
+    if sight != WHOLE:
+        seen, seen_own = seen & sight.sees(anchor + slot - t), sight.sees(slot - torch.arange(own))
+    seen = torch.cat((seen, seen_own.expand(len(anchors), -1, -1)), dim=-1)
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def _scores(rows: Tensor, k: Tensor, k_own: Tensor) -> Tensor:

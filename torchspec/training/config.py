@@ -32,10 +32,14 @@ class TrainingConfig(Section):
     save_interval: PositiveInt = Field(500, description="steps between checkpoints")
     save_per_epoch: bool = Field(False, description="a checkpoint at the end of every epoch as well")
     load_path: str | None = Field(
-        None, description="checkpoint, checkpoints folder or exported draft to begin with; read only where output_dir holds no checkpoint"
+        None,
+        description="what to begin with: a checkpoint, a checkpoints folder, or any draft as folder or hub id (docs/warm_start.md); "
+        "read only where output_dir holds no checkpoint",
     )
     continual_training: bool = Field(
-        False, description="take load_path's weights alone: schedule, optimizer and data start at zero; false goes on with that run"
+        False,
+        description="take load_path's weights alone, as far as they fit: schedule, optimizer and data start at zero; "
+        "false goes on with that run",
     )
     max_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept; the best by tau is kept as well")
 
@@ -51,7 +55,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _beginning(self):
         if self.continual_training and self.load_path is None:
-            raise ValueError("continual_training=true needs load_path: a checkpoint folder or an exported draft to take the weights from")
+            raise ValueError("continual_training=true needs load_path: a checkpoint folder or a draft to take the weights from")
         return self
 
 

@@ -118,7 +118,9 @@ def whole(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Whole tensors into a model that may be sharded; every rank calls it with the same weights."""
-    for name, parameter in model.named_parameters():
-        value = weights[name].to(parameter.device, parameter.dtype)
+    """Whole tensors into the parameters of these names, of a model that may be sharded; every rank calls it with the same weights."""
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        parameter = parameters[name]
+        value = value.to(parameter.device, parameter.dtype)
         parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else value)

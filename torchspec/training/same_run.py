@@ -16,11 +16,6 @@ CONTENTS = {  # facts of data.json -> their names for readers
     "target_contents": "files of the target",
 }
 WRITTEN_BY_TRANSFORMERS = {"transformers_version", "_name_or_path", "dtype", "architectures"}
-# keys of a draft's config.json that its computation does not depend on; drafts may differ in them and share weights
-FREE = WRITTEN_BY_TRANSFORMERS | {
-    "block_size", "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "max_window_layers", "initializer_range",
-    "attention_dropout", "use_cache", "tie_word_embeddings", "draft_vocab_coverage",
-}  # fmt: skip
 
 
 def check_same_run(path: Path, config: RunConfig, world: World, facts: dict, draft: PreTrainedConfig) -> None:
@@ -28,16 +23,22 @@ def check_same_run(path: Path, config: RunConfig, world: World, facts: dict, dra
     _check_config(path, config)
     _check_batches(path, config, world)
     _check_contents(path, facts)
-    check_same_draft(path, draft, str(path), WRITTEN_BY_TRANSFORMERS)
+    _check_same_draft(path, draft)
 
 
-def check_same_draft(source: Path, wanted: PreTrainedConfig, where: str, free: set[str]) -> None:
-    """Equal shapes do not make equal drafts: fc reads other columns with other layer ids, and the mask token is learned."""
-    found, wanted = (_flat(config.to_dict()) for config in (AutoConfig.from_pretrained(source), wanted))
+def differences(found: PreTrainedConfig, wanted: PreTrainedConfig, free: set[str]) -> dict[str, str]:
+    """Settings of this run's draft that are another draft's in another way -> both values. free: those that may differ."""
+    found, wanted = (_flat(config.to_dict()) for config in (found, wanted))
     different = [key for key in wanted if key.rpartition(".")[2] not in free and found.get(key) != wanted[key]]
+    return {key: f"{found.get(key)!r} there, {wanted[key]!r} in this run" for key in different}
+
+
+def _check_same_draft(path: Path, wanted: PreTrainedConfig) -> None:
+    """Equal shapes do not make equal drafts: fc reads other columns with other layer ids, and the mask token is learned."""
+    different = differences(AutoConfig.from_pretrained(path), wanted, WRITTEN_BY_TRANSFORMERS)
     if different:
-        what = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} in this run" for key in different[:4])
-        raise UserError(f"{where} holds another draft ({what}); make the draft section agree with it")
+        what = "; ".join(f"{key}: {values}" for key, values in list(different.items())[:4])
+        raise UserError(f"{path} holds another draft ({what}); make the draft section agree with it")
 
 
 def _check_config(path: Path, config: RunConfig) -> None:

@@ -1,19 +1,18 @@
 """Where a run begins: at its own latest checkpoint, else where training.load_path says, else at zero."""
 
+import json
 from pathlib import Path
 
-from torch import Tensor
-
 from torchspec.errors import UserError
-from torchspec.importers.folder import read_tensors
+from torchspec.target.fetch import resolve_draft
 from torchspec.training import checkpoint, checkpoints
 from torchspec.training.build import Run
 from torchspec.training.checkpoint import TrainState
 from torchspec.training.distributed import load_whole
-from torchspec.training.same_run import FREE, check_same_draft, check_same_run
-from torchspec.training.tensors import read_weights
+from torchspec.training.same_run import check_same_run
+from torchspec.training.warm import fit, read_source
 
-EXPORTED = "model.safetensors"
+START = "start.json"  # what was taken from load_path, and what was not
 
 
 def begin(run: Run) -> TrainState:
@@ -23,19 +22,15 @@ def begin(run: Run) -> TrainState:
         state = _resume(run, own)
         run.say(f"resuming from {own} at step {state.step} of {run.total_steps}")
         return state
-    fresh = TrainState(micro_batches_per_step=checkpoint.micro_batches_per_step(config, run.world))
-    if config.training.load_path is None:
-        return fresh
-    source = find(config.training.load_path)
-    if config.training.continual_training:
-        check_same_draft(source, run.method.config, f"training.load_path={str(source)!r}", FREE)
-        load_whole(run.model, _fitting(run, source, _read(source)))
-        run.say(f"starting with the weights of {source}")
-        return fresh
-    if (source / EXPORTED).is_file():
+    if config.training.load_path is None or config.training.continual_training:
+        _record(run, None if config.training.load_path is None else _take_weights(run, config.training.load_path))
+        return TrainState(micro_batches_per_step=checkpoint.micro_batches_per_step(config, run.world))
+    source = _checkpoint(config.training.load_path)
+    if source is None:
         raise UserError(
-            f"training.load_path={config.training.load_path!r} is an exported draft, which holds no optimizer to go on with; "
-            "set training.continual_training=true to start with its weights"
+            f"training.load_path={config.training.load_path!r} is no checkpoint (no state.json) and no checkpoints folder (no "
+            f"{checkpoints.LATEST}), so it holds no optimizer to go on with; to start with a draft's weights alone set "
+            "training.continual_training=true"
         )
     state = _resume(run, source)
     state.best_step, state.best_tau = 0, 0.0  # that checkpoint lies in the other run's folder
@@ -48,30 +43,44 @@ def _resume(run: Run, source: Path) -> TrainState:
     return checkpoint.load(source, run.model, run.optimizers, run.world)
 
 
-def find(load_path: str) -> Path:
-    """The checkpoint folder, the latest of a checkpoints folder, or the exported draft."""
+def _checkpoint(load_path: str) -> Path | None:
+    """The checkpoint folder itself, or the latest of a checkpoints folder."""
     path = Path(load_path)
-    if (path / "state.json").is_file() or (path / EXPORTED).is_file():
-        return path
-    newest = checkpoints.latest(path)
-    if newest is None:
+    return path if (path / "state.json").is_file() else checkpoints.latest(path)
+
+
+def _take_weights(run: Run, load_path: str) -> dict:
+    """Fills what fits; the rest of the draft stays as it was built, alike on every rank. -> the account of it."""
+    source = _checkpoint(load_path) or _draft(load_path)
+    try:
+        draft = read_source(source, run.method.target)
+        fitting = fit(draft, run.method, run.model)
+    except UserError as error:
+        raise UserError(f"training.load_path={load_path!r}: {error}") from error
+    load_whole(run.model, fitting.taken)
+    run.say(f"starting with the weights of {source}: {len(fitting.taken)} tensors, {fitting.share:.0%} of the draft's parameters")
+    for line in fitting.lines():
+        run.say(f"  {line}")
+    return {"load_path": load_path, "source": str(source), "method": draft.method, **fitting.to_json()}
+
+
+def _draft(load_path: str) -> Path:
+    try:
+        return resolve_draft(load_path)
+    except UserError as error:
         raise UserError(
-            f"training.load_path={load_path!r}: {path.resolve()} is no checkpoint (no state.json), no checkpoints folder "
-            f"(no {checkpoints.LATEST}) and no exported draft (no {EXPORTED})"
-        )
-    return newest
+            f"training.load_path={load_path!r} is no checkpoint (no state.json), no checkpoints folder (no {checkpoints.LATEST}) "
+            f"and no draft: {error}"
+        ) from error
 
 
-def _read(source: Path) -> dict[str, Tensor]:
-    return read_tensors(source) if (source / EXPORTED).is_file() else read_weights(source)
-
-
-def _fitting(run: Run, source: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is trained. A pruned vocabulary with its rows of the target's head is not: the run's own data choose it."""
-    frozen = {name for name, _ in run.model.named_buffers()}
-    weights = {name: value for name, value in weights.items() if name not in frozen}
-    expected = {name: parameter.shape for name, parameter in run.model.named_parameters()}
-    wrong = [name for name in expected.keys() | weights.keys() if name not in weights or weights[name].shape != expected.get(name)]
-    if wrong:
-        raise UserError(f"training.load_path={str(source)!r}: {', '.join(sorted(wrong)[:4])} do not fit the draft of this run")
-    return weights
+def _record(run: Run, account: dict | None) -> None:
+    """account: none for a run that begins at zero, whose folder may hold that of an earlier one."""
+    file = Path(run.config.output_dir) / START
+    if not run.world.is_main:
+        return
+    if account is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(account, indent=2) + "\n")

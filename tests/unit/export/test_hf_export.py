@@ -13,7 +13,9 @@ from torchspec.config import RunConfig
 from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
 from torchspec.export.hf import check_export, export_checkpoint
+from torchspec.methods.base import check_served
 from torchspec.methods.dflash.method import DFlash
+from torchspec.nn.attention import Sight
 from torchspec.nn.precision import ComputeIn
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training import checkpoint, checkpoints
@@ -40,7 +42,7 @@ for i in range(2):
 
 def save_checkpoint(root: Path, method: DFlash, model: torch.nn.Module, dtype: str) -> Path:
     target = {"target_model_path": str(method.target.folder), "dtype": dtype}
-    config = RunConfig(output_dir=str(root), model=target, dataset={"train_data_path": "chats"})
+    config = RunConfig(output_dir=str(root), model=target, draft=method.options, dataset={"train_data_path": "chats"})
     state = checkpoint.TrainState(step=7, best_tau=1.5, best_step=7)
     saver = checkpoint.Saver(root, config, World(0, 1, torch.device("cpu")), method.config, {"thinking": False})
     saver.save(state, model, build_optimizers(model, config.training))
@@ -284,24 +286,54 @@ def test_a_draft_that_lacks_its_settings_is_refused_in_one_sentence(draft, tiny_
         load_pair(draft, str(tiny_folder), "float32", "cpu", False)
 
 
-SLIDING = {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True, "sliding_window": 8}
+NESTED = {"block_size": B, "mask_token_id": MASK, "target_layer_ids": list(LAYERS)}
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (SLIDING, "sliding"),
-        ({"is_causal": True}, "causal"),
-        ({"dflash_config": {"block_size": B, "mask_token_id": MASK, "target_layer_ids": list(LAYERS), "causal": True}}, "causal"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-    ],
-    ids=["sliding window", "is_causal", "dflash_config.causal", "hidden_act"],
-)
-def test_a_draft_that_servers_compute_in_another_way_than_we_do_is_refused(draft, tiny_folder, settings, words):
+def test_a_draft_that_servers_compute_in_another_way_than_we_do_is_refused(draft, tiny_folder):
     """Servers read these keys; a tau that is measured without them is not the server's."""
-    rewrite(draft, lambda w, c: c.update(settings))
-    with pytest.raises(UserError, match=words):
+    rewrite(draft, lambda w, c: c.update({"hidden_act": "gelu"}))
+    with pytest.raises(UserError, match="hidden_act"):
         load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+
+
+@pytest.mark.parametrize("settings", [{"is_causal": True}, {"dflash_config": {**NESTED, "causal": True}}], ids=["top", "nested"])
+def test_what_the_config_says_of_a_layers_sight_is_computed(draft, tiny_folder, settings):
+    rewrite(draft, lambda w, c: c.update(settings))
+    assert load_pair(draft, str(tiny_folder), "float32", "cpu", False).method.sights == (Sight(causal=True),) * 2
+
+
+@pytest.mark.parametrize("layer_types", [None, ("full_attention", "sliding_attention")])
+def test_windows_survive_the_way_through_the_folder(tiny_target, tiny_folder, tmp_path, layer_types):
+    method = make_method(tiny_target, sliding_window=5, layer_types=layer_types)
+    model = lively(method.skeleton())
+    draft = export_checkpoint(save_checkpoint(tmp_path / "checkpoints", method, model, "float32"), tmp_path / "draft")
+    pair = load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+    assert pair.method.sights == method.sights != make_method(tiny_target).sights
+    features = pair.target.capture(answered(pair.target, random_prompt(0, 12), 24))
+    anchors = torch.arange(1, 30)
+    with torch.no_grad():
+        assert torch.equal(pair.method.propose(pair.model, features, anchors), method.propose(model, features, anchors))
+
+
+@pytest.mark.parametrize("planted", [{"use_sliding_window": False}, {"sliding_window": None}])
+def test_a_written_window_that_readers_would_drop_is_no_export(tiny_target, tmp_path, planted):
+    method = make_method(tiny_target, sliding_window=5)
+    model = lively(method.skeleton())
+    draft = export_checkpoint(save_checkpoint(tmp_path / "checkpoints", method, model, "float32"), tmp_path / "draft")
+    check_export(draft, load_file(draft / "model.safetensors"))
+    rewrite(draft, lambda w, c: c.update(planted))
+    with pytest.raises(UserError, match="without which readers drop it"):
+        check_export(draft, load_file(draft / "model.safetensors"))
+
+
+def test_sglang_ignores_the_nested_direction_and_is_said_to(tiny_target):
+    method = make_method(tiny_target, sliding_window=5, layer_types=("full_attention", "sliding_attention"))
+    check_served("sglang", method)
+    method.config.dflash_config["causal"] = False
+    with pytest.raises(UserError, match="SGLang ignores dflash_config.causal=False; write is_causal"):
+        check_served("sglang", method)
+    method.config.is_causal = False
+    check_served("sglang", method)
 
 
 @pytest.mark.parametrize(("dtype", "device"), [("float16", "cpu"), ("float32", "abacus")])

@@ -53,6 +53,8 @@ def layer(width: int, norms: tuple[str, ...], prefix: str) -> dict[str, tuple[in
     return {f"{prefix}.{name}.weight": shape for name, shape in shapes.items()}
 
 
+WHOLE = {"layer_types": ["full_attention"] * 2, "sliding_window": None}
+
 PER_HEAD = ("self_attn.q_norm", "self_attn.k_norm")
 DFLASH_SHAPES = {"fc.weight": (H, K * H), "hidden_norm.weight": (H,), "norm.weight": (H,)} | {
     name: shape for i in range(2) for name, shape in layer(H, PER_HEAD, f"layers.{i}").items()
@@ -105,12 +107,12 @@ def proposed(pair: Pair, anchor: int) -> tuple[list[int], list[int], tuple[list[
 
 
 def dflash_by_hand(
-    weights: dict, embedding: Tensor, head: Tensor, text: tuple, anchor: int, slots: int, ids: Tensor | None = None
+    weights: dict, embedding: Tensor, head: Tensor, text: tuple, anchor: int, slots: int, ids: Tensor | None = None, windows: dict = WHOLE
 ) -> list[int]:
     """The definition in float64, with the numbers above."""
     config = SimpleNamespace(
         rms_norm_eps=EPS, head_dim=D, num_attention_heads=HEADS, num_key_value_heads=KV, num_hidden_layers=2, block_size=slots,
-        rope_parameters={"rope_theta": THETA}, dflash_config={"mask_token_id": MASK},
+        rope_parameters={"rope_theta": THETA}, dflash_config={"mask_token_id": MASK}, **windows,
     )  # fmt: skip
     hidden = reference.block_hidden(double(weights), config, embedding.double(), text[1].double(), anchor, text[0][anchor])
     rows = (hidden[1:] @ head.double().T).argmax(-1)

@@ -13,6 +13,7 @@ from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
 from torchspec.files.contents import folder_key
+from torchspec.nn.attention import WHOLE, Sight
 from torchspec.records import Prompt
 
 ANCHORS = [9, 17]
@@ -171,15 +172,54 @@ def test_a_draft_with_its_own_vocabulary_decodes_without_loss_and_as_measured(tm
 
 
 DFLASH2 = {**ZLAB["dflash_config"], "conv_kernel_size": 4}
+SLIDES = ["sliding_attention", "full_attention"]
+W = {"sliding_window": 5, "use_sliding_window": True}  # a window of less than a block and a text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (config(layer_types=SLIDES, **W), [Sight(5, causal=True), WHOLE]),
+        (config(layer_types=SLIDES[:1] * 2, max_window_layers=2, **W), [Sight(5, causal=True)] * 2),
+        (config(layer_types=None, max_window_layers=1, **W), [WHOLE, Sight(5, causal=True)]),
+        (config(layer_types=SLIDES, is_causal=False, **W), [Sight(5), WHOLE]),
+        (config(layer_types=SLIDES, is_causal=True, **W), [Sight(5, causal=True), Sight(causal=True)]),
+        (nested(causal=True), [Sight(causal=True)] * 2),
+        ({**nested(causal=True), "is_causal": False}, [WHOLE] * 2),  # is_causal goes first
+        (nested(use_swa=True, swa_window_size=5), [Sight(5)] * 2),
+        ({**nested(use_swa=True), **W}, [Sight(5)] * 2),
+        ({**nested(swa_window_size=5), **W, "sliding_window": 9, "layer_types": SLIDES}, [Sight(5, causal=True), WHOLE]),
+        ({**nested(use_swa=True, causal=True, swa_window_size=5)}, [Sight(5, causal=True)] * 2),
+    ],
+    ids=["one slides", "all slide", "by number", "not causal", "causal", "nested", "both", "use_swa", "swa on top", "swa size", "all"],
+)  # fmt: skip
+def test_windows_and_directions_are_read_as_vllm_does(tmp_path, tiny_folder, weights, values, expected):
+    """Its table, in _resolve_layer_attention and _dflash_layer_causal of qwen3_dflash.py; drafter and document agree."""
+    pair = load(write(tmp_path, values, weights), tiny_folder)
+    assert list(pair.method.sights) == expected
+    served, document, _ = proposed(pair, 17)
+    assert served == document
+
+
+@pytest.mark.parametrize("layer_types", [SLIDES, SLIDES[:1] * 2])
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, weights, layer_types, anchor):
+    pair = load(write(tmp_path, config(layer_types=layer_types, **W), weights), tiny_folder)
+    served, document, text = proposed(pair, anchor)
+    windows = {"layer_types": layer_types, "sliding_window": 5}
+    tables = (weights, tiny_target.embedding, tiny_target.head, text, anchor, B, None)
+    assert served == document == dflash_by_hand(*tables, windows) != dflash_by_hand(*tables)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (config(layer_types=["sliding_attention", "full_attention"]), "asks for sliding-window layers, which is not computed here"),
-        (nested(use_swa=True, swa_window_size=128), "sliding-window"),
-        (nested(causal=True), "causal blocks"),
-        (config(is_causal=True), "causal blocks"),
+        (config(layer_types=SLIDES), r"sliding_window=None, use_sliding_window=False; write"),
+        (config(layer_types=SLIDES, sliding_window=5), "without which readers drop it"),  # as its readers do
+        (config(layer_types=SLIDES, sliding_window=0, use_sliding_window=True), "sliding_window=0"),
+        (config(layer_types=["chunked_attention", "full_attention"]), "write one of full_attention and sliding_attention for each layer"),
+        (config(layer_types=["full_attention"]), r"cannot be read .*must be equal to the number of `layer_types` \(1\)"),
+        (nested(use_swa=True), "sliding_window=None"),
         (nested(sample_from_anchor=True), "a proposal from the anchor's own slot"),
         (nested(projector_type="domino"), "the projector 'domino'"),
         (nested(projector_type="dspark"), "the projector 'dspark'"),

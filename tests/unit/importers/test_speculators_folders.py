@@ -25,6 +25,7 @@ from tests.unit.importers.foreign import (
 from tests.unit.tiny import MASK, VOCABULARY, B
 from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
+from torchspec.nn.attention import WHOLE, Sight
 
 LAYERS = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": THETA}, "rms_norm_eps": EPS}
 DFLASH = {
@@ -98,9 +99,26 @@ SLIDING = {**DFLASH["transformer_layer_config"], "layer_types": ["sliding_attent
 
 
 @pytest.mark.parametrize(
+    ("layers", "non_causal", "expected", "said"),
+    [
+        ({}, False, [Sight(8, causal=True)] * 2, False),
+        ({}, True, [Sight(8)] * 2, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False, [WHOLE, Sight(8, causal=True)], True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True, [WHOLE, Sight(8)], False),
+    ],
+)
+def test_sliding_layers_are_causal_as_they_were_trained(tmp_path, tiny_folder, layers, non_causal, expected, said, capsys):
+    values = {**DFLASH, "transformer_layer_config": {**SLIDING, **layers}, "sliding_window_non_causal": non_causal}
+    pair = load(write(tmp_path, values, tensors(DFLASH_SHAPES)), tiny_folder)
+    assert list(pair.method.sights) == expected
+    assert ("makes vLLM serve its full-attention layers causally" in capsys.readouterr().out) == said
+    served, document, _ = proposed(pair, 17)
+    assert served == document
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({**DFLASH, "transformer_layer_config": SLIDING}, "sliding-window layers"),
         ({**DFLASH, "sample_from_anchor": True}, "a proposal from the anchor's own slot"),
         ({**DFLASH, "aux_hidden_state_layer_ids": [2, 6]}, r"target_layer_ids=\[1, 5\]"),
         ({**DFLASH, "mask_token_id": None}, "mask_token_id=None"),

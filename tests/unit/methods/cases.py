@@ -18,6 +18,8 @@ from torchspec.records import Batch
 from torchspec.target.frozen import FrozenTarget
 
 PRUNED = torch.arange(0, 64, 3)
+SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
+WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
 CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [
     [(dflash, "PROPOSAL_BLOCKS", blocks), (dflash, "PROPOSAL_ROWS", rows), (sampling, "HEAD_ROWS", rows)]
@@ -46,11 +48,29 @@ class Case:
     vocabulary: torch.Tensor = torch.arange(64)  # what it can propose
     module: ModuleType = eagle3  # where it takes its attention from
     states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
+    windows: tuple[int | None, ...] = (None,)  # of each layer; one that slides is causal
 
 
 CASES = {
     "dflash": Case(make_method, LAYERS, BLOCKS, variety=10, module=dflash, states=blocks_of_masks),
+    "dflash, sliding": Case(
+        lambda target: make_method(target, sliding_window=WINDOW, **SHAPE),
+        LAYERS,
+        BLOCKS,
+        module=dflash,
+        states=blocks_of_masks,
+        windows=(WINDOW, WINDOW),
+    ),  # fmt: skip
+    "dflash, one layer slides": Case(
+        lambda target: make_method(target, sliding_window=3, layer_types=("full_attention", "sliding_attention")),
+        LAYERS,
+        BLOCKS,
+        module=dflash,
+        states=blocks_of_masks,
+        windows=(None, 3),
+    ),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
+    "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, other norms": Case(lambda target: make_eagle3(target, norm_before_residual=True, norm_before_fc=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, pruned": Case(lambda target: make_eagle3(target, PRUNED), EAGLE3_LAYERS, CHAINS, vocabulary=PRUNED),

@@ -64,6 +64,12 @@ def divergence(kind: str, p: Tensor, q: Tensor) -> Tensor:
     return share * kl + (1 - share) * (1 - acceptance)
 
 
+def law(target, logits: Tensor) -> Tensor:
+    """What Granite and Gemma do to the head's product."""
+    scaled = target.law.scale * logits
+    return scaled if target.law.cap is None else target.law.cap * torch.tanh(scaled / target.law.cap)
+
+
 def loss(w: dict, method, documents: list[tuple]) -> tuple[Tensor, dict]:
     """Every candidate of every (ids, mask, context) but the first token is an anchor. Weighted loss, and all sums and counts."""
     config, target, options = method.config, method.target, method.options
@@ -81,7 +87,7 @@ def loss(w: dict, method, documents: list[tuple]) -> tuple[Tensor, dict]:
             for k in range(1, steps + 1):
                 if anchor + k >= len(ids) or not mask[anchor + k]:
                     break
-                p = (head @ rms(last[anchor + k - 1], target.norm.double(), config.rms_norm_eps)).softmax(-1)
+                p = law(target, head @ rms(last[anchor + k - 1], target.norm.weight.double(), config.rms_norm_eps)).softmax(-1)
                 logits = head @ hidden[k - 1]
                 each = divergence(options.loss, p, logits.softmax(-1))
                 weight = options.loss_step_decay ** (k - 1)

@@ -33,7 +33,11 @@ def block_hidden(w: dict[str, Tensor], config, embedding: Tensor, features: Tens
         k = rms((rows @ layer["self_attn.k_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.k_norm.weight"], eps)
         v = (rows @ layer["self_attn.v_proj.weight"].T).unflatten(1, (-1, size)).repeat_interleave(groups, dim=1)
         q, k = turn(q, position[anchor:], theta), turn(k, position, theta).repeat_interleave(groups, dim=1)
-        weights = (torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(size)).softmax(-1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(size)
+        if config.layer_types[i] == "sliding_attention":  # a slot sees itself and the window - 1 positions before it, none behind it
+            away = position[anchor:, None] - position
+            scores = scores.masked_fill((away < 0) | (away >= config.sliding_window), -math.inf)
+        weights = scores.softmax(-1)
         e = e + torch.einsum("hqk,khd->qhd", weights, v).flatten(1) @ layer["self_attn.o_proj.weight"].T
         z = rms(e, layer["post_attention_layernorm.weight"], eps)
         gate = z @ layer["mlp.gate_proj.weight"].T

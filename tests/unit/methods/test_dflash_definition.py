@@ -20,6 +20,9 @@ SAMPLES = [random_features(mask, i) for i, mask in enumerate(MASKS)]
 ANCHORS, LENGTHS = [[4, 7, 13], [0, 1, 15], [5, 9, 10], [1, 2, 6], [0, 2, 5]], tuple(len(s.context) for s in SAMPLES)
 
 
+SLIDES = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 4}
+
+
 @pytest.fixture(scope="module")
 def model(tiny_method):
     return lively(tiny_method.skeleton())
@@ -34,19 +37,20 @@ def documents(samples) -> list[tuple]:
 
 
 @torch.no_grad()
-def test_hidden_states_of_packed_blocks_are_those_of_the_definition(tiny_method, tiny_target, model):
-    batch = pack(SAMPLES, epoch=0)
-    hidden = model(*tiny_method.inputs(batch.ids, batch.context, all_valid(ANCHORS, LENGTHS))).view(len(SAMPLES), 3, B, -1)
+@pytest.mark.parametrize("options", [{}, SLIDES, {"sliding_window": 3}, {"sliding_window": 7}], ids=str)
+def test_hidden_states_of_packed_blocks_are_those_of_the_definition(tiny_target, model, options):
+    batch, method = pack(SAMPLES, epoch=0), make_method(tiny_target, **options)
+    hidden = model(*method.inputs(batch.ids, batch.context, all_valid(ANCHORS, LENGTHS))).view(len(SAMPLES), 3, B, -1)
     weights, embedding = double(model), tiny_target.embedding.double()
     for n, a in itertools.product(range(len(SAMPLES)), range(3)):
         ids, _, features = documents(SAMPLES)[n]
-        expected = reference.block_hidden(weights, tiny_method.config, embedding, features, ANCHORS[n][a], ids[ANCHORS[n][a]])
+        expected = reference.block_hidden(weights, method.config, embedding, features, ANCHORS[n][a], ids[ANCHORS[n][a]])
         torch.testing.assert_close(hidden[n, a].double(), expected, rtol=1e-4, atol=1e-4)  # float32 against float64
 
 
-@pytest.mark.parametrize("gamma", [None, 7.0], ids=["D-PACE", "decay"])
-def test_loss_gradients_and_metrics_are_those_of_the_definition(tiny_target, model, gamma):
-    method = make_method(tiny_target, loss_decay_gamma=gamma)
+@pytest.mark.parametrize(("gamma", "options"), [(None, {}), (7.0, {}), (None, SLIDES)], ids=["D-PACE", "decay", "sliding"])
+def test_loss_gradients_and_metrics_are_those_of_the_definition(tiny_target, model, gamma, options):
+    method = make_method(tiny_target, loss_decay_gamma=gamma, **options)
     loss_sum, weight_sum, metrics = method.loss(model, pack(SAMPLES, epoch=0), seed=0)
     loss_sum.backward()
     gradients = {name: weight.grad.double() for name, weight in model.named_parameters()}
@@ -112,7 +116,7 @@ def test_a_document_without_candidates_adds_nothing_to_a_batch(tiny_method, mode
 def test_a_target_wider_than_its_embedding_trains_as_the_definition_says(tiny_target):
     """H_t = 48 features per layer, H = 32 channels of the embedding, of the head and of the draft."""
     wide = type(tiny_target.config).from_dict({**tiny_target.config.to_dict(), "hidden_size": 48, "head_dim": 8})
-    target = FrozenTarget(tiny_target.folder, wide, tiny_target.embedding, tiny_target.head, torch.ones(48))
+    target = FrozenTarget(tiny_target.folder, wide, tiny_target.embedding, tiny_target.head, torch.nn.RMSNorm(48))
     options = DFlashConfig(num_layers=2, block_size=B, num_anchors=100, target_layer_ids=LAYERS)
     method = DFlash(draft_config(options, wide, (64, 32), MASK), target, options, torch.ones(64))
     assert method.config.target_hidden_size == 48

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.tiny import B, all_valid, answered, lively, random_prompt
+from tests.unit.tiny import B, all_valid, answered, lively, make_method, random_prompt
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.methods.dflash import method as dflash
-from torchspec.nn.attention import BlockLayout, structured_attention
+from torchspec.nn.attention import BlockLayout, Sight, structured_attention
 
 ANCHORS = [1, 2, 9, 17, 30]
 PIECES = {1: [1], 2: [1, 1], 9: [4, 1, 4], 17: [10, 3, 3, 1], 30: [12, 1, 1, 2, 4, 4, 3, 1, 2]}  # committed tokens per step
@@ -59,11 +59,11 @@ def test_trainer_block_equals_the_cached_loop(tiny_method, model, features, anch
 
 def one_row_late(*qkv):
     """The anchor's own features are visible: `<=` in place of `<`."""
-    return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1))
+    return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1), *qkv[6:])
 
 
 def one_row_early(*qkv):
-    return structured_attention(*qkv[:5], replace(qkv[5], anchors=(qkv[5].anchors - 1).clamp(min=0)))
+    return structured_attention(*qkv[:5], replace(qkv[5], anchors=(qkv[5].anchors - 1).clamp(min=0)), *qkv[6:])
 
 
 class LateBlocks(BlockLayout):
@@ -101,3 +101,40 @@ def test_planted_rows_and_positions_off_by_one_part_training_from_serving(tiny_m
     with torch.no_grad():
         planted = model(*tiny_method.inputs(features.prompt.ids, features.context, layout))
     assert (planted - hidden).abs().max() > 0.01  # a hundred times the tolerance of the comparison
+
+
+WINDOWS = {"all slide": {"sliding_window": 5}, "one slides": {"sliding_window": 5, "layer_types": ("sliding_attention", "full_attention")}}
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("options", WINDOWS.values(), ids=WINDOWS)
+def test_with_windows_too_the_trainer_block_equals_the_cached_loop(tiny_target, features, options, anchor):
+    method = make_method(tiny_target, **options)
+    model = lively(method.skeleton())
+    hidden, tokens = served(method, model, features, anchor)
+    torch.testing.assert_close(trained(method, model, features, anchor), hidden, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(method.propose(model, features, torch.tensor(ANCHORS))[ANCHORS.index(anchor)], tokens)
+
+
+@pytest.mark.parametrize("planted", [Sight(4, causal=True), Sight(6, causal=True), Sight(5), Sight(causal=True)], ids=str)
+@pytest.mark.parametrize("options", WINDOWS.values(), ids=WINDOWS)
+def test_planted_windows_off_by_one_and_blocks_that_look_ahead_part_training_from_serving(tiny_target, features, options, planted):
+    method = make_method(tiny_target, **options)
+    model = lively(method.skeleton())
+    hidden, _ = served(method, model, features, 17)
+    method.sights = tuple(planted if sight.window else sight for sight in method.sights)
+    assert (trained(method, model, features, 17) - hidden).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_what_lies_before_every_window_changes_nothing(tiny_target, features):
+    """Two layers of window 5: a block knows the four rows before its anchor, the first slot's from the first layer on."""
+    method = make_method(tiny_target, sliding_window=5)
+    model, hidden, context = lively(method.skeleton()), [], features.context.clone()
+    context[:13] += 1.0
+    for seen in (features, replace(features, context=context)):
+        hidden.append(served(method, model, seen, 17)[0])
+    assert torch.equal(*hidden)
+    context[13] += 1.0
+    assert not torch.equal(hidden[0], served(method, model, replace(features, context=context), 17)[0])

@@ -57,7 +57,7 @@ def test_a_block_sees_the_features_before_its_anchor_in_its_document_and_no_othe
 
 def test_planted_an_anchor_that_sees_its_own_features_breaks_the_rule(tiny_method, model, monkeypatch):
     def leaking(*qkv):  # `<=` in place of `<`
-        return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1))
+        return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1), *qkv[6:])
 
     monkeypatch.setattr(dflash, "tiled_attention", leaking)
     assert feature_influence(tiny_method, model) == rule(after_anchor=1) != rule()

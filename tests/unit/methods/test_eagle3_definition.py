@@ -9,6 +9,7 @@ from tests.unit.methods import eagle3_reference as reference
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, all_valid, answered, lively, make_eagle3, overfit, random_features, random_prompt
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
+from torchspec.nn.logits import LogitLaw
 from torchspec.training.stream import pack
 
 # one answer; two; one that ends with the document and one shorter than a chain; no candidate at all; supervised from the start
@@ -38,9 +39,15 @@ def documents(samples) -> list[tuple]:
     return [(s.prompt.ids.tolist(), s.prompt.loss_mask.tolist(), s.context.double()) for s in samples]
 
 
-@pytest.fixture(params=VARIANTS)
+LAWS = {"a target that scales": LogitLaw(0.25), "a target that caps, lk, pruned": LogitLaw(1.5, 3.0)}
+
+
+@pytest.fixture(params=(*VARIANTS, *LAWS))
 def method(request, tiny_target):
-    return make_eagle3(tiny_target, **VARIANTS[request.param])
+    if request.param in VARIANTS:
+        return make_eagle3(tiny_target, **VARIANTS[request.param])
+    options = {"loss": "lk", "ids": PRUNED} if "pruned" in request.param else {}
+    return make_eagle3(replace(tiny_target, law=LAWS[request.param]), **options)
 
 
 @torch.no_grad()

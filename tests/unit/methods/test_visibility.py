@@ -49,24 +49,39 @@ def influence(case, method, model) -> list[list[list[bool]]]:
     return found
 
 
-def rule(rows: int, late: int = 0) -> list[list[list[bool]]]:
-    """A block of document n with anchor a sees the features of that document's tokens 0 .. a-1."""
+def rule(case, rows: int, late: int = 0) -> list[list[list[bool]]]:
+    """A block of document n with anchor a sees the features of that document's tokens 0 .. a-1, as far as its layers' windows reach."""
     tokens = [(document, t) for document, length in enumerate(LENGTHS) for t in range(length)]
-    return [[[n == document and t < anchor + late] * rows for n in range(3) for anchor in ANCHORS[n]] for document, t in tokens]
+    blocks = [(n, anchor + late) for n in range(3) for anchor in ANCHORS[n]]
+    return [
+        [known(case, rows, anchor - t) if n == document and t < anchor else [False] * rows for n, anchor in blocks]
+        for document, t in tokens
+    ]
+
+
+def known(case, rows: int, before: int) -> list[bool]:
+    """Which rows of a block know, after all layers, what stands so many places before its anchor: directly, or from a slot that did."""
+    state = [False] * rows
+    for window in case.windows:
+        if window is None:
+            state = [True] * rows
+        else:
+            state = [k + before < window or any(state[j] for j in range(max(0, k - window + 1), k + 1)) for k in range(rows)]
+    return state
 
 
 def test_a_block_sees_the_features_before_its_anchor_in_its_document_and_no_others(case, method, model):
     found = influence(case, method, model)
-    assert found == rule(len(found[0][0]))
+    assert found == rule(case, len(found[0][0]))
 
 
 def test_planted_an_anchor_that_sees_its_own_features_breaks_the_rule(case, method, model, monkeypatch):
     def leaking(*qkv):  # `<=` in place of `<`
-        return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1))
+        return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1), *qkv[6:])
 
     monkeypatch.setattr(case.module, "tiled_attention", leaking)
     found = influence(case, method, model)
-    assert found == rule(len(found[0][0]), late=1) != rule(len(found[0][0]))
+    assert found == rule(case, len(found[0][0]), late=1) != rule(case, len(found[0][0]))
 
 
 @torch.no_grad()

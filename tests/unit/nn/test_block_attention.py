@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 import torchspec.nn.tiled_attention
-from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
+from torchspec.nn.attention import WHOLE, BlockLayout, Sight, flex, flex_block_mask, structured_attention
 from torchspec.nn.tiled_attention import tiled_attention
 
 
@@ -22,8 +22,10 @@ def random_layout(lengths: tuple[int, ...], count: int, block_size: int, seed: i
     return BlockLayout(anchors, valid, lengths, block_size)
 
 
-def rule(layout: BlockLayout) -> torch.Tensor:
-    """[R, T+R], from four sentences: same document, strictly before the anchor, own block, and nothing for an invalid block."""
+def rule(layout: BlockLayout, sight: Sight = WHOLE) -> torch.Tensor:
+    """[R, T+R], from four sentences: same document, strictly before the anchor, own block, and nothing for an invalid block; and two for
+    a layer's sight: fewer than `window` places away, and where it is causal no later slot.
+    """
     document = torch.tensor([n for n, length in enumerate(layout.lengths) for _ in range(length)])
     position = torch.tensor([t for length in layout.lengths for t in range(length)])
     rows = []
@@ -32,7 +34,10 @@ def rule(layout: BlockLayout) -> torch.Tensor:
         context = (document == n) & (position < layout.anchors[n, a]) & layout.valid[n, a]
         own = torch.tensor([other == (n, a) for other in blocks for _ in range(layout.block_size)])
         rows += [torch.cat((context, own))] * layout.block_size
-    return torch.stack(rows)
+    asking = (layout.anchors[:, :, None] + torch.arange(layout.block_size)).flatten()
+    away = asking[:, None] - torch.cat((position, asking))
+    near = torch.ones_like(away, dtype=torch.bool) if sight.window is None else (away < sight.window) & (away > -sight.window)
+    return torch.stack(rows) & near & ~(sight.causal & (away < 0))
 
 
 def tensors(layout: BlockLayout, heads: int, kv_heads: int, size: int, dtype=torch.float32) -> list[torch.Tensor]:
@@ -59,10 +64,16 @@ LAYOUTS = {
 }
 
 
+# windows inside of a block, as long as one, as long as several, and longer than most documents
+SIGHTS = [WHOLE, Sight(causal=True), Sight(3), Sight(8, causal=True), Sight(50, causal=True), Sight(200)]
+SIGHT = pytest.mark.parametrize("sight", SIGHTS, ids=lambda s: f"{s.window}{' causal' * s.causal}")
+
+
+@SIGHT
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
-    layout, visible = LAYOUTS[name], rule(LAYOUTS[name])
-    mask = flex_block_mask(layout, layout.block_size, layout.block_size)
+def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name, sight):
+    layout, visible = LAYOUTS[name], rule(LAYOUTS[name], sight)
+    mask = flex_block_mask(layout, layout.block_size, layout.block_size, sight)
     query, key = torch.arange(visible.shape[0])[:, None], torch.arange(visible.shape[1])[None]
     assert torch.equal(mask.mask_mod(None, None, query, key), visible)
     tile = mask.BLOCK_SIZE
@@ -72,12 +83,12 @@ def test_the_block_mask_is_the_rule_and_its_tiles_skip_nothing_visible(name):
     assert torch.equal(mask.to_dense()[0, 0].bool(), needed)
 
 
-@pytest.mark.parametrize(("slots", "own"), [(8, 8), (1, 3), (1, 0)])
+@pytest.mark.parametrize(("slots", "own", "sight"), [(1, 3, WHOLE), (1, 0, WHOLE), *((8, 8, sight) for sight in SIGHTS)])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_tiles_are_those_that_pytorch_finds_by_evaluating_the_rule_for_every_pair(name, slots, own):
+def test_the_tiles_are_those_that_pytorch_finds_by_evaluating_the_rule_for_every_pair(name, slots, own, sight):
     """Partial and full tiles apart, for the forward pass and for the backward pass."""
     layout = LAYOUTS[name]
-    ours = flex_block_mask(layout, slots, own)
+    ours = flex_block_mask(layout, slots, own, sight)
     theirs = create_block_mask(ours.mask_mod, None, None, *ours.seq_lengths, device="cpu")
     assert ours.seq_lengths == theirs.seq_lengths and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
     for ordered in ("kv", "full_kv", "q", "full_q"):
@@ -91,15 +102,15 @@ def listed(mask: BlockMask, ordered: str) -> list[set[int]]:
     return [set(row[:count].tolist()) for count, row in zip(counts.tolist(), indices, strict=True)]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (6, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads", "sight"), [(4, 4, WHOLE), (4, 1, WHOLE), (6, 2, WHOLE), *((6, 2, s) for s in SIGHTS[1:5])])
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("attend", [structured_attention, tiled_attention])
-def test_attention_and_gradients_are_a_dense_float64_softmax(monkeypatch, attend, name, heads, kv_heads):
+def test_attention_and_gradients_are_a_dense_float64_softmax(monkeypatch, attend, name, heads, kv_heads, sight):
     monkeypatch.setattr(torchspec.nn.tiled_attention, "TILE_ELEMENTS", 8000)  # several tiles in the larger layouts
     layout = LAYOUTS[name]
     ours = [x.requires_grad_() for x in tensors(layout, heads, kv_heads, 8)]
     exact = [x.detach().double().requires_grad_() for x in ours]
-    out, expected = attend(*ours, layout), dense(*exact, rule(layout))
+    out, expected = attend(*ours, layout, sight), dense(*exact, rule(layout, sight))
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
     out.backward(upstream)
@@ -108,13 +119,33 @@ def test_attention_and_gradients_are_a_dense_float64_softmax(monkeypatch, attend
         torch.testing.assert_close(torch.zeros_like(b) if a.grad is None else a.grad.double(), b.grad, rtol=1e-4, atol=1e-5)
 
 
+@SIGHT
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_flex_equals_structured(name):
-    inputs = tensors(LAYOUTS[name], 4, 2, 16)  # none needs a gradient: flex has no backward pass on a CPU
-    expected = structured_attention(*inputs, LAYOUTS[name])
-    torch.testing.assert_close(
-        flex(*inputs, flex_block_mask(LAYOUTS[name], LAYOUTS[name].block_size, LAYOUTS[name].block_size)), expected, rtol=1e-5, atol=1e-5
-    )
+def test_flex_equals_structured(name, sight):
+    layout = LAYOUTS[name]
+    inputs = tensors(layout, 4, 2, 16)  # none needs a gradient: flex has no backward pass on a CPU
+    expected, mask = structured_attention(*inputs, layout, sight), flex_block_mask(layout, layout.block_size, layout.block_size, sight)
+    torch.testing.assert_close(flex(*inputs, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [structured_attention, tiled_attention])
+@pytest.mark.parametrize("planted", [Sight(7, True), Sight(9, True), Sight(8), Sight(causal=True), WHOLE])
+def test_planted_a_window_off_by_one_or_another_direction_is_another_result(attend, planted):
+    """SGLang's count, w - 1, in place of Transformers'; and blocks that look ahead."""
+    layout = LAYOUTS["several tiles of the mask"]
+    inputs = tensors(layout, 4, 2, 16)
+    expected = dense(*(x.double() for x in inputs), rule(layout, Sight(8, True)))
+    assert (attend(*inputs, layout, Sight(8, True)).double() - expected).abs().max() < 1e-5 < 0.1
+    assert (attend(*inputs, layout, planted).double() - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 40])
+def test_a_cache_needs_the_rows_that_the_first_slot_sees_and_not_one_less(window):
+    """Element by element: of 30 context rows, those that any slot of a block behind them sees."""
+    for causal in (True, False):
+        sight = Sight(window, causal)
+        seen = rule(BlockLayout(torch.tensor([[30]]), torch.tensor([[True]]), (30,), 4), sight)[:, :30].any(0).tolist()
+        assert seen == [t >= 30 - sight.seen_context(30) for t in range(30)]
 
 
 def chain_tensors(layout: BlockLayout, own: int) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchspec.nn import loss_tiles, losses
+from torchspec.nn.logits import LogitLaw
 from torchspec.nn.loss_tiles import row_argmax
 from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, frozen_head_divergence
 
@@ -120,6 +121,16 @@ def test_divergence_gradient_and_predictions_equal_eager_float64(monkeypatch, ch
     torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(predictions, best)
     torch.testing.assert_close(inputs[0].grad.double(), 3.0 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("law", [LogitLaw(0.25), LogitLaw(2.0, 3.0)])
+def test_the_targets_law_is_that_of_its_scaled_and_capped_logits(law):
+    hidden, head, states, rows, _ = divergence_inputs()
+    each, _ = frozen_head_divergence(hidden, head, states, rows, "kl", law)
+    logits = law.scale * (states.double() @ head.double().T)
+    p = (logits if law.cap is None else law.cap * torch.tanh(logits / law.cap)).softmax(-1)[rows]
+    expected = (p * (p.log() - (hidden.double() @ head.double().T).log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(each.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["kl", "tv", "lk"])

@@ -27,3 +27,10 @@ def test_only_frozen_linear_layers_in_bfloat16_are_replaced_and_the_rest_of_the_
     packed = pack_linears(model)
     assert (type(packed[1]) is PackedLinear) == packs(torch.empty(2, 2, dtype=torch.bfloat16))
     assert torch.equal(packed(ids), plain) and type(packed[0]) is nn.Embedding
+
+
+def test_a_model_that_reads_the_matrix_itself_gets_it():
+    linear = nn.Linear(20, 48).bfloat16().requires_grad_(False)
+    weight, bias = linear.weight.clone(), linear.bias.clone()
+    packed = pack_linears(nn.Sequential(linear))[0]
+    assert torch.equal(packed.weight, weight) and torch.equal(packed.bias, bias)

@@ -40,7 +40,7 @@ def test_norm_and_head_over_the_last_state_are_the_models_own_logits(tmp_path, t
     logits = model(random_prompt(0, 20)[None]).logits[0]
     target = FrozenTarget.load(folder, torch.float32)
     torch.testing.assert_close(target.logits(kept[0].view(20, -1)), logits, rtol=1e-5, atol=1e-4)
-    assert torch.equal(target.embedding, model.get_input_embeddings().weight) and torch.equal(target.norm, model.model.norm.weight)
+    assert torch.equal(target.embedding, model.get_input_embeddings().weight) and torch.equal(target.norm.weight, model.model.norm.weight)
     assert (target.head is target.embedding) == tied and target.num_layers == 6
 
 
@@ -58,8 +58,8 @@ def test_real_logits_in_bfloat16_are_the_models_within_a_rounding(target_folder)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_come_in_the_asked_precision(tiny_folder, dtype):
     target, exact = FrozenTarget.load(tiny_folder, dtype), FrozenTarget.load(tiny_folder, torch.float32)
-    for name in ("embedding", "head", "norm"):
-        assert torch.equal(getattr(target, name), getattr(exact, name).to(dtype)) and getattr(target, name).dtype == dtype
+    for ours, full in ((target.embedding, exact.embedding), (target.head, exact.head), (target.norm.weight, exact.norm.weight)):
+        assert torch.equal(ours, full.to(dtype)) and ours.dtype == dtype
 
 
 def test_tensors_of_layers_and_of_a_vision_tower_are_not_mistaken_for_the_models_own(tiny_folder, tmp_path):
@@ -69,7 +69,7 @@ def test_tensors_of_layers_and_of_a_vision_tower_are_not_mistaken_for_the_models
     for name in ("model.layers.0.self_attn.norm.weight", "model.visual.norm.weight", "vision_tower.vision_model.norm.weight"):
         weights[name] = torch.full((32,), 9.0)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(FrozenTarget.load(folder, torch.float32).norm, weights["model.norm.weight"])
+    assert torch.equal(FrozenTarget.load(folder, torch.float32).norm.weight, weights["model.norm.weight"])
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_missing_tensor_is_named(folder, name):
     weights = load_file(folder / "model.safetensors")
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert f"expected one tensor named *{name.removeprefix('model.')}, found none" in refused(folder)
+    assert f"lacks the weights ['{name}']" in refused(folder)
 
 
 def test_an_untied_target_without_its_head_is_refused(folder):
@@ -99,14 +99,6 @@ def test_an_untied_target_without_its_head_is_refused(folder):
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "lm_head.weight" in refused(folder)
-
-
-def test_two_tensors_of_one_name_are_refused(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["second.norm.weight"] = weights["model.norm.weight"].clone()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    sentence = refused(folder)
-    assert "second.norm.weight" in sentence and "model.norm.weight" in sentence
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])

@@ -17,7 +17,7 @@ from torchspec.capture.sglang.states import convention
 from torchspec.capture.shared_memory import States
 from torchspec.errors import UserError
 from torchspec.records import Prompt
-from torchspec.target.frozen import load_config
+from torchspec.target.model import load_config
 
 ONE_TOKEN = {"temperature": 0.0, "max_new_tokens": 1}
 SERVER_PATIENCE = 300.0  # seconds for one prompt, other users' requests before it included

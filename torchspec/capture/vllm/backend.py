@@ -12,7 +12,7 @@ from torchspec.capture.outside import OutsideCapture
 from torchspec.capture.shared_memory import States
 from torchspec.capture.vllm.connector import FOLDER, FP8, LAYERS, NAME, STATES, SharedMemoryConnector
 from torchspec.records import Prompt
-from torchspec.target.frozen import load_config
+from torchspec.target.model import load_config
 
 
 class VLLMCapture(OutsideCapture):

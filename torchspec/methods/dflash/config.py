@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from torchspec.section import Section
+from torchspec.methods.config import DraftShape
 
 
-class DFlashConfig(Section):
+class DFlashConfig(DraftShape):
     method: Literal["dflash"] = "dflash"
     num_layers: PositiveInt = Field(5, description="draft decoder layers D")
     block_size: int = Field(16, ge=2, description="slots B of a block: the anchor and B-1 masks; serve with B-1 draft tokens")
@@ -23,3 +23,9 @@ class DFlashConfig(Section):
         None, strict=False, description="captured layers as z-ids; default: spread over the target"
     )
     mask_token_id: int | None = Field(None, description="id that never occurs in text; default: chosen from the target's vocabulary")
+
+    @model_validator(mode="after")
+    def _layers(self):
+        if self.layer_types is not None and len(self.layer_types) != self.num_layers:
+            raise ValueError(f"layer_types names {len(self.layer_types)} layers, but num_layers={self.num_layers}; name each once")
+        return self

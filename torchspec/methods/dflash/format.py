@@ -6,9 +6,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
+from torchspec.methods.config import FULL, SLIDING
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.taken_over import taken_over
+from torchspec.nn.attention import Sight
 from torchspec.target.frozen import FrozenTarget
+
+MEANING = {"dflash_config.target_layer_ids": ("fc.*",), "head_dim": ("*.self_attn.*",)}  # setting -> parameters that are others with it
 
 
 def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
@@ -31,18 +36,54 @@ def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shap
         )
     same_width = {} if target.hidden_size == hidden_size else {"target_hidden_size": target.hidden_size}
     return Qwen3Config(
-        **taken_over(target),
+        **taken_over(options, target, hidden_size),
+        **layer_settings(options),
         architectures=["DFlashDraftModel"],
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=options.num_layers,
-        layer_types=["full_attention"] * options.num_layers,
-        max_window_layers=options.num_layers,
-        use_sliding_window=False,
         block_size=options.block_size,
         dflash_config={"block_size": options.block_size, "mask_token_id": mask_token_id, "target_layer_ids": list(layer_ids)},
         **same_width,
     )
+
+
+def layer_settings(options: DFlashConfig) -> dict:
+    """What each layer sees, in all keys that readers look for. Sliding layers are causal, as vLLM, SGLang and `dflash` take them to be;
+    llama.cpp knows one direction for all layers, which can be written down where all of them slide.
+    """
+    layer_types = list(options.layer_types or [FULL if options.sliding_window is None else SLIDING] * options.num_layers)
+    slides = SLIDING in layer_types
+    return {
+        "layer_types": layer_types,
+        "use_sliding_window": slides,
+        "sliding_window": options.sliding_window,
+        "max_window_layers": layer_types.index(SLIDING) if slides else options.num_layers,
+        **({} if FULL in layer_types else {"is_causal": True}),
+    }
+
+
+def sights(config: PreTrainedConfig) -> tuple[Sight, ...]:
+    """What the rows of each layer see, in vLLM's order: `is_causal`, else `dflash_config.causal`, else sliding layers alone are causal."""
+    values = config.to_dict()
+    said = next((x for x in (values.get("is_causal"), values["dflash_config"].get("causal")) if x is not None), None)
+    slides = [kind == SLIDING for kind in values["layer_types"]]
+    return tuple(Sight(values["sliding_window"] if far else None, far if said is None else bool(said)) for far in slides)
+
+
+def check_windows(values: dict) -> None:
+    """Every layer is of a kind that is computed here, and a window is there exactly where a layer slides."""
+    layer_types, window = values["layer_types"], values["sliding_window"]
+    if (
+        not set(layer_types) <= {FULL, SLIDING}
+        or SLIDING in layer_types
+        and not (values["use_sliding_window"] and isinstance(window, int) and window > 0)
+    ):
+        raise UserError(
+            f"the draft's config.json says layer_types={layer_types}, sliding_window={window}, use_sliding_window="
+            f"{values['use_sliding_window']}; write one of {FULL} and {SLIDING} for each layer, and for the latter a window with "
+            "use_sliding_window true, without which readers drop it"
+        )
 
 
 def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
@@ -56,14 +97,13 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
     projector = nested.get("projector_type")
     check_computed(
         {
-            "sliding-window layers": "sliding_attention" in values["layer_types"] or values["use_sliding_window"] or nested.get("use_swa"),
-            "causal blocks": bool(values.get("is_causal") or nested.get("causal")),
             "a hidden_act other than silu": values["hidden_act"] != "silu",
             "a proposal from the anchor's own slot": nested.get("sample_from_anchor"),
             f"the projector {projector!r}": projector not in (None, "dflash"),
             **unusual({**values, **nested}),
         }
     )
+    check_windows(values)
     check_made_for(config, target)
     check_layer_ids(tuple(config.dflash_config["target_layer_ids"]), target.num_layers)
 
@@ -71,8 +111,15 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
 def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     layer_ids, width = config["dflash_config"]["target_layer_ids"], config.get("target_hidden_size", config["hidden_size"])
     check_captured(folder, layer_ids, config["num_target_layers"], width, tensors["fc.weight"])
+    check_windows(config)
 
 
 def sglang_traps(config: PreTrainedConfig, _target_type: str | None) -> list[str]:
     """What SGLang would compute otherwise, or cannot load."""
-    return ["SGLang reads no target_hidden_size"] if config.to_dict().get("target_hidden_size") not in (None, config.hidden_size) else []
+    values, traps = config.to_dict(), []
+    if values.get("target_hidden_size") not in (None, config.hidden_size):
+        traps.append("SGLang reads no target_hidden_size")
+    said, sliding = values["dflash_config"].get("causal"), [kind == SLIDING for kind in values["layer_types"]]
+    if values.get("is_causal") is None and said is not None and any(far != said for far in sliding):
+        traps.append(f"SGLang ignores dflash_config.causal={said}; write is_causal")
+    return traps

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from torchspec.acceptance.sampling import Sampler
+from torchspec.methods.dflash.format import sights
 from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.vocabulary import DraftVocabulary
+from torchspec.nn.attention import WHOLE
 from torchspec.target.frozen import FrozenTarget
 
 
@@ -16,7 +18,7 @@ class DFlashDrafter:
 
     def __init__(self, model: DFlashDraft, target: FrozenTarget, vocabulary: DraftVocabulary, block_size: int, mask_token_id: int):
         self.model, self.target, self.vocabulary = model, target, vocabulary
-        self.block_size, self.mask_token_id = block_size, mask_token_id
+        self.block_size, self.mask_token_id, self.sights = block_size, mask_token_id, sights(model.config)
         self.reset()
 
     def reset(self) -> None:
@@ -46,10 +48,15 @@ class DFlashDrafter:
         return partial(self._attend, layer)
 
     def _attend(self, layer: int, q: Tensor, k_new: Tensor, v_new: Tensor, k_block: Tensor, v_block: Tensor) -> Tensor:
-        """Every slot sees the whole context and its own block: no mask at all. q [B, heads, d], k/v [rows, kv_heads, d]."""
-        old = self.cache[layer]
+        """Every slot sees the whole context and its own block: no mask at all, unless the layer's sight is limited, and then no slot sees
+        a row before those that are kept. q [B, heads, d], k/v [rows, kv_heads, d].
+        """
+        old, sight = self.cache[layer], self.sights[layer]
         k, v = (k_new, v_new) if old is None else (torch.cat((old[0], k_new)), torch.cat((old[1], v_new)))
-        self.cache[layer] = (k, v)
+        kept = sight.seen_context(len(k))
+        k, v = self.cache[layer] = (k[len(k) - kept :], v[len(v) - kept :])
+        place = torch.arange(kept + len(q), device=q.device)  # of the kept rows and the block's, which follow them
+        seen = None if sight == WHOLE else sight.sees(place[kept:, None] - place)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, torch.cat((k, k_block)), torch.cat((v, v_block))))
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
         return out[0].transpose(0, 1)

@@ -6,7 +6,8 @@ Alignment of one block, B = 4, anchor 10:
       input        x_10   mask   mask   mask
       position     10     11     12     13
       label        -      x_11   x_12   x_13      weight 0 for slot 0, weights.py for the others
-      sees         features of x_0 .. x_9, and all slots of its own block
+      sees         features of x_0 .. x_9, and all slots of its own block; in a sliding layer those of the last `sliding_window`
+                   positions, and no later slot
 """
 
 from collections.abc import Callable, Iterator
@@ -20,14 +21,14 @@ from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.dflash.format import MEANING, check_folder, check_serves, draft_config, sglang_traps, sights
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.memory import kept_values
 from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
-from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
+from torchspec.nn.attention import BlockLayout, Sight, flex, flex_block_mask
 from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
@@ -41,6 +42,7 @@ PROPOSAL_BLOCKS = PROPOSAL_ROWS = 256  # per forward and per product with the he
 class DFlash:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    meaning = MEANING
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlashConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""
@@ -49,7 +51,7 @@ class DFlash:
         self.whole_vocabulary = whole_vocabulary(target)
         self.block_size = config.block_size
         self.mask_token_id = config.dflash_config["mask_token_id"]
-        self.layer_ids = tuple(config.dflash_config["target_layer_ids"])
+        self.layer_ids, self.sights = tuple(config.dflash_config["target_layer_ids"]), sights(config)
 
     @classmethod
     def for_run(cls, options: DFlashConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "DFlash":
@@ -106,7 +108,7 @@ class DFlash:
         rows[:, :, 0] = send(tokens, context.device)
         embedded = torch.nn.functional.embedding(rows.flatten(), self.target.embedding)
         layout = layout.to(context.device)
-        return embedded, context, layout.positions, attention(layout)
+        return embedded, context, layout.positions, attention(layout, self.sights)
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
@@ -136,9 +138,14 @@ class DFlash:
             yield hidden[:, 1:].flatten(0, 1)
 
 
-def attention(layout: BlockLayout) -> Callable[[int], Attend]:
-    """FlexAttention where it has a backward pass, tiles of blocks elsewhere; the same for every layer."""
+def attention(layout: BlockLayout, sights: tuple[Sight, ...]) -> Callable[[int], Attend]:
+    """FlexAttention where it has a backward pass, tiles of blocks elsewhere; layers of one sight share it."""
+    of_sight = {sight: _attend(layout, sight) for sight in sights}
+    return lambda layer: of_sight[sights[layer]]
+
+
+def _attend(layout: BlockLayout, sight: Sight) -> Attend:
     if layout.anchors.is_cuda:
-        mask = flex_block_mask(layout, layout.block_size, layout.block_size)
-        return lambda _layer: lambda *qkv: flex(*qkv, mask)
-    return lambda _layer: lambda *qkv: tiled_attention(*qkv, layout)
+        mask = flex_block_mask(layout, layout.block_size, layout.block_size, sight)
+        return lambda *qkv: flex(*qkv, mask)
+    return lambda *qkv: tiled_attention(*qkv, layout, sight)

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from torchspec.section import Section
+from torchspec.methods.config import DraftShape
 
 
-class Eagle3Config(Section):
+class Eagle3Config(DraftShape):
     method: Literal["eagle3"] = "eagle3"
     ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
     num_anchors: PositiveInt = Field(512, description="chains per document and epoch, sampled without replacement")
@@ -31,5 +31,14 @@ class Eagle3Config(Section):
         if self.target_layer_ids is not None and len(self.target_layer_ids) == 1:
             raise ValueError(
                 f"target_layer_ids={list(self.target_layer_ids)} names one layer, of which SGLang leaves out fc and norms; name three"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_sight(self):
+        if self.sliding_window is not None or self.layer_types is not None:
+            raise ValueError(
+                f"sliding_window={self.sliding_window}, layer_types={self.layer_types}: SGLang and llama.cpp serve an EAGLE-3 layer "
+                "without its window; leave both out, or use draft.method=dflash"
             )
         return self

@@ -11,15 +11,17 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, taken_over, unusual
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.taken_over import taken_over
 from torchspec.methods.vocabulary import check_vocabulary
 from torchspec.target.frozen import FrozenTarget
 
 AUX = "eagle_aux_hidden_state_layer_ids"
 NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS)
+# setting -> parameters that are others with it
+MEANING = {f"eagle_config.{AUX}": ("fc.*", "fc_norm.*", "input_norm.*"), "head_dim": ("*.self_attn.*",)}
 
-SCALES = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": 0.0, "dim_model_base": None}  # key -> without effect
 INPUTS = ("deepseek", "kimi", "glm4_moe_lite")  # targets whose ids SGLang takes for layers' inputs where the first is not 1
 
 
@@ -36,20 +38,19 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
             f"draft.method=eagle3 needs a target whose layers are as wide as its embedding, but {target.folder} has {model.hidden_size} "
             f"and {hidden_size}; use draft.method=dflash"
         )
-    scaled = [key for key, neutral in SCALES.items() if model.to_dict().get(key) not in (None, neutral)]
-    if scaled:
-        raise UserError(
-            f"draft.method=eagle3 learns the target's distribution, which {target.folder} scales or caps ({', '.join(scaled)}) and is not "
-            "computed here; use draft.method=dflash"
-        )
     if options.draft_vocab_size is not None and options.draft_vocab_size >= vocab_size:
         raise UserError(
             f"draft.draft_vocab_size={options.draft_vocab_size} is not below the target's {vocab_size} tokens; lower it or leave it out"
         )
+    if options.num_attention_heads is not None and hidden_size % options.num_attention_heads:
+        raise UserError(
+            f"draft.num_attention_heads={options.num_attention_heads} does not divide the target's width {hidden_size}, as the Llama "
+            "config of an EAGLE-3 draft demands; set one that does, and draft.head_dim to what a head shall have"
+        )
     layer_ids = options.target_layer_ids
     layer_ids = check_layer_ids(default_layer_ids(model.num_hidden_layers) if layer_ids is None else layer_ids, model.num_hidden_layers)
     return LlamaConfig(
-        **taken_over(model),
+        **taken_over(options, model, hidden_size),
         architectures=["LlamaForCausalLMEagle3"],
         vocab_size=vocab_size,
         draft_vocab_size=options.draft_vocab_size,

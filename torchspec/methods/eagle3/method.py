@@ -25,7 +25,7 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, sglang_traps
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
@@ -44,6 +44,7 @@ PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole
 class Eagle3:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    meaning = MEANING
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
@@ -106,7 +107,7 @@ class Eagle3:
         before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
         losses, predictions = frozen_head_divergence(
-            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss
+            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss, self.target.law
         )
         weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
         metrics = slot_metrics(slots, send(layout.valid, device), losses.detach(), self.vocabulary.ids[predictions] == label)
