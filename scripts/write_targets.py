@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.families import GROUPS, Family
+from tests.families import GROUPS, REMOTE, Family
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILE, ENGINES = DOCS / "targets.md", json.loads((DOCS / "engines.json").read_text())
@@ -34,6 +34,15 @@ real model learns.
 `scripts/read_engines.py`. What runs in real engines is what `make interop` runs there: small Llama targets. A class with the interface may
 still fail with some checkpoint, device or parallelism; the checks at the start of a capture, and `torchspec eval --mode`, say so.
 """
+OWN_CODE = """
+## Models with code of their own
+
+Transformers has no class for these: they run by code that comes with the checkpoint, if at all, with `model.trust_remote_code`. Such code
+is fetched, changes without notice, and is often written for older releases of Transformers, so nothing is tested and nothing promised.
+
+| `model_type` | public models |
+|---|---|
+"""
 IMAGES = """
 ## Images
 
@@ -60,7 +69,8 @@ def document() -> str:
     for name, version in versions.items():
         head = head.replace(f"{{{name}}}", version)
     tables = [f"## {title}\n\n{_table(families)}" for title, families in GROUPS.items()]
-    return "\n".join([head, *tables]) + IMAGES + QUANTISED
+    remote = "".join(f"{_row((f'`{name}`', models))}\n" for name, models in REMOTE.items())
+    return "\n".join([head, *tables]) + OWN_CODE + remote + IMAGES + QUANTISED
 
 
 def _table(families: dict[str, Family]) -> str:

@@ -48,6 +48,7 @@ DENSE = {
     "glm4": Family("glm4", "GLM-4 9B, 32B (0414)", {"partial_rotary_factor": 0.5}),
     "granite": Family("granite", "Granite 3.x", {**GRANITE, "tie_word_embeddings": True}),
     "minicpm3": Family("minicpm3", "MiniCPM3 4B", MINICPM3),
+    "phi": Family("phi", "Phi-1.5, Phi-2", refused="its head adds a bias"),
     "phi3": Family("phi3", "Phi-3 of 4K", {"sliding_window": 8}, together=False),
     "phi3, longrope": Family("phi3", "Phi-4 mini, Phi-3 of 128K", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8}),
     "olmo2": Family("olmo2", "OLMo 2"),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from typer.main import get_command
 
-from tests.families import FAMILIES
+from tests.families import FAMILIES, REMOTE
 from tests.unit.tiny import LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features
@@ -41,6 +42,10 @@ def test_every_family_is_on_the_page_and_an_engine_knows_most_of_their_architect
     known = {architecture for engine in engines.values() for architecture in engine["architectures"]}
     unknown = {family.architecture for family in FAMILIES.values()} - known
     assert unknown == {"MinistralForCausalLM", "HeliumForCausalLM"}  # a name that Transformers alone uses would be a dash everywhere
+
+
+def test_models_with_code_of_their_own_have_none_in_transformers():
+    assert not REMOTE.keys() & CONFIG_MAPPING_NAMES.keys()
 
 
 @pytest.mark.parametrize(
