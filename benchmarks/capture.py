@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.data.dataset import open_or_prepare
-from torchspec.methods.dflash.format import default_layer_ids
+from torchspec.methods.block.format import default_layer_ids
 from torchspec.records import Prompt
 
 ROUNDS, LAYERS, BATCH = 5, 3, 8

@@ -34,9 +34,9 @@ from transformers import Qwen3Config
 
 from torchspec.config import RunConfig
 from torchspec.methods.base import method_class
+from torchspec.methods.block.attention import attention
+from torchspec.methods.block.format import draft_config
 from torchspec.methods.blocks import block_labels, sample_anchors
-from torchspec.methods.dflash.format import draft_config
-from torchspec.methods.dflash.method import attention
 from torchspec.methods.eagle3.format import draft_config as eagle3_config
 from torchspec.methods.eagle3.method import chains
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary

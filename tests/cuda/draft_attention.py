@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda.lowering import DEVICE
-from torchspec.methods.dflash.method import attention as dflash_attention
+from torchspec.methods.block.attention import attention as dflash_attention
 from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.nn.attention import WHOLE, BlockLayout, Sight
 

@@ -11,11 +11,11 @@ from transformers import Qwen3Config
 
 from tests.cuda.draft_attention import layout
 from tests.cuda.lowering import DEVICE
+from torchspec.methods.block import format as dflash_format
+from torchspec.methods.block.attention import attention as dflash_attention
+from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.config import FULL, SLIDING
-from torchspec.methods.dflash import format as dflash_format
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.method import attention as dflash_attention
-from torchspec.methods.dflash.model import DFlashDraft
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import attention as eagle3_attention
@@ -62,7 +62,7 @@ def test_dflash_layers(lowered, monkeypatch):
     options = DFlashConfig(num_layers=3, target_layer_ids=(1, 9), sliding_window=256, layer_types=(FULL, FULL, SLIDING))
     config = dflash_format.draft_config(options, TARGET, (VOCABULARY, WIDTH), VOCABULARY - 1)
     with DEVICE:
-        draft = compiled(DFlashDraft(config, torch.bfloat16))
+        draft = compiled(BlockDraft(config, torch.bfloat16))
     for documents, tokens in BATCHES:
         where = layout(documents, ANCHORS, tokens, 16)
         out = draft(

@@ -12,7 +12,7 @@ from torchspec.doctor.rehearsal import rehearse
 from torchspec.doctor.run import examine
 from torchspec.doctor.tiny import tiny_config
 from torchspec.doctor.tiny import write_tiny_target as write_random_target
-from torchspec.methods.dflash import generate, method
+from torchspec.methods.block import generate, method
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_planted_labels_of_the_next_slot_are_found(tmp_path, monkeypatch):
 
 def test_a_planted_slip_of_the_drafts_cache_is_found(tmp_path, monkeypatch):
     """Serving that feeds the features of the token before."""
-    right = generate.DFlashDrafter.extend
-    monkeypatch.setattr(generate.DFlashDrafter, "extend", lambda self, ids, context: right(self, ids, context.roll(1, dims=0)))
+    right = generate.BlockDrafter.extend
+    monkeypatch.setattr(generate.BlockDrafter, "extend", lambda self, ids, context: right(self, ids, context.roll(1, dims=0)))
     found = rehearsal(tmp_path)
     assert found["one sample by heart"][0] == "ok" and found["decode"] == ("bad", "drafting with a cache differs from training")

@@ -21,8 +21,8 @@ from torchspec.decode.offline import accepted_per_step, evaluate_offline
 from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import first_difference, plain_decode, speculative_decode
 from torchspec.errors import ContractError
+from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.precision import ComputeIn

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
+from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config

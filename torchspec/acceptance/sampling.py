@@ -8,8 +8,6 @@ part of p - q. Exact as far as float32 probabilities are. Nothing is cut from p 
 import torch
 from torch import Tensor
 
-HEAD_ROWS = 256  # per product with the head, when a whole document is scored: bounds memory
-
 
 class Sampler:
     """Temperature 0 is greedy. Draft and target draw from one generator, so that the seed decides the whole answer."""
@@ -69,9 +67,3 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 def log_probability(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """logits [r, V], tokens [r] -> float32 [r]. A logarithm, since a probability may underflow."""
     return (logits.float() / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-
-
-def head_log_probability(hidden: Tensor, head: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """The same for the logits of normed states [r, H] under a head [V, H], a few rows at a time."""
-    parts = zip(hidden.split(HEAD_ROWS), tokens.split(HEAD_ROWS), strict=True)
-    return torch.cat([log_probability(rows @ head.T, ids, temperature) for rows, ids in parts])

@@ -1,16 +1,17 @@
 """A draft folder of any supported project -> our config and our tensors, by what its config.json calls itself."""
 
+from functools import partial
 from pathlib import Path
 
 from torchspec.errors import UserError
-from torchspec.importers.dflash import import_dflash
+from torchspec.importers.block import import_block
 from torchspec.importers.eagle3 import QWEN3, import_eagle3
 from torchspec.importers.own import Draft
 from torchspec.importers.speculators import is_speculators, unwrapped
 from torchspec.target.frozen import FrozenTarget
 
 READERS = {
-    "DFlashDraftModel": import_dflash,
+    "DFlashDraftModel": partial(import_block, "dflash"),
     "LlamaForCausalLMEagle3": import_eagle3,
     "Eagle3LlamaForCausalLM": import_eagle3,
     QWEN3: import_eagle3,

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from torchspec.acceptance.sampling import Sampler, head_log_probability, largest
+from torchspec.acceptance.sampling import Sampler, largest
 from torchspec.errors import ContractError
 from torchspec.nn.packed import product
 from torchspec.target.frozen import FrozenTarget
@@ -28,36 +28,22 @@ class DraftVocabulary:
         """[r, H] -> logits [r, V_d]."""
         return product(self.head)
 
-    def choose(self, hidden: Tensor, sampler: Sampler, size: int) -> tuple[Tensor, Tensor | None]:
-        """[r, H] -> target ids [r], and the probabilities [r, V] that they were drawn from; none where greedy. size: V."""
-        tokens, q = sampler.choose(self.project(hidden))
+    def choose(self, logits: Tensor, sampler: Sampler, size: int) -> tuple[Tensor, Tensor | None]:
+        """[r, V_d] -> target ids [r], and the probabilities [r, V] that they were drawn from; none where greedy. size: V."""
+        tokens, q = sampler.choose(logits)
         if q is not None and len(self.ids) < size:
             q = q.new_zeros(len(q), size).index_copy_(1, self.ids, q)
         return self.ids[tokens], q
 
-    def matches(self, hidden: Tensor, text: Tensor) -> Tensor:
-        """The slots' states after n anchors [n, B-1, H] and the text there [n, B-1] -> right drafts up to the first wrong one [n].
-
-        A slot is looked at only where all before it are right: a walk asks for no more, and the head is most of a draft's work.
-        """
-        count, right = text.new_zeros(len(text)), torch.arange(len(text), device=text.device)
-        for slot in range(text.shape[1]):
-            right = right[self.ids[largest(self.project(hidden[right, slot]))] == text[right, slot]]
-            if len(right) == 0:
-                break
-            count[right] += 1
-        return count
+    def largest(self, logits: Tensor) -> Tensor:
+        """[r, V_d] -> target ids [r]."""
+        return self.ids[largest(logits)]
 
     def holds(self, tokens: Tensor) -> Tensor:
         """Target ids [r] -> bool [r]: the draft can propose it."""
-        return self.ids[self._row(tokens)] == tokens
+        return self.ids[self.row(tokens)] == tokens
 
-    def log_probability(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """[r, H], target ids [r] -> log q [r]; -inf for a token that the draft does not have."""
-        log_q = head_log_probability(hidden, self.head, self._row(tokens), temperature)
-        return log_q.where(self.holds(tokens), -torch.inf)
-
-    def _row(self, tokens: Tensor) -> Tensor:
+    def row(self, tokens: Tensor) -> Tensor:
         """The rows of target ids [r], and any row for those that are not among the draft's."""
         return torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)
 

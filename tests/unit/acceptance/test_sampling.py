@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchspec.acceptance import sampling
-from torchspec.acceptance.sampling import GREEDY, Sampler, head_log_probability, largest, log_probability, probabilities, residual
+from torchspec.acceptance.sampling import GREEDY, Sampler, largest, log_probability, probabilities, residual
 
 V, FIRST, TEMPERATURE, TRIALS = 4, 3, 0.7, 4000
 
@@ -149,13 +149,10 @@ def test_low_temperatures_tend_to_the_greedy_tokens():
     assert torch.equal(Sampler(1e-4, seed=0).choose(logits)[0], logits.argmax(-1))
 
 
-def test_log_probabilities_are_the_logarithms_in_float64_and_do_not_underflow(monkeypatch):
-    g = torch.Generator().manual_seed(0)
-    hidden, head, tokens = torch.randn(11, 8, generator=g), torch.randn(V, 8, generator=g), torch.randint(V, (11,), generator=g)
-    expected = ((hidden @ head.T).double() / TEMPERATURE).softmax(-1)[torch.arange(11), tokens].log().float()
-    for rows in (256, 4):
-        monkeypatch.setattr(sampling, "HEAD_ROWS", rows)
-        torch.testing.assert_close(head_log_probability(hidden, head, tokens, TEMPERATURE), expected)
+def test_log_probabilities_are_the_logarithms_in_float64_and_do_not_underflow():
+    logits, tokens = table(3, 11), torch.arange(11) % V
+    expected = (logits.double() / TEMPERATURE).softmax(-1)[torch.arange(11), tokens].log().float()
+    torch.testing.assert_close(log_probability(logits, tokens, TEMPERATURE), expected)
     assert log_probability(torch.tensor([[0.0, -500.0]]), torch.tensor([1]), 1.0) == -500.0
 
 

@@ -157,7 +157,8 @@ def test_one_sample_is_learned_by_heart_until_tau_is_the_block_size(tiny_method,
 def test_matches_are_the_proposals_compared_with_the_text(name, tiny_method, tiny_oracle, tiny_eagle3, eagle3_oracle, monkeypatch):
     """Looking at a slot only where all before it are right gives what looking at all of them gives, over several forwards too."""
     method, oracle = (tiny_method, tiny_oracle) if name == "dflash" else (tiny_eagle3, eagle3_oracle)
-    monkeypatch.setattr(f"torchspec.methods.{name}.method.PROPOSAL_{'BLOCKS' if name == 'dflash' else 'CHAINS'}", 7)
+    monkeypatch.setattr("torchspec.methods.block.method.PROPOSAL_BLOCKS", 7)
+    monkeypatch.setattr("torchspec.methods.eagle3.method.PROPOSAL_CHAINS", 7)
     features = oracle.capture(answered(oracle, random_prompt(3, 8), 40))
     model = method.build(torch.Generator().manual_seed(0))
     overfit(method, model, [features], 20)

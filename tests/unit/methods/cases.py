@@ -8,10 +8,11 @@ from types import ModuleType
 import torch
 
 from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
-from torchspec.acceptance import sampling
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
-from torchspec.methods.dflash import method as dflash
+from torchspec.methods.block import attention as block_attention
+from torchspec.methods.block import method as block
+from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Batch
@@ -21,13 +22,10 @@ PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
 CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
-BLOCKS = [
-    [(dflash, "PROPOSAL_BLOCKS", blocks), (dflash, "PROPOSAL_ROWS", rows), (sampling, "HEAD_ROWS", rows)]
-    for blocks, rows in itertools.product((256, 7, 1), (256, 5))
-]
+BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
-def blocks_of_masks(method: dflash.DFlash, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+def blocks_of_masks(method: BlockMethod, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
     return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), B, -1)
 
 
@@ -52,12 +50,12 @@ class Case:
 
 
 CASES = {
-    "dflash": Case(make_method, LAYERS, BLOCKS, variety=10, module=dflash, states=blocks_of_masks),
+    "dflash": Case(make_method, LAYERS, BLOCKS, variety=10, module=block_attention, states=blocks_of_masks),
     "dflash, sliding": Case(
         lambda target: make_method(target, sliding_window=WINDOW, **SHAPE),
         LAYERS,
         BLOCKS,
-        module=dflash,
+        module=block_attention,
         states=blocks_of_masks,
         windows=(WINDOW, WINDOW),
     ),  # fmt: skip
@@ -65,7 +63,7 @@ CASES = {
         lambda target: make_method(target, sliding_window=3, layer_types=("full_attention", "sliding_attention")),
         LAYERS,
         BLOCKS,
-        module=dflash,
+        module=block_attention,
         states=blocks_of_masks,
         windows=(None, 3),
     ),  # fmt: skip

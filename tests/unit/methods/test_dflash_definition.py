@@ -8,8 +8,8 @@ import torch
 
 from tests.unit.methods import reference
 from tests.unit.tiny import LAYERS, MASK, B, all_valid, lively, make_method, random_features
+from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.dflash.method import DFlash
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.stream import pack

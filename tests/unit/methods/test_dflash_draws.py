@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unit.tiny import B, make_method, random_features
 from torchspec.errors import ContractError, UserError
-from torchspec.methods.blocks import padded
+from torchspec.methods.block.format import check_layer_ids, default_layer_ids
+from torchspec.methods.block.mask_token import choose_mask_token
+from torchspec.methods.blocks import padded, sample_anchors
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import check_layer_ids, default_layer_ids
-from torchspec.methods.dflash.mask_token import choose_mask_token
-from torchspec.methods.dflash.method import DFlash, sample_anchors
+from torchspec.methods.dflash.method import DFlash
 from torchspec.training.stream import pack
 
 MASKS = ["0" * 5 + "1" * 20, "0011" + "0" * 3 + "1" * 9, "1" * 7 + "0", "0100"]
@@ -95,7 +95,7 @@ def test_layers_that_servers_sort_merge_or_miss_are_refused(tiny_target, layer_i
 
 @pytest.mark.parametrize("mask_token_id", [-1, 64])
 def test_a_mask_token_that_the_embedding_does_not_hold_is_refused(tiny_target, mask_token_id):
-    from torchspec.methods.dflash.format import draft_config
+    from torchspec.methods.block.format import draft_config
 
     with pytest.raises(UserError, match=f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..63"):
         draft_config(DFlashConfig(num_layers=2), tiny_target.config, (64, 32), mask_token_id)

@@ -7,7 +7,8 @@ import torch
 
 from tests.unit.tiny import B, all_valid, answered, lively, make_method, random_prompt
 from torchspec.acceptance.sampling import GREEDY
-from torchspec.methods.dflash import method as dflash
+from torchspec.methods.block import attention
+from torchspec.methods.block import method as block
 from torchspec.nn.attention import BlockLayout, Sight, structured_attention
 
 ANCHORS = [1, 2, 9, 17, 30]
@@ -71,8 +72,8 @@ class LateBlocks(BlockLayout):
 
     @property
     def positions(self):
-        context, block = super().positions
-        return context, block + 1
+        context, rows = super().positions
+        return context, rows + 1
 
 
 class LateContext(BlockLayout):
@@ -80,8 +81,8 @@ class LateContext(BlockLayout):
 
     @property
     def positions(self):
-        context, block = super().positions
-        return context + 1, block
+        context, rows = super().positions
+        return context + 1, rows
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ class LateContext(BlockLayout):
 def test_planted_rows_and_positions_off_by_one_part_training_from_serving(tiny_method, model, features, monkeypatch, name, bug):
     hidden, _ = served(tiny_method, model, features, 9)
     torch.testing.assert_close(trained(tiny_method, model, features, 9), hidden, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(dflash, name, bug)
-    layout = dflash.BlockLayout(torch.tensor([[9]]), torch.tensor([[True]]), (len(features.context),), B)
+    monkeypatch.setattr(attention if name == "tiled_attention" else block, name, bug)
+    layout = block.BlockLayout(torch.tensor([[9]]), torch.tensor([[True]]), (len(features.context),), B)
     with torch.no_grad():
         planted = model(*tiny_method.inputs(features.prompt.ids, features.context, layout))
     assert (planted - hidden).abs().max() > 0.01  # a hundred times the tolerance of the comparison

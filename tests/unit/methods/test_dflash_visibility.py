@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.tiny import MASK, B, all_valid, lively, random_features
-from torchspec.methods.dflash import method as dflash
+from torchspec.methods.block import attention
 from torchspec.nn.attention import BlockLayout, structured_attention
 from torchspec.records import Batch
 from torchspec.training.stream import pack
@@ -59,7 +59,7 @@ def test_planted_an_anchor_that_sees_its_own_features_breaks_the_rule(tiny_metho
     def leaking(*qkv):  # `<=` in place of `<`
         return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1), *qkv[6:])
 
-    monkeypatch.setattr(dflash, "tiled_attention", leaking)
+    monkeypatch.setattr(attention, "tiled_attention", leaking)
     assert feature_influence(tiny_method, model) == rule(after_anchor=1) != rule()
 
 

@@ -18,6 +18,7 @@ from torchspec.export.hf import check_export, export_checkpoint
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.format import AUX, default_layer_ids, draft_config
 from torchspec.methods.vocabulary import DraftVocabulary, check_vocabulary, frequent_tokens
+from torchspec.methods.walk import Walk, log_probabilities
 from torchspec.training import checkpoint, checkpoints
 from torchspec.training.distributed import World
 from torchspec.training.optim import build_optimizers
@@ -112,12 +113,12 @@ def test_choices_are_target_ids(tiny_target):
     hidden = torch.randn(300, HIDDEN, generator=torch.Generator().manual_seed(0))
     logits = torch.full((300, 64), -torch.inf)
     logits[:, IDS] = hidden @ tiny_target.head[IDS].T
-    assert torch.equal(vocabulary.choose(hidden, GREEDY, 64)[0], logits.argmax(-1))
-    tokens, q = vocabulary.choose(hidden, Sampler(0.7, seed=0), 64)
+    assert torch.equal(vocabulary.choose(vocabulary.project(hidden), GREEDY, 64)[0], logits.argmax(-1))
+    tokens, q = vocabulary.choose(vocabulary.project(hidden), Sampler(0.7, seed=0), 64)
     assert set(tokens.tolist()) <= set(IDS.tolist())
     torch.testing.assert_close(q, (logits / 0.7).softmax(-1))
-    everything = hidden.repeat_interleave(64, dim=0)
-    log_q = vocabulary.log_probability(everything, torch.arange(64).repeat(300), 0.7).view(300, 64)
+    walk, text = Walk(hidden.repeat_interleave(64, dim=0)[:, None], vocabulary.project), torch.arange(64).repeat(300)
+    log_q = log_probabilities(walk, text, text[:, None], vocabulary, 0.7).view(300, 64)
     torch.testing.assert_close(log_q, (logits / 0.7).log_softmax(-1))  # -inf for tokens that the draft does not have
 
 

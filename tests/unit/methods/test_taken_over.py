@@ -10,8 +10,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from tests.unit.tiny import make_eagle3, make_method
 from torchspec.errors import UserError
+from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import draft_config
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.taken_over import taken_over
 

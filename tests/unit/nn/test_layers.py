@@ -11,7 +11,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     apply_rotary_pos_emb,
 )
 
-from torchspec.methods.dflash.model import DFlashLayer
+from torchspec.methods.block.model import BlockLayer
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -82,7 +82,7 @@ def test_a_draft_layer_without_context_is_a_qwen3_layer_without_a_mask(bias):
     """One block of 5 slots at position 11 that sees itself, both ways: names, norms, rotation and residuals agree."""
     settings = config(num_hidden_layers=1, attention_bias=bias, rope_parameters=dict(ROPES["default"]))
     settings._attn_implementation = "eager"
-    theirs, ours = Qwen3DecoderLayer(settings, 0), DFlashLayer(settings)
+    theirs, ours = Qwen3DecoderLayer(settings, 0), BlockLayer(settings)
     for seed, weight in enumerate(theirs.parameters()):
         weight.copy_(normal(*weight.shape, seed=seed) * 0.2 + (weight.dim() == 1))
     ours.load_state_dict(theirs.state_dict())

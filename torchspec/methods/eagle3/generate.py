@@ -18,7 +18,7 @@ class Choices:
         self.q: list[Tensor | None] = []  # [R, V] of each step: what its tokens were drawn from; none where greedy
 
     def choose(self, hidden: Tensor) -> None:
-        tokens, q = self.vocabulary.choose(hidden, self.sampler, len(self.embedding))
+        tokens, q = self.vocabulary.choose(self.vocabulary.project(hidden), self.sampler, len(self.embedding))
         self.tokens.append(tokens)
         self.q.append(q)
 

@@ -30,6 +30,7 @@ from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
+from torchspec.methods.walk import Walk, log_probabilities, matches
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.losses import frozen_head_divergence, loss_values
 from torchspec.nn.send import send
@@ -141,11 +142,10 @@ class Eagle3:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature, each step fed with the text's token:
         [n] -> float32 [n, B-1].
         """
-        vocabulary, parts = self.served_vocabulary(model), []
-        for hidden, tokens in self._fed_with_text(model, features, anchors):
-            log_q = vocabulary.log_probability(hidden.flatten(0, 1), tokens.flatten(), temperature)
-            parts.append(log_q.view(tokens.shape).T)
-        return torch.cat(parts)
+        vocabulary, fed = self.served_vocabulary(model), self._fed_with_text(model, features, anchors)
+        return torch.cat(
+            [log_probabilities(Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:], vocabulary, temperature) for hidden, text in fed]
+        )
 
     def matches(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
         """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n].
@@ -153,14 +153,15 @@ class Eagle3:
         A chain that was right so far has fed itself the text.
         """
         vocabulary, fed = self.served_vocabulary(model), self._fed_with_text(model, features, anchors)
-        return torch.cat([vocabulary.matches(hidden.transpose(0, 1), tokens.T) for hidden, tokens in fed])
+        return torch.cat([matches(Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:], vocabulary) for hidden, text in fed])
 
     def _fed_with_text(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normed states of all steps after n' anchors at a time, [B-1, n', H], and the text's tokens there, [B-1, n']."""
+        """Normed states of all steps after n' anchors at a time, [n', B-1, H], and the text from the anchors on, [n', B]."""
         ids = features.prompt.ids
         for layout in self._layouts(features, anchors):
-            tokens = following_tokens(ids, layout.anchors[0], self.block_size).T
-            yield self.hidden(model, ids, features.context, layout, lambda step, _, fed=tokens: self.embed(fed[step - 1])), tokens
+            after = following_tokens(ids, layout.anchors[0], self.block_size)
+            hidden = self.hidden(model, ids, features.context, layout, lambda step, _, fed=after: self.embed(fed[:, step - 1]))
+            yield hidden.transpose(0, 1), torch.cat((ids[layout.anchors[0], None], after), dim=1)
 
     def _layouts(self, features: Features, anchors: Tensor) -> Iterator[BlockLayout]:
         """The chains after each anchor of a document, some at a time."""

@@ -1,4 +1,4 @@
-"""The DFlash draft: D Qwen3-style layers that denoise all slots of a block at once (arXiv 2602.06036; docs/dflash.md).
+"""The backbone: D Qwen3-style layers that denoise all slots of a block at once (DFlash, arXiv 2602.06036; docs/dflash.md).
 
       context features [T, K*H_t] --fc--> --hidden_norm--> c [T, H] ------------------.  K and V of every layer, computed
                                                                                       |  once, never input-normed
@@ -9,6 +9,7 @@ Parameter names are the serving format's tensor names. T context rows, R draft r
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k/v of the context, k/v of the blocks
+Finish = Callable[["BlockDraft", Tensor, Tensor], Any]  # the draft, its normed states [R, H], the context rows c [T, H]
 
 
-class DFlashAttention(nn.Module):
+class BlockAttention(nn.Module):
     def __init__(self, config: Qwen3Config):
         super().__init__()
         self.head_dim, bias = config.head_dim, config.attention_bias
@@ -47,11 +49,11 @@ class DFlashAttention(nn.Module):
         return self.o_proj(mixed.flatten(1))
 
 
-class DFlashLayer(nn.Module):
+class BlockLayer(nn.Module):
     def __init__(self, config: Qwen3Config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DFlashAttention(config)
+        self.self_attn = BlockAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
@@ -61,14 +63,14 @@ class DFlashLayer(nn.Module):
         return e + self.mlp(self.post_attention_layernorm(e))
 
 
-class DFlashDraft(VocabularyHolder):
+class BlockDraft(VocabularyHolder):
     def __init__(self, config: Qwen3Config, head_dtype: torch.dtype):
         super().__init__()
         self.config, values = config, config.to_dict()
         features = values.get("target_hidden_size", config.hidden_size) * len(config.dflash_config["target_layer_ids"])
         self.fc = nn.Linear(features, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(DFlashLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         if values.get("draft_vocab_size") is not None:  # drafts of others; ours read the target's head
@@ -90,14 +92,18 @@ class DFlashDraft(VocabularyHolder):
             else:
                 nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
 
-    def forward(self, e: Tensor, features: Tensor, positions: tuple[Tensor, Tensor], attend: Callable[[int], Attend]) -> Tensor:
+    def forward(
+        self, e: Tensor, features: Tensor, positions: tuple[Tensor, Tensor], attend: Callable[[int], Attend], finish: Finish | None = None
+    ) -> Any:
         """e [R, H] embedded draft rows, features [T, K*H_t], positions of the context rows [T] and draft rows [R] -> [R, H].
 
         Training and serving differ only in `attend`, which gives each layer its attention: masked, over all documents, or with a cache
         that grows by T rows. The layers themselves do not know their number: they compile to one graph.
+        finish: what is made of the states before the parameters of a sharded draft are gone; its result is returned in their place.
         """
         c = self.hidden_norm(self.fc(features))
         ropes = tuple(self.rotary(p, e.dtype) for p in positions)
         for number, layer in enumerate(self.layers):
             e = layer(e, c, ropes, attend(number))
-        return self.norm(e)
+        states = self.norm(e)
+        return states if finish is None else finish(self, states, c)

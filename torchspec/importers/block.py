@@ -1,4 +1,4 @@
-"""DFlash in the z-lab format, which is ours: what its readers take for granted is written out (docs/validation.md)."""
+"""DFlash and its family in the z-lab format, which is ours: what its readers take for granted is written out (docs/validation.md)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,15 @@ from torchspec.errors import ContractError, UserError
 from torchspec.files.finite import check_finite
 from torchspec.importers.folder import MASK_EMBEDDING, read_tensors, unpickle
 from torchspec.importers.own import Draft, named_as_ours, our_config, take_embedding, take_vocabulary
+from torchspec.methods.base import method_class
+from torchspec.methods.block.format import default_layer_ids
 from torchspec.methods.config import SLIDING
-from torchspec.methods.dflash.format import check_serves, default_layer_ids
 from torchspec.target.frozen import FrozenTarget
 
 
-def import_dflash(folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
+def import_block(method: str, folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
+    """A draft of this one of our methods."""
+    kind = method_class(method)
     nested = dict(values.get("dflash_config") or {})
     layer_ids = nested.get("target_layer_ids") or list(default_layer_ids(target.num_layers, values.get("num_hidden_layers", 1)))
     mask_token_id = _mask_token(values, nested, target)
@@ -26,14 +29,14 @@ def import_dflash(folder: Path, values: dict, target: FrozenTarget, draft_tokens
         "dflash_config": {**nested, "block_size": block_size, "mask_token_id": mask_token_id, "target_layer_ids": list(layer_ids)},
     }
     config = our_config(Qwen3Config, {**values, **settings})
-    config.architectures = ["DFlashDraftModel"]
-    check_serves(config, target)
+    config.architectures = [kind.architecture]
+    kind.check_serves(config, target)
     tensors = named_as_ours(read_tensors(folder), {})
     reads = _with_mask_embedding(folder, take_embedding(tensors, target), mask_token_id)
     rows = take_vocabulary(tensors, target, values.get("draft_vocab_size"))
     if rows is not None or "draft_vocab_size" in values:
         config.draft_vocab_size = rows
-    return Draft("dflash", config, tensors, reads)
+    return Draft(method, config, tensors, reads)
 
 
 def _windows(values: dict, nested: dict) -> dict:
@@ -58,9 +61,10 @@ def _block_size(values: dict, nested: dict, draft_tokens: int | None) -> int:
         what = f"two block sizes, {sorted(said)}" if said else "no block_size"
         raise UserError(f"the draft's config.json names {what}; its readers would differ, so write the one that it was trained with")
     trained = said.pop()
-    if draft_tokens is not None and draft_tokens >= trained:
-        raise UserError(f"--draft-tokens {draft_tokens}: a block of {trained} slots proposes at most {trained - 1} tokens")
-    return trained if draft_tokens is None else draft_tokens + 1
+    anchors_own = not nested.get("sample_from_anchor", False)  # rows that propose nothing
+    if draft_tokens is not None and draft_tokens > trained - anchors_own:
+        raise UserError(f"--draft-tokens {draft_tokens}: a block of {trained} slots proposes at most {trained - anchors_own} tokens")
+    return trained if draft_tokens is None else draft_tokens + anchors_own
 
 
 def _mask_token(values: dict, nested: dict, target: FrozenTarget) -> int:

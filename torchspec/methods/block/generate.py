@@ -1,24 +1,32 @@
-"""DFlash at inference: the draft with a cache that holds context keys and values only, block rows are thrown away."""
+"""Drafting at inference: the backbone with a cache that holds context keys and values only, block rows are thrown away."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from torchspec.acceptance.sampling import Sampler
-from torchspec.methods.dflash.format import sights
-from torchspec.methods.dflash.model import Attend, DFlashDraft
+from torchspec.methods import walk
+from torchspec.methods.block.blocks import Blocks, blocks_of
+from torchspec.methods.block.format import sights
+from torchspec.methods.block.model import Attend, BlockDraft
 from torchspec.methods.vocabulary import DraftVocabulary
+from torchspec.methods.walk import Walk
 from torchspec.nn.attention import WHOLE
 from torchspec.target.frozen import FrozenTarget
 
 
-class DFlashDrafter:
+class BlockDrafter:
     """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
 
-    def __init__(self, model: DFlashDraft, target: FrozenTarget, vocabulary: DraftVocabulary, block_size: int, mask_token_id: int):
-        self.model, self.target, self.vocabulary = model, target, vocabulary
-        self.block_size, self.mask_token_id, self.sights = block_size, mask_token_id, sights(model.config)
+    def __init__(
+        self, model: BlockDraft, target: FrozenTarget, vocabulary: DraftVocabulary, drafts: int, walk_of: Callable[[Blocks], Walk]
+    ):
+        """drafts: proposed at a time; walk_of: the method's walk over some blocks."""
+        self.model, self.target, self.vocabulary, self.block_size, self.walk_of = model, target, vocabulary, drafts + 1, walk_of
+        self.rows, self.mask_token_id = model.config.block_size, model.config.dflash_config["mask_token_id"]
+        self.sights = sights(model.config)
         self.reset()
 
     def reset(self) -> None:
@@ -31,18 +39,21 @@ class DFlashDrafter:
         self.pending.append(context)
 
     def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
-        """The last committed token (its features do not exist yet) -> the next B-1 tokens [B-1], each from its own slot's law, and
-        these laws [B-1, V]; none where greedy.
+        """The last committed token (its features do not exist yet) -> the next tokens [S], each from its own slot's law, and these laws
+        [S, V]; none where greedy.
         """
         features = torch.cat(self.pending)
         device, end = features.device, self.committed + len(features)
-        rows = torch.full((self.block_size,), self.mask_token_id, device=device)
+        rows = torch.full((self.rows,), self.mask_token_id, device=device)
         rows[0] = last_token
-        positions = torch.arange(self.committed, end + self.block_size, device=device)
+        positions = torch.arange(self.committed, end + self.rows, device=device)
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
-        hidden = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention)
+        last = torch.tensor([len(features) - 1], device=device)
+        finish = partial(blocks_of, rows[:1], last, self.block_size - 1)
+        blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
-        return self.vocabulary.choose(hidden[1:], sampler, len(self.target.embedding))
+        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding))
+        return tokens[0], None if q is None else q[0]
 
     def _attention(self, layer: int) -> Attend:
         return partial(self._attend, layer)

@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
+from torchspec.methods.block.config import BlockConfig
 from torchspec.methods.config import FULL, SLIDING
-from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
 from torchspec.methods.taken_over import taken_over
 from torchspec.nn.attention import Sight
@@ -23,8 +23,11 @@ def default_layer_ids(num_target_layers: int, count: int) -> tuple[int, ...]:
     return tuple(round(1 + i * (num_target_layers - 4) / (count - 1)) for i in range(count))
 
 
-def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
-    """The draft's config.json in the z-lab format (keys of docs/dflash.md); `num_target_layers` counts all layers of the target."""
+def draft_config(options: BlockConfig, target: PreTrainedConfig, embedding_shape: tuple[int, int], mask_token_id: int) -> Qwen3Config:
+    """The draft's config.json in the z-lab format (keys of docs/dflash.md); `num_target_layers` counts all layers of the target.
+
+    It is DFlash's; methods with a head add theirs to it.
+    """
     vocab_size, hidden_size = embedding_shape
     layer_ids = options.target_layer_ids
     if layer_ids is None:
@@ -48,7 +51,7 @@ def draft_config(options: DFlashConfig, target: PreTrainedConfig, embedding_shap
     )
 
 
-def layer_settings(options: DFlashConfig) -> dict:
+def layer_settings(options: BlockConfig) -> dict:
     """What each layer sees, in all keys that readers look for. Sliding layers are causal, as vLLM, SGLang and `dflash` take them to be;
     llama.cpp knows one direction for all layers, which can be written down where all of them slide.
     """
@@ -61,6 +64,11 @@ def layer_settings(options: DFlashConfig) -> dict:
         "max_window_layers": layer_types.index(SLIDING) if slides else options.num_layers,
         **({} if FULL in layer_types else {"is_causal": True}),
     }
+
+
+def draft_tokens(config: PreTrainedConfig) -> int:
+    """Proposals of a block: one for every row but the anchor's, or for every row where the method samples from the anchor."""
+    return config.block_size - (not config.dflash_config.get("sample_from_anchor", False))
 
 
 def sights(config: PreTrainedConfig) -> tuple[Sight, ...]:
@@ -86,22 +94,15 @@ def check_windows(values: dict) -> None:
         )
 
 
-def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
+def check_serves(config: PreTrainedConfig, target: FrozenTarget, asked: dict[str, bool]) -> None:
     """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here.
 
-    Servers obey these keys; a tau measured without them would not be theirs.
+    Servers obey these keys; a tau measured without them would not be theirs. asked: of the method's head, for check_computed.
     """
     values = config.to_dict()
     check_keys(values, ("num_target_layers", "block_size", "dflash_config"))
-    nested = values["dflash_config"]
-    projector = nested.get("projector_type")
     check_computed(
-        {
-            "a hidden_act other than silu": values["hidden_act"] != "silu",
-            "a proposal from the anchor's own slot": nested.get("sample_from_anchor"),
-            f"the projector {projector!r}": projector not in (None, "dflash"),
-            **unusual({**values, **nested}),
-        }
+        {"a hidden_act other than silu": values["hidden_act"] != "silu", **asked, **unusual({**values, **values["dflash_config"]})}
     )
     check_windows(values)
     check_made_for(config, target)

@@ -1,0 +1,201 @@
+"""The methods that draft a block at once, as the trainer and the evaluator see them: anchors, loss, proposals, drafter.
+
+Alignment of one block of 4 rows, anchor 10:
+
+      row          0      1      2      3
+      input        x_10   mask   mask   mask
+      position     10     11     12     13
+      predicts     -      x_11   x_12   x_13      a proposal for every row but the anchor's (DFlash)
+                   x_11   x_12   x_13   x_14      or for every row, where the method samples from the anchor
+      sees         features of x_0 .. x_9, and all rows of its own block; in a sliding layer those of the last `sliding_window`
+                   positions, and no later row
+
+A method is a subclass: its head (`walk` at inference, `score` in training) and the keys of its format. DFlash has no head.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen3Config
+
+from torchspec.acceptance.sampling import GREEDY
+from torchspec.chat.stops import stop_ids
+from torchspec.data.dataset import PromptDataset
+from torchspec.methods import walk
+from torchspec.methods.block import format
+from torchspec.methods.block.attention import attention
+from torchspec.methods.block.blocks import Blocks, Lesson, blocks_of
+from torchspec.methods.block.config import BlockConfig
+from torchspec.methods.block.generate import BlockDrafter
+from torchspec.methods.block.mask_token import choose_mask_token
+from torchspec.methods.block.memory import kept_values
+from torchspec.methods.block.model import BlockDraft
+from torchspec.methods.block.weights import decay_weights, dpace_weights
+from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
+from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
+from torchspec.methods.walk import Walk
+from torchspec.nn.attention import BlockLayout
+from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
+from torchspec.nn.send import send
+from torchspec.records import Batch, Features
+from torchspec.target.frozen import FrozenTarget
+
+Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
+PROPOSAL_BLOCKS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
+
+
+class BlockMethod:
+    Options: ClassVar[type[BlockConfig]]
+    Draft: ClassVar[type[BlockDraft]] = BlockDraft
+    architecture: ClassVar[str]
+    check_folder = staticmethod(format.check_folder)
+    sglang_traps = staticmethod(format.sglang_traps)
+    meaning = format.MEANING
+
+    def __init__(self, config: Qwen3Config, target: FrozenTarget, options: BlockConfig, counts: Tensor):
+        """counts [V]: occurrences of every token in the training data."""
+        self.config, self.target, self.options = config, target, options
+        self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
+        self.whole_vocabulary = whole_vocabulary(target)
+        self.rows, self.drafts = config.block_size, format.draft_tokens(config)
+        self.block_size = self.drafts + 1
+        self.mask_token_id = config.dflash_config["mask_token_id"]
+        self.layer_ids, self.sights = tuple(config.dflash_config["target_layer_ids"]), format.sights(config)
+
+    @classmethod
+    def for_run(
+        cls, options: BlockConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset
+    ) -> "BlockMethod":
+        """A new draft for a target and its training data."""
+        counts = dataset.token_counts(len(target.embedding))
+        mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id, stop_ids(target.folder, tokenizer))
+        return cls(cls.new_config(options, target, mask_token_id), target, options, counts)
+
+    @classmethod
+    def new_config(cls, options: BlockConfig, target: FrozenTarget, mask_token_id: int) -> Qwen3Config:
+        """The config.json of a new draft: the backbone's, with the method's own keys."""
+        config = format.draft_config(options, target.config, tuple(target.embedding.shape), mask_token_id)
+        config.architectures = [cls.architecture]
+        cls.add_settings(config, options)
+        return config
+
+    @staticmethod
+    def add_settings(config: Qwen3Config, options: BlockConfig) -> None:
+        """Writes the head's keys into a new config.json, where the method's readers look for them."""
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
+        """For a draft folder, ours or another's; training options play no part at inference."""
+        cls.check_serves(config, target)
+        return cls(config, target, cls.Options(), torch.ones(len(target.head)))
+
+    @classmethod
+    def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
+        """A draft folder fits its target and asks for nothing that is not computed here."""
+        format.check_serves(config, target, cls.uncomputed(config.to_dict()))
+
+    @staticmethod
+    def uncomputed(values: dict) -> dict[str, bool]:
+        """What the config.json may ask of a head and is not computed here -> does it."""
+        nested = values["dflash_config"]
+        projector = nested.get("projector_type")
+        return {
+            "a proposal from the anchor's own slot": bool(nested.get("sample_from_anchor")),
+            f"the projector {projector!r}": projector not in (None, "dflash"),
+        }
+
+    def skeleton(self) -> BlockDraft:
+        return self.Draft(self.config, self.target.head.dtype)
+
+    def build(self, generator: torch.Generator) -> BlockDraft:
+        """A fresh draft whose logits have variance 1 or less."""
+        model = self.skeleton()
+        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
+        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        return model
+
+    def served_vocabulary(self, model: BlockDraft) -> DraftVocabulary:
+        """What the draft can propose: the tokens that it brings, or all of the target's."""
+        return self.whole_vocabulary if self.config.to_dict().get("draft_vocab_size") is None else model.kept()
+
+    # --- training
+
+    def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
+        """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
+        rows, head = documents * blocks * self.rows, self.target.head
+        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1)
+
+    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
+        layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
+        slots, rows = block_labels(batch, layout).to(device), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
+        lesson = Lesson(slots, send(layout.valid, device), rows)
+        finish = partial(self._finish, lesson, self._before(layout, device))
+        return model(*self.inputs(batch.ids, batch.context, layout), finish)
+
+    def _finish(self, lesson: Lesson, last: Tensor, draft: BlockDraft, states: Tensor, c: Tensor):
+        anchors = lesson.slots.labels[:, :, 0].flatten()
+        return self.score(draft, blocks_of(anchors, last, self.drafts, draft, states, c), lesson)
+
+    def score(self, draft: BlockDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """What `loss` returns, from the states. It runs inside of the draft's forward, where the head's parameters are whole."""
+        label, rows = lesson.labels, lesson.vocabulary
+        losses, predictions = frozen_head_cross_entropy(lesson.pick(blocks.states), rows.head, rows.index[label], rows.bias)
+        known, gamma = losses.detach(), self.options.loss_decay_gamma
+        weights = dpace_weights(lesson.slots, known) if gamma is None else decay_weights(lesson.slots, gamma)
+        metrics = slot_metrics(lesson.slots, lesson.valid, known, rows.ids[predictions] == label)
+        return (losses * weights).sum(), weights.sum(), metrics
+
+    def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
+        """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context."""
+        layout = replace(layout, block_size=self.rows)
+        tokens = torch.where(layout.valid, ids[layout.starts[:, None] + layout.anchors], self.mask_token_id)  # [N, A]
+        rows = torch.full((*tokens.shape, self.rows), self.mask_token_id, device=context.device)
+        rows[:, :, 0] = send(tokens, context.device)
+        embedded = torch.nn.functional.embedding(rows.flatten(), self.target.embedding)
+        layout = layout.to(context.device)
+        return embedded, context, layout.positions, attention(layout, self.sights)
+
+    @staticmethod
+    def _before(layout: BlockLayout, device: torch.device) -> Tensor:
+        """[n] the row of the packed context that precedes each anchor; -1 for a document's first token."""
+        row = layout.starts[:, None] + layout.anchors - 1
+        return send(row.where(layout.anchors > 0, -1).flatten(), device)
+
+    # --- inference
+
+    def walk(self, model: BlockDraft, blocks: Blocks) -> Walk:
+        """The blocks' logits, slot after slot."""
+        return Walk(blocks.states, self.served_vocabulary(model).project)
+
+    def drafter(self, model: BlockDraft) -> BlockDrafter:
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.drafts, partial(self.walk, model))
+
+    def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
+        """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, S]."""
+        vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
+        parts = self._blocks(model, features, anchors)
+        return torch.cat([walk.draft(self.walk(model, b), b.anchors, vocabulary, GREEDY, size)[0] for b, _ in parts])
+
+    def matches(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
+        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n]."""
+        vocabulary, parts = self.served_vocabulary(model), self._blocks(model, features, anchors)
+        return torch.cat([walk.matches(self.walk(model, b), b.anchors, text, vocabulary) for b, text in parts])
+
+    def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
+        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, S]."""
+        vocabulary, parts = self.served_vocabulary(model), self._blocks(model, features, anchors)
+        log_q = [walk.log_probabilities(self.walk(model, b), b.anchors, text, vocabulary, temperature) for b, text in parts]
+        return torch.cat(log_q)
+
+    def _blocks(self, model: Model, features: Features, anchors: Tensor) -> Iterator[tuple[Blocks, Tensor]]:
+        """The blocks after some anchors of a document at a time, and the text there [n', S]."""
+        ids = features.prompt.ids
+        for part in anchors.split(PROPOSAL_BLOCKS):
+            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
+            finish = partial(blocks_of, ids[part], part - 1, self.drafts)
+            yield model(*self.inputs(ids, features.context, layout), finish), following_tokens(ids, part, self.block_size)
