@@ -29,7 +29,8 @@ from torchspec.methods.dflash.model import Attend, DFlashDraft
 from torchspec.methods.dflash.weights import decay_weights, dpace_weights
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout, Sight, flex, flex_block_mask
-from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
+from torchspec.nn.loss_vocabulary import LossVocabulary
+from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
@@ -95,11 +96,11 @@ class DFlash:
         slots = block_labels(batch, layout).to(batch.context.device)
         hidden = model(*self.inputs(batch.ids, batch.context, layout))
         rows, label = self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices)), slots.pick(slots.labels.flatten())
-        losses, predictions = frozen_head_cross_entropy(slots.pick(hidden), rows.head, rows.index[label], rows.bias)
-        known, gamma = losses.detach(), self.options.loss_decay_gamma
-        weights = dpace_weights(slots, known) if gamma is None else decay_weights(slots, gamma)
+        found = head_losses(slots.pick(hidden), rows.head, rows.index[label], {"ce": 1.0}, bias=rows.bias)
+        known, gamma = found.cross_entropy, self.options.loss_decay_gamma
+        weights = dpace_weights(slots, torch.exp(-known)) if gamma is None else decay_weights(slots, gamma)
         valid = send(layout.valid, batch.context.device)
-        return (losses * weights).sum(), weights.sum(), slot_metrics(slots, valid, known, rows.ids[predictions] == label)
+        return (found.loss * weights).sum(), weights.sum(), slot_metrics(slots, valid, known, rows.ids[found.predictions] == label)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
         """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context."""
