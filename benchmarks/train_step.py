@@ -41,7 +41,8 @@ from torchspec.methods.eagle3.format import draft_config as eagle3_config
 from torchspec.methods.eagle3.method import chains
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
-from torchspec.nn.losses import frozen_head_cross_entropy, frozen_head_divergence
+from torchspec.nn.logits import AS_THEY_COME
+from torchspec.nn.losses import Teacher, head_losses
 from torchspec.records import Batch
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.build import Run
@@ -192,12 +193,12 @@ def parts(ours: Ours) -> dict[str, Callable[[], None]]:
         if dflash:
             rows = ours.method.vocabulary.draw(torch.Generator().manual_seed(0))
             labels = torch.randint(s.seen, (scored,), device=device)
-            frozen_head_cross_entropy(hidden, rows.head, rows.index[labels], rows.bias)[0].backward(weights)
+            head_losses(hidden, rows.head, rows.index[labels], {"ce": 1.0}, bias=rows.bias).loss.backward(weights)
             return
         own = torch.arange(s.block - 1)
         rows = (layout.starts[:, None, None] + layout.anchors[:, :, None] + own)[mask[:, :, 1:]]
-        states = ours.method.target.normed(ours.batch.context[:, -s.hidden :])
-        frozen_head_divergence(hidden, ours.method.vocabulary.head, states, rows, "kl")[0].backward(weights)
+        teacher = Teacher(ours.method.target.normed(ours.batch.context[:, -s.hidden :]), rows, AS_THEY_COME)
+        head_losses(hidden, ours.method.vocabulary.head, None, {"kl": 1.0}, teacher=teacher).loss.backward(weights)
 
     blocks, context = mask[:, :, 0].numel(), [normal(total, s.kv_heads, s.head_dim) for _ in range(2)]
     q, own = normal(blocks * s.block, s.heads, s.head_dim), [normal(blocks * s.block, s.kv_heads, s.head_dim) for _ in range(2)]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from torchspec.methods.eagle3.method import chains
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask, structured_attention
-from torchspec.nn.losses import frozen_head_cross_entropy, frozen_head_divergence
+from torchspec.nn.logits import AS_THEY_COME
+from torchspec.nn.losses import HeadLosses, Teacher, head_losses
 
 HEADS = {"gqa 1": (8, 8, 64), "gqa 3": (9, 3, 64), "gqa 4": (32, 8, 128), "gqa 8": (32, 4, 128)}  # heads, kv heads, head size
 ROUNDING = 1e-2  # bfloat16 operands give 2e-3 to 5e-3
@@ -113,23 +114,23 @@ def head_inputs(place: Place, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 def cross_entropy(place: Place) -> dict:
     hidden, head, labels = head_inputs(place, place.pick(1000, 50))
     weights, bias = torch.rand(len(hidden), device=place.device), torch.randn(len(head), device=place.device)
-    losses, predictions = frozen_head_cross_entropy(hidden, head, labels, bias)
-    losses.backward(weights)
+    found = head_losses(hidden, head, labels, {"ce": 1.0}, bias=bias)
+    found.loss.backward(weights)
 
     def exact(x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         logits = x @ head64.T
         return torch.nn.functional.cross_entropy(logits + bias.double(), labels[part], reduction="none"), logits
 
     head64 = head.double()
-    return judged(hidden, losses, predictions, weights, exact)
+    return judged(hidden, found, weights, exact)
 
 
 def divergence(place: Place, kind: str) -> dict:
     hidden, head, _ = head_inputs(place, place.pick(1000, 50))
     states, weights = place.normal(place.pick(400, 20), head.shape[1]), torch.rand(len(hidden), device=place.device)
     rows = torch.randint(len(states), (len(hidden),))
-    losses, predictions = frozen_head_divergence(hidden, head, states, rows, kind)
-    losses.backward(weights)
+    found = head_losses(hidden, head, None, {kind: 1.0}, teacher=Teacher(states, rows, AS_THEY_COME))
+    found.loss.backward(weights)
 
     def exact(x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         logits, target = x @ head64.T, states[rows[part]].double() @ head64.T
@@ -140,10 +141,10 @@ def divergence(place: Place, kind: str) -> dict:
         return share * kl + (1 - share) * (1 - overlap), logits
 
     head64 = head.double()
-    return judged(hidden, losses, predictions, weights, exact)
+    return judged(hidden, found, weights, exact)
 
 
-def judged(hidden: Tensor, losses: Tensor, predictions: Tensor, weights: Tensor, exact) -> dict:
+def judged(hidden: Tensor, found: HeadLosses, weights: Tensor, exact) -> dict:
     """Against float64 in chunks of rows. Logits of size 5 are rounded to 2^-6, which moves a loss by as much and a gradient by 1%."""
     values, best, gradients = [], [], []
     for start in range(0, len(hidden), 100):
@@ -154,8 +155,8 @@ def judged(hidden: Tensor, losses: Tensor, predictions: Tensor, weights: Tensor,
         values.append(each.detach())
         best.append(logits.detach().argmax(-1))
         gradients.append(x.grad)
-    value = float((losses.detach().double() - torch.cat(values)).abs().max())
-    gradient, agree = relative(hidden.grad, torch.cat(gradients)), float((predictions == torch.cat(best)).double().mean())
+    value = float((found.loss.detach().double() - torch.cat(values)).abs().max())
+    gradient, agree = relative(hidden.grad, torch.cat(gradients)), float((found.predictions == torch.cat(best)).double().mean())
     return {"ok": value <= 0.05 and gradient <= 0.02 and agree >= 0.95, "value": value, "gradient": gradient, "same_argmax": agree}
 
 
@@ -163,8 +164,10 @@ def head_speed(place: Place) -> dict:
     """Forward and backward at the scored rows of a step of Qwen3-8B with 512 anchors; two products of 2 r H V each."""
     hidden, head, labels = head_inputs(place, place.pick(7680, 50))
     flops, upstream = 4 * len(hidden) * head.numel(), torch.rand(len(hidden), device=place.device)
-    seconds = place.seconds(lambda: frozen_head_cross_entropy(hidden, head, labels)[0].backward(upstream), times=5, warm_up=2)
+    seconds = place.seconds(lambda: head_losses(hidden, head, labels, {"ce": 1.0}).loss.backward(upstream), times=5, warm_up=2)
     numbers = {"cross-entropy": {"ms": 1000 * seconds, "tflops": flops / seconds / 1e12, **place.peak()}}
-    states, rows = place.normal(place.pick(2048, 20), head.shape[1]), torch.arange(len(hidden)) // 4
-    seconds = place.seconds(lambda: frozen_head_divergence(hidden, head, states, rows, "kl")[0].backward(upstream), times=5, warm_up=2)
+    rows = torch.arange(len(hidden)) // 4
+    teacher = Teacher(place.normal(place.pick(2048, 20), head.shape[1]), rows, AS_THEY_COME)
+    divergence_alone = lambda: head_losses(hidden, head, None, {"kl": 1.0}, teacher=teacher).loss.backward(upstream)  # noqa: E731
+    seconds = place.seconds(divergence_alone, times=5, warm_up=2)
     return numbers | {"kl": {"ms": 1000 * seconds, "target_rows": int(rows[-1]) + 1}}

@@ -8,90 +8,103 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from torchspec.nn.loss_tiles import KINDS
+
 BLOCK, WARPS = 8192, 8  # tokens of one row at a time, 32 for each thread
-KL, TV, LK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-KINDS = {"kl": 0, "tv": 1, "lk": 2}
 
 
-def cross_entropy_(logits: Tensor, bias: Tensor | None, labels: Tensor, losses: Tensor, predictions: Tensor) -> None:
-    """logits [r, V] become softmax(logits + bias) - label; losses and predictions [r] are filled in."""
+def losses_(
+    logits: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    targets: Tensor | None,
+    rows: Tensor | None,
+    mixture: dict[str, float],
+    loss: Tensor,
+    cross_entropy: Tensor | None,
+    overlap: Tensor | None,
+    predictions: Tensor,
+) -> None:
+    """As loss_tiles.losses_. Where there is none of a tensor the kernel is given another, which it does not touch."""
     if len(logits):
-        _cross_entropy[(len(logits),)](
-            logits, logits if bias is None else bias, labels, losses, predictions, logits.shape[1], bias is not None, BLOCK, num_warps=WARPS
-        )
-
-
-def divergence_(logits: Tensor, targets: Tensor, rows: Tensor, kind: str, losses: Tensor, predictions: Tensor) -> None:
-    """logits [r, V] of the draft become the derivative of the divergence from softmax(targets[rows]) by them, targets [u, V]."""
-    if len(logits):
-        _divergence[(len(logits),)](
-            logits, targets, rows, losses, predictions, logits.shape[1], KINDS[kind], BLOCK, num_warps=WARPS
-        )  # fmt: skip
+        tensors = (logits if x is None else x for x in (bias, labels, targets, rows, loss, cross_entropy, overlap, predictions))
+        weights = (float(mixture.get(kind, 0.0)) for kind in KINDS)
+        present = (x is not None for x in (bias, labels, targets))
+        _losses[(len(logits),)](logits, *tensors, logits.shape[1], *weights, *present, BLOCK, num_warps=WARPS)
 
 
 @triton.jit
-def _cross_entropy(logits, bias, labels, losses, predictions, size, BIASED: tl.constexpr, BLOCK: tl.constexpr):
+def _losses(
+    logits, bias, labels, targets, rows, loss, cross_entropy, overlap, predictions, size, ce, kl, tv, lk,
+    BIASED: tl.constexpr, LABELLED: tl.constexpr, TAUGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
-    label = tl.load(labels + row)
-    label_logit = tl.load(logits + label).to(tl.float32)  # before any warp overwrites it: the reductions below are barriers
-    if BIASED:
-        label_logit += tl.load(bias + label)
-    best, largest, peak, total = tl.zeros((), tl.int64), float("-inf"), float("-inf"), 0.0
-    for start in range(0, size, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + place, mask=place < size, other=float("-inf")).to(tl.float32)
-        best, largest = _better(x, start, best, largest)  # what the draft would propose: before the bias, which serves the normaliser
-        if BIASED:
-            x += tl.load(bias + place, mask=place < size, other=0.0)
-        peak, total = _more(x, peak, total)
-    for start in range(0, size, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + place, mask=place < size, other=float("-inf")).to(tl.float32)
-        if BIASED:
-            x += tl.load(bias + place, mask=place < size, other=0.0)
-        slope = tl.exp(x - peak) / total - tl.where(place == label, 1.0, 0.0)
-        tl.store(logits + place, slope.to(logits.dtype.element_ty), mask=place < size)
-    tl.store(losses + row, peak + tl.log(total) - label_logit)
-    tl.store(predictions + row, best)
-
-
-@triton.jit
-def _divergence(logits, targets, rows, losses, predictions, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * size
-    targets += tl.load(rows + row) * size
+    if LABELLED:
+        label = tl.load(labels + row)
+        label_logit = _biased(tl.load(logits + label).to(tl.float32), bias, label, label < size, BIASED)  # before a warp overwrites it
+    if TAUGHT:
+        targets += tl.load(rows + row) * size
     best, largest, peak_q, total_q, peak_p, total_p = tl.zeros((), tl.int64), float("-inf"), float("-inf"), 0.0, float("-inf"), 0.0
     for start in range(0, size, BLOCK):
         place = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + place, mask=place < size, other=float("-inf")).to(tl.float32)
-        best, largest = _better(x, start, best, largest)
-        peak_q, total_q = _more(x, peak_q, total_q)
-        peak_p, total_p = _more(tl.load(targets + place, mask=place < size, other=float("-inf")).to(tl.float32), peak_p, total_p)
-    norm_q, norm_p, kl, overlap, rising = peak_q + tl.log(total_q), peak_p + tl.log(total_p), 0.0, 0.0, 0.0
+        inside = place < size
+        x = tl.load(logits + place, mask=inside, other=float("-inf")).to(tl.float32)
+        best, largest = _better(x, start, best, largest)  # what the draft would propose: before the bias, which serves the normaliser
+        peak_q, total_q = _more(_biased(x, bias, place, inside, BIASED), peak_q, total_q)
+        if TAUGHT:
+            y = tl.load(targets + place, mask=inside, other=float("-inf")).to(tl.float32)
+            peak_p, total_p = _more(_biased(y, bias, place, inside, BIASED), peak_p, total_p)
+    norm_q, norm_p = peak_q + tl.log(total_q), peak_p + tl.log(total_p)
+    scale, value = ce, 0.0
+    if LABELLED:
+        value = ce * (norm_q - label_logit)
+        tl.store(cross_entropy + row, norm_q - label_logit)
+    if TAUGHT:
+        divergence, same, rising = 0.0, 0.0, 0.0
+        for start in range(0, size, BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            inside = place < size
+            log_q, log_p = _log_q_and_p(logits, targets, bias, place, inside, norm_q, norm_p, BIASED)
+            q, p = tl.where(inside, tl.exp(log_q), 0.0), tl.where(inside, tl.exp(log_p), 0.0)
+            divergence += tl.sum(p * (log_p - log_q), axis=0)
+            same += tl.sum(tl.minimum(p, q), axis=0)
+            rising += tl.sum(tl.where(log_q < log_p, q, 0.0), axis=0)  # where more q raises the overlap
+        share = tl.exp(-3 * same)  # counts as constant
+        kl += lk * share
+        tv += lk * (1 - share)
+        scale += kl + tv * rising
+        value += kl * divergence + tv * (1 - same)
+        tl.store(overlap + row, same)
     for start in range(0, size, BLOCK):
         place = start + tl.arange(0, BLOCK)
-        log_q = tl.load(logits + place, mask=place < size, other=0.0).to(tl.float32) - norm_q
-        log_p = tl.load(targets + place, mask=place < size, other=0.0).to(tl.float32) - norm_p
-        q, p = tl.where(place < size, tl.exp(log_q), 0.0), tl.where(place < size, tl.exp(log_p), 0.0)
-        kl += tl.sum(p * (log_p - log_q), axis=0)
-        overlap += tl.sum(tl.minimum(p, q), axis=0)
-        rising += tl.sum(tl.where(log_q < log_p, q, 0.0), axis=0)  # where more q raises the overlap
-    if KIND == KL:
-        share = 1.0
-    elif KIND == TV:
-        share = 0.0
-    else:
-        share = tl.exp(-3 * overlap)  # counts as constant
-    for start in range(0, size, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        log_q = tl.load(logits + place, mask=place < size, other=0.0).to(tl.float32) - norm_q
-        log_p = tl.load(targets + place, mask=place < size, other=0.0).to(tl.float32) - norm_p
-        q, p = tl.exp(log_q), tl.exp(log_p)
-        slope = share * (q - p) + (1 - share) * (q * rising - tl.where(log_q < log_p, q, 0.0))
-        tl.store(logits + place, slope.to(logits.dtype.element_ty), mask=place < size)
-    tl.store(losses + row, share * kl + (1 - share) * (1 - overlap))
+        inside = place < size
+        if TAUGHT:
+            log_q, log_p = _log_q_and_p(logits, targets, bias, place, inside, norm_q, norm_p, BIASED)
+            q = tl.exp(log_q)
+            slope = scale * q - kl * tl.exp(log_p) - tl.where(log_q < log_p, tv * q, 0.0)
+        else:
+            x = tl.load(logits + place, mask=inside, other=float("-inf")).to(tl.float32)
+            slope = scale * (tl.exp(_biased(x, bias, place, inside, BIASED) - peak_q) / total_q)
+        if LABELLED:
+            slope -= tl.where(place == label, ce, 0.0)
+        tl.store(logits + place, slope.to(logits.dtype.element_ty), mask=inside)
+    tl.store(loss + row, value)
     tl.store(predictions + row, best)
+
+
+@triton.jit
+def _biased(x, bias, place, inside, BIASED: tl.constexpr):
+    """A bias stands for tokens that a row of the head represents: it is the draft's and the target's."""
+    if BIASED:
+        x += tl.load(bias + place, mask=inside, other=0.0)
+    return x
+
+
+@triton.jit
+def _log_q_and_p(logits, targets, bias, place, inside, norm_q, norm_p, BIASED: tl.constexpr):
+    x, y = (tl.load(logits + place, mask=inside, other=0.0).to(tl.float32), tl.load(targets + place, mask=inside, other=0.0).to(tl.float32))
+    return _biased(x, bias, place, inside, BIASED) - norm_q, _biased(y, bias, place, inside, BIASED) - norm_p
 
 
 @triton.jit

@@ -9,44 +9,91 @@ from torch import Tensor
 
 TILE_ELEMENTS = 1 << 20  # logits in float32 at a time: 4 MiB
 ARGMAX_WIDTH = 512
+KINDS = ("ce", "kl", "tv", "lk")
 
 
-def cross_entropy_(logits: Tensor, bias: Tensor | None, labels: Tensor, losses: Tensor, predictions: Tensor) -> None:
-    """logits [r, V] become softmax(logits + bias) - label; losses and predictions [r] are filled in."""
+def losses_(
+    logits: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    targets: Tensor | None,
+    rows: Tensor | None,
+    mixture: dict[str, float],
+    loss: Tensor,
+    cross_entropy: Tensor | None,
+    overlap: Tensor | None,
+    predictions: Tensor,
+) -> None:
+    """logits [r, V] become the derivative by them of the mixture of losses of q = softmax(logits + bias), the rest [r] is filled in.
+
+    The target's p is softmax(targets[rows] + bias), targets [u, V]. Without targets the mixture is of cross-entropy alone.
+    """
     size = _rows_of_a_tile(logits)
-    buffer = logits.new_empty(size, logits.shape[1], dtype=torch.float32)
-    for low, *row in zip(*(x.split(size) for x in (logits, labels[:, None], losses, predictions)), strict=True):
-        _cross_entropy_of_tile(low, buffer[: len(low)], bias, *row)
-
-
-def _cross_entropy_of_tile(logits: Tensor, x: Tensor, bias: Tensor | None, label: Tensor, loss: Tensor, best: Tensor) -> None:
-    """x [r, V] float32 is scratch."""
-    x.copy_(logits)
-    best.copy_(row_argmax(x))  # what the draft would propose: before the bias, which serves the normaliser
-    if bias is not None:
-        x += bias
-    likely, label_logit = x.gather(1, best[:, None]), x.gather(1, label)
-    torch.softmax(x, dim=-1, out=x)
-    normaliser = likely - x.gather(1, best[:, None]).log_()  # from a token whose probability cannot underflow
-    loss.copy_((normaliser - label_logit)[:, 0])
-    x.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
-    logits.copy_(x)
-
-
-def divergence_(logits: Tensor, targets: Tensor, rows: Tensor, kind: str, losses: Tensor, predictions: Tensor) -> None:
-    """logits [r, V] of the draft become the derivative of the divergence from softmax(targets[rows]) by them, targets [u, V]."""
-    size = _rows_of_a_tile(logits)
-    buffers = [logits.new_empty(size, logits.shape[1], dtype=torch.float32) for _ in range(2)]
-    for low, row, loss, best in zip(*(x.split(size) for x in (logits, rows, losses, predictions)), strict=True):
-        log_p, log_q = (x[: len(low)] for x in buffers)
-        log_p.copy_(targets[row])
-        log_q.copy_(low)
-        best.copy_(row_argmax(log_q))
-        for x in (log_p, log_q):
-            torch.log_softmax(x, dim=-1, out=x)
-        divergence, slope = DIVERGENCES[kind](log_p, log_q)
-        loss.copy_(divergence)
+    buffers = [logits.new_empty(size, logits.shape[1], dtype=torch.float32) for _ in range(1 if targets is None else 4)]
+    for start in range(0, len(logits), size):
+        low, label, row, *out = (
+            None if x is None else x[start : start + size] for x in (logits, labels, rows, loss, cross_entropy, overlap)
+        )
+        x, *scratch = (buffer[: len(low)] for buffer in buffers)
+        best = row_argmax(x.copy_(low))  # what the draft would propose: before the bias, which serves the normaliser
+        predictions[start : start + size] = best
+        if bias is not None:
+            x += bias
+        if targets is None:
+            found, slope = _of_labels(x, label, best, mixture["ce"])
+        else:
+            y = scratch[0].copy_(targets[row])
+            found, slope = _of_laws(x, y if bias is None else y.add_(bias), *scratch[1:], label, mixture)
         low.copy_(slope)
+        for place, value in zip(out, found, strict=True):
+            if place is not None:
+                place.copy_(value)
+
+
+Found = tuple[Tensor, Tensor | None, Tensor | None]  # [r] loss, cross-entropy, overlap
+
+
+def _of_labels(x: Tensor, label: Tensor, best: Tensor, weight: float) -> tuple[Found, Tensor]:
+    """One pass less than _of_laws: the softmax is the slope, and the cross-entropy is found beside it. x [r, V] is overwritten."""
+    label, best = label[:, None], best[:, None]
+    likely, label_logit = x.gather(1, best), x.gather(1, label)
+    torch.softmax(x, dim=-1, out=x)
+    normaliser = likely - x.gather(1, best).log_()  # from a token whose probability cannot underflow
+    cross_entropy = (normaliser - label_logit)[:, 0]
+    x.scatter_add_(1, label, torch.full_like(label_logit, -1.0))
+    return (weight * cross_entropy, cross_entropy, None), x if weight == 1.0 else x.mul_(weight)
+
+
+def _of_laws(x: Tensor, y: Tensor, p: Tensor, q: Tensor, label: Tensor | None, mixture: dict[str, float]) -> tuple[Found, Tensor]:
+    """x, y [r, V] logits of the draft and of the target; all four are overwritten, q by the slope.
+
+    The slopes of single losses by the logits of q, a = sum min(p, q):   ce  q - label     kl  q - p     tv  q sum_{q < p} q - q [q < p]
+    and lk's are those of kl and tv, with weights that depend on the row.
+    """
+    for logits, chance in ((x, q), (y, p)):
+        torch.exp(torch.log_softmax(logits, dim=-1, out=logits), out=chance)
+    cross_entropy = None if label is None else -x.gather(1, label[:, None])[:, 0]
+    ratio = y.sub_(x)  # log p / q
+    overlap = torch.minimum(p, q, out=x).sum(-1)
+    share = torch.exp(-3 * overlap)
+    ce, kl, tv, lk = (mixture.get(kind, 0.0) for kind in KINDS)
+    kl, tv = kl + lk * share, tv + lk * (1 - share)  # [r]
+    loss, scale = tv * (1 - overlap), ce + kl
+    if "ce" in mixture:
+        loss += ce * cross_entropy
+    if mixture.keys() & {"kl", "lk"}:
+        loss += kl * torch.mul(p, ratio, out=x).sum(-1)
+    slope = q
+    if mixture.keys() & {"tv", "lk"}:
+        rising = torch.mul(q, ratio > 0, out=x)  # where more q raises the overlap
+        slope.mul_((scale + tv * rising.sum(-1))[:, None]).sub_(rising.mul_(tv[:, None]))
+    else:
+        slope.mul_(scale[:, None])
+    if mixture.keys() & {"kl", "lk"}:
+        slope.sub_(p.mul_(kl[:, None]))
+    if "ce" in mixture:
+        slope.scatter_add_(1, label[:, None], slope.new_full((len(slope), 1), -ce))
+    return (loss, cross_entropy, overlap), slope
 
 
 def _rows_of_a_tile(logits: Tensor) -> int:
@@ -66,26 +113,3 @@ def row_argmax(x: Tensor) -> Tensor:
     start = (strip * ARGMAX_WIDTH).clamp(max=last)
     within = x.gather(1, start + torch.arange(ARGMAX_WIDTH)).argmax(-1)
     return start[:, 0] + within
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum p log(p/q) of each row, and its derivative by the logits of q."""
-    p = log_p.exp()
-    return (p * (log_p - log_q)).sum(-1), log_q.exp() - p
-
-
-def _tv(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Total variation 1/2 sum |p - q| = 1 - a, where a = sum min(p, q) is the probability of acceptance."""
-    q = log_q.exp()
-    rising = q * (log_q < log_p)  # where more q raises the overlap a
-    return 1 - torch.minimum(log_p.exp(), q).sum(-1), q * rising.sum(-1, keepdim=True) - rising
-
-
-def _lk(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """l KL + (1 - l) (1 - a), where l = exp(-3 a) counts as constant."""
-    (kl, kl_slope), (tv, tv_slope) = _kl(log_p, log_q), _tv(log_p, log_q)
-    share = torch.exp(-3 * (1 - tv))
-    return share * kl + (1 - share) * tv, share[:, None] * kl_slope + (1 - share)[:, None] * tv_slope
-
-
-DIVERGENCES = {"kl": _kl, "tv": _tv, "lk": _lk}

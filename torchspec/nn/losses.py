@@ -1,6 +1,6 @@
 """Losses against the frozen head, without a logits tensor: peak memory is one chunk of rows, whatever their number."""
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -8,11 +8,185 @@ import torch
 from torch import Tensor
 
 from torchspec.nn import loss_tiles
-from torchspec.nn.logits import AS_THEY_COME, LogitLaw
+from torchspec.nn.logits import LogitLaw
+from torchspec.nn.loss_tiles import KINDS
 from torchspec.nn.send import send
 
 CHUNK_ELEMENTS = 1 << 24  # logits of one product with the head: enough rows (341 of 49,152) for a CPU's full speed
 CUDA_CHUNK_ROWS = 1024  # each product reads the whole head, 1.24 GB of 151,936 tokens: with fewer rows a GPU reads instead of computing
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The target's law at the slots: p = softmax(law(states[rows] @ head.T))."""
+
+    states: Tensor  # [T, H] after the target's final norm, no gradient
+    rows: Tensor  # [r] int64 on the host: the state of each slot; several slots may ask for one
+    law: LogitLaw  # of the target alone: servers apply none to a draft, whose last norm learns its own scale
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What an intra-block head adds to the logits: factor @ readout.T, both in the dtype of the hidden states."""
+
+    factor: Tensor  # [r, E] with gradient
+    readout: Tensor  # [V, E] trained, one row for each of the head's
+
+
+@dataclass(frozen=True)
+class HeadLosses:
+    """Of r slots. Only `loss` has a gradient; the others are there to weigh it, and to be reported."""
+
+    loss: Tensor  # [r] float32, the mixture
+    cross_entropy: Tensor | None  # [r] float32, of the labels, in nats; none without labels
+    overlap: Tensor | None  # [r] float32, sum of min(p, q): the chance of acceptance; none without a teacher
+    predictions: Tensor  # [r] int64, the row of the head with the largest logit, corrected but without bias
+
+
+def head_losses(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor | None,
+    mixture: dict[str, float],
+    *,
+    teacher: Teacher | None = None,
+    bias: Tensor | None = None,
+    correction: Correction | None = None,
+) -> HeadLosses:
+    """A weighted mixture of losses of q = softmax(hidden @ head.T + factor @ readout.T + bias), softmax and logarithm in float32.
+
+        ce   -log q of the label
+        kl   sum p log(p / q), in nats
+        tv   1/2 sum |p - q| = 1 - a, where a = sum min(p, q) is the chance of acceptance. Where a paper has the whole L1 norm, the weight
+             is twice as large: DSpark's 0.1 CE + 0.9 L1 is {"ce": 0.1, "tv": 1.8}
+        lk   l kl + (1 - l) tv, where l = exp(-3 a) counts as constant
+
+    hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64, of no use without ce but for
+    the report. With a pruned head both p and q run over its V rows. A bias says how many tokens a row stands for, hence it is p's as well.
+
+    Without a correction the gradients of single losses are finished when this returns: a loss may be weighted by what the losses are. A
+    readout's gradient needs those weights, so with a correction the backward pass computes the logits once more, a third product with the
+    head beside two (and a second one of the teacher); memory is a chunk in both passes.
+    """
+    _check(mixture, labels, teacher)
+    work = _Work(head, labels, mixture, teacher, bias)
+    if correction is None:
+        return HeadLosses(*_Finished.apply(hidden, work))
+    return HeadLosses(*_Recomputed.apply(hidden, correction.factor, correction.readout, work))
+
+
+def _check(mixture: dict[str, float], labels: Tensor | None, teacher: Teacher | None) -> None:
+    """What would be left out in silence."""
+    if not mixture or not mixture.keys() <= set(KINDS):
+        raise ValueError(f"the mixture has {list(mixture) or 'no losses'}; give weights of {', '.join(KINDS)}")
+    if "ce" in mixture and labels is None:
+        raise ValueError("ce is the loss of labels; give them")
+    if mixture.keys() != {"ce"} and teacher is None:
+        raise ValueError(f"{sorted(mixture.keys() - {'ce'})} compare with the target's law; give a teacher")
+
+
+def loss_values(rows: int, width: int, vocabulary: int, laws: int, factor: int = 0) -> int:
+    """Values that a loss over so many rows holds on a GPU at once: the rows and their gradients, and a chunk of logits for each law.
+
+    factor: width E of a correction, whose readout has a gradient in float32 (counts double) and the part of one chunk.
+    """
+    return 2 * rows * (width + factor) + laws * min(rows, CUDA_CHUNK_ROWS) * vocabulary + 3 * vocabulary * factor
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that a call is about and that has no gradient."""
+
+    head: Tensor
+    labels: Tensor | None
+    mixture: dict[str, float]
+    teacher: Teacher | None
+    bias: Tensor | None
+
+    def empty(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """For the fields of HeadLosses."""
+        numbers = [hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3)]
+        cross_entropy, overlap = None if self.labels is None else numbers[1], None if self.teacher is None else numbers[2]
+        return numbers[0], cross_entropy, overlap, hidden.new_empty(len(hidden), dtype=torch.int64)
+
+    def slopes(
+        self, found: tuple[Tensor | None, ...], hidden: Tensor, factor: Tensor | None = None, readout: Tensor | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Chunk by chunk fills in what is found, and yields the derivatives of the loss by the logits, [r', V] until the next chunk.
+
+        Memory is touched once: a chunk of logits in the model's dtype, overwritten by its own gradient.
+        """
+        chunk, arithmetic = _rows_at_a_time(self.head), _arithmetic(self.head)
+        size = min(chunk, len(hidden))
+        logits, targets = (self.head.new_empty(n, len(self.head)) for n in (size, 0 if self.teacher is None else size))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            rows = logits[: len(hidden[part])]
+            target, row = self._target(part, targets)
+            torch.mm(hidden[part], self.head.T, out=rows)
+            if factor is not None:
+                rows.addmm_(factor[part], readout.T)
+            labels, *out = (None if x is None else x[part] for x in (self.labels, *found))
+            arithmetic.losses_(rows, self.bias, labels, target, row, self.mixture, *out)
+            yield part, rows
+
+    def _target(self, part: slice, buffer: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The target's logits for some slots, each once, and where each slot finds its own."""
+        if self.teacher is None:
+            return None, None
+        states, (unique, inverse) = self.teacher.states, self.teacher.rows[part].unique(return_inverse=True)
+        logits = torch.mm(states[send(unique, states.device)], self.head.T, out=buffer[: len(unique)])
+        return self.teacher.law.apply_(logits), send(inverse, states.device)
+
+
+class _Finished(torch.autograd.Function):
+    """The head has no gradient, so d loss / d hidden can be finished in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, work):
+        found, gradient = work.empty(hidden), torch.empty_like(hidden)
+        for part, slope in work.slopes(found, hidden):
+            torch.mm(slope, work.head, out=gradient[part])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(*(x for x in found[1:] if x is not None))
+        return found
+
+    @staticmethod
+    def backward(ctx, weights, *_):
+        return _weighted(*ctx.saved_tensors, weights), None
+
+
+class _Recomputed(torch.autograd.Function):
+    """The gradient of a readout is a sum over rows: it waits for their weights."""
+
+    @staticmethod
+    def forward(ctx, hidden, factor, readout, work):
+        found = work.empty(hidden)
+        for _ in work.slopes(found, hidden, factor, readout):
+            pass
+        ctx.work = work
+        ctx.save_for_backward(hidden, factor, readout)
+        ctx.mark_non_differentiable(*(x for x in found[1:] if x is not None))
+        return found
+
+    @staticmethod
+    def backward(ctx, weights, *_):
+        (hidden, factor, readout), work = ctx.saved_tensors, ctx.work
+        of_hidden, of_factor, of_readout = (
+            torch.empty_like(hidden),
+            torch.empty_like(factor),
+            torch.zeros_like(readout, dtype=torch.float32),
+        )
+        for part, slope in work.slopes(work.empty(hidden), hidden, factor, readout):
+            torch.mm(slope, work.head, out=of_hidden[part])
+            torch.mm(slope, readout, out=of_factor[part])
+            of_readout += slope.T @ _weighted(factor[part], weights[part])
+        return _weighted(of_hidden, weights), _weighted(of_factor, weights), of_readout.to(readout.dtype), None
+
+
+def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
+    """rows [r, H], each times its weight [r] float32."""
+    return (rows * weights[:, None]).to(rows.dtype)
 
 
 def _rows_at_a_time(head: Tensor) -> int:
@@ -26,127 +200,3 @@ def _arithmetic(head: Tensor) -> ModuleType:
     from torchspec.nn import loss_kernels  # Triton comes with PyTorch's builds for GPUs alone
 
     return loss_kernels
-
-
-def loss_values(rows: int, width: int, vocabulary: int, laws: int) -> int:
-    """Values that a loss over so many rows holds on a GPU at once: the rows and their gradients, and a chunk of logits for each law."""
-    return 2 * rows * width + laws * min(rows, CUDA_CHUNK_ROWS) * vocabulary
-
-
-class _FrozenHeadCrossEntropy(torch.autograd.Function):
-    """The head has no gradient, so d loss / d hidden can be finished in the forward pass, chunk by chunk.
-
-    Memory is touched once: a chunk of logits in the model's dtype, overwritten by its own gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, head, bias, labels):
-        losses, predictions = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(labels)
-        gradient, chunk, arithmetic = torch.empty_like(hidden), _rows_at_a_time(head), _arithmetic(head)
-        logits = head.new_empty(min(chunk, len(hidden)), len(head))
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            rows = logits[: len(hidden[part])]
-            torch.mm(hidden[part], head.T, out=rows)  # [r, V]
-            arithmetic.cross_entropy_(rows, bias, labels[part], losses[part], predictions[part])
-            torch.mm(rows, head, out=gradient[part])
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(predictions)
-        return losses, predictions
-
-    @staticmethod
-    def backward(ctx, weights, _predictions):
-        return _weighted(*ctx.saved_tensors, weights), None, None, None
-
-
-def _weighted(gradient: Tensor, weights: Tensor) -> Tensor:
-    """The gradients of single losses [r, H], each times its weight [r] float32."""
-    return (gradient * weights[:, None]).to(gradient.dtype)
-
-
-def frozen_head_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The cross-entropies of softmax(hidden @ head.T + bias), softmax and logarithm in float32.
-
-    hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64.
-    Returns the losses [r] in nats, float32, and the predicted tokens [r]. Gradients of single losses are finished when this returns,
-    so a loss may be weighted by what the losses are.
-    """
-    return _FrozenHeadCrossEntropy.apply(hidden, head, bias, labels)
-
-
-class _FrozenHeadDivergence(torch.autograd.Function):
-    """As above, with the target's whole distribution in place of a label."""
-
-    @staticmethod
-    def forward(ctx, hidden, head, states, rows, kind, law):
-        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
-        predictions = torch.empty_like(losses, dtype=torch.int64)
-        gradient, chunk, arithmetic = torch.empty_like(hidden), _rows_at_a_time(head), _arithmetic(head)
-        logits, targets = (head.new_empty(min(chunk, len(hidden)), len(head)) for _ in range(2))
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            unique, inverse = rows[part].unique(return_inverse=True)  # several draft rows ask for the same target row
-            low, target = logits[: len(hidden[part])], targets[: len(unique)]
-            law.apply_(torch.mm(states[send(unique, states.device)], head.T, out=target))
-            torch.mm(hidden[part], head.T, out=low)  # [r, V]
-            arithmetic.divergence_(low, target, send(inverse, states.device), kind, losses[part], predictions[part])
-            torch.mm(low, head, out=gradient[part])
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(predictions)
-        return losses, predictions
-
-    @staticmethod
-    def backward(ctx, weights, _predictions):
-        return _weighted(*ctx.saved_tensors, weights), None, None, None, None, None
-
-
-def frozen_head_divergence(
-    hidden: Tensor, head: Tensor, states: Tensor, rows: Tensor, kind: str, law: LogitLaw = AS_THEY_COME
-) -> tuple[Tensor, Tensor]:
-    """The divergences of q = softmax(hidden @ head.T) from p = softmax(law(states[rows] @ head.T)), in float32.
-
-    hidden [r, H] (leave rows of weight zero out), head [V, H] and states [T, H] (the target's, after its final norm) without
-    gradient, rows [r] int64 on the host, kind one of loss_tiles.DIVERGENCES. With a pruned head both run over its V rows. law: of the
-    target alone, since servers apply none to a draft, whose last norm learns its own scale.
-    Returns the divergences [r] in nats, float32, and the rows of the head predicted [r].
-    """
-    return _FrozenHeadDivergence.apply(hidden, head, states, rows, kind, law)
-
-
-@dataclass(frozen=True)
-class HeadRows:
-    """The rows of the head that one loss is computed against."""
-
-    head: Tensor  # [V', H]
-    ids: Tensor  # [V'] token of each row
-    index: Tensor  # [V] row of each token; of use for labels only, which are all among the rows
-    bias: Tensor | None  # [V'] added to the logits
-
-
-class LossVocabulary:
-    """The tokens that the softmax of the loss runs over: all of them, or those of the training data and a fresh draw of the others.
-
-    The head is most of the work of a small draft with a large vocabulary. With `negatives` = n, the V - S tokens that never
-    occur in the data are represented by n of them, each standing for (V - S) / n: log of that is added to its logit, so the
-    normaliser is unbiased and a token without examples still learns not to win.
-    """
-
-    def __init__(self, head: Tensor, counts: Tensor, negatives: int | None):
-        self.head, self.negatives = head, negatives
-        self.all = HeadRows(head, torch.arange(len(head), device=head.device), torch.arange(len(head), device=head.device), None)
-        seen, self.unseen = counts.nonzero().flatten().to(head.device), (counts == 0).nonzero().flatten()  # unseen: drawn from on the host
-        if negatives is not None and negatives < len(self.unseen):
-            self.seen, self.seen_head = seen, head[seen]
-            self.index = torch.zeros(len(head), dtype=torch.int64, device=head.device)
-            self.index[self.seen] = torch.arange(len(seen), device=head.device)
-        else:
-            self.negatives = None
-
-    def draw(self, generator: torch.Generator) -> HeadRows:
-        if self.negatives is None:
-            return self.all
-        drawn = self.unseen[torch.randint(len(self.unseen), (self.negatives,), generator=generator)]  # with replacement: unbiased
-        drawn = send(drawn, self.head.device)
-        bias = torch.zeros(len(self.seen) + self.negatives, device=self.head.device)
-        bias[len(self.seen) :] = math.log(len(self.unseen) / self.negatives)
-        return HeadRows(torch.cat((self.seen_head, self.head[drawn])), torch.cat((self.seen, drawn)), self.index, bias)

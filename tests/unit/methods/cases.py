@@ -67,6 +67,13 @@ CASES = {
         states=blocks_of_masks,
         windows=(None, 3),
     ),  # fmt: skip
+    "dflash, taught": Case(
+        lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8}),
+        EAGLE3_LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.blocks import Slots
-from torchspec.nn.losses import HeadRows
+from torchspec.nn.loss_vocabulary import HeadRows
+from torchspec.nn.losses import Teacher
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Lesson:
     slots: Slots
     valid: Tensor  # [N, A] bool
     vocabulary: HeadRows  # that the softmax of this step runs over
+    teacher: Teacher | None  # the target's law at the slots that count; none where the loss does not ask for it
 
     @property
     def before(self) -> Tensor:

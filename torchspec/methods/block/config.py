@@ -1,5 +1,7 @@
 """What the `draft` section of every method with a block backbone holds."""
 
+from typing import Literal
+
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from torchspec.methods.config import DraftShape
@@ -9,6 +11,11 @@ class BlockConfig(DraftShape):
     num_layers: PositiveInt = Field(5, description="draft decoder layers D")
     block_size: int = Field(16, ge=2, description="slots B of a block: the anchor and B-1 masks; serve with B-1 draft tokens")
     num_anchors: PositiveInt = Field(512, description="blocks per document and epoch, sampled without replacement")
+    loss: dict[Literal["ce", "kl", "tv", "lk"], PositiveFloat] = Field(
+        {"ce": 1.0},
+        min_length=1,
+        description="weights of: ce, of the text's tokens; kl, tv and lk, divergences from the target's law (docs/dflash.md)",
+    )
     loss_decay_gamma: PositiveFloat | None = Field(
         None, description="slot k weighs exp(-(k-1)/gamma); none: what it adds to the expected acceptance (D-PACE)"
     )

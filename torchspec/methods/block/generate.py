@@ -35,8 +35,8 @@ class BlockDrafter:
         self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.model.layers)
 
     def extend(self, ids: Tensor, context: Tensor) -> None:
-        """context [n, K*H_t]: features of the next n committed tokens, which enter through them alone."""
-        self.pending.append(context)
+        """context [n, K*H_t or more]: features of the next n committed tokens, which enter through them alone."""
+        self.pending.append(context[:, : self.model.fc.in_features])
 
     def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
         """The last committed token (its features do not exist yet) -> the next tokens [S], each from its own slot's law, and these laws

@@ -35,11 +35,12 @@ from torchspec.methods.block.mask_token import choose_mask_token
 from torchspec.methods.block.memory import kept_values
 from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.block.weights import decay_weights, dpace_weights
-from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
+from torchspec.methods.blocks import Slots, block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
 from torchspec.nn.attention import BlockLayout
-from torchspec.nn.losses import LossVocabulary, frozen_head_cross_entropy, loss_values
+from torchspec.nn.loss_vocabulary import LossVocabulary
+from torchspec.nn.losses import Correction, HeadLosses, Teacher, head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
@@ -64,7 +65,9 @@ class BlockMethod:
         self.rows, self.drafts = config.block_size, format.draft_tokens(config)
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
-        self.layer_ids, self.sights = tuple(config.dflash_config["target_layer_ids"]), format.sights(config)
+        self.sights = format.sights(config)
+        self.taught = options.loss.keys() != {"ce"}  # by the target's law, which follows from its last layer's states
+        self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
 
     @classmethod
     def for_run(
@@ -89,9 +92,9 @@ class BlockMethod:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
-        """For a draft folder, ours or another's; training options play no part at inference."""
+        """For a draft folder, ours or another's; training options play no part at inference, nor does a last layer."""
         cls.check_serves(config, target)
-        return cls(config, target, cls.Options(), torch.ones(len(target.head)))
+        return cls(config, target, cls.Options(loss={"ce": 1.0}), torch.ones(len(target.head)))
 
     @classmethod
     def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
@@ -127,13 +130,13 @@ class BlockMethod:
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
         """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
         rows, head = documents * blocks * self.rows, self.target.head
-        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1)
+        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1 + self.taught)
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
-        slots, rows = block_labels(batch, layout).to(device), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
-        lesson = Lesson(slots, send(layout.valid, device), rows)
+        slots, rows = block_labels(batch, layout), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
+        lesson = Lesson(slots.to(device), send(layout.valid, device), rows, self._teacher(batch, layout, slots) if self.taught else None)
         finish = partial(self._finish, lesson, self._before(layout, device))
         return model(*self.inputs(batch.ids, batch.context, layout), finish)
 
@@ -143,22 +146,46 @@ class BlockMethod:
 
     def score(self, draft: BlockDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """What `loss` returns, from the states. It runs inside of the draft's forward, where the head's parameters are whole."""
-        label, rows = lesson.labels, lesson.vocabulary
-        losses, predictions = frozen_head_cross_entropy(lesson.pick(blocks.states), rows.head, rows.index[label], rows.bias)
-        known, gamma = losses.detach(), self.options.loss_decay_gamma
-        weights = dpace_weights(lesson.slots, known) if gamma is None else decay_weights(lesson.slots, gamma)
-        metrics = slot_metrics(lesson.slots, lesson.valid, known, rows.ids[predictions] == label)
-        return (losses * weights).sum(), weights.sum(), metrics
+        found = self.head_losses(blocks, lesson)
+        weights = self.slot_weights(lesson, found)
+        return (found.loss * weights).sum(), weights.sum(), self.slot_metrics(lesson, found)
+
+    def head_losses(self, blocks: Blocks, lesson: Lesson, correction: Correction | None = None) -> HeadLosses:
+        """Of the slots that count, as `draft.loss` mixes them."""
+        rows, label = lesson.vocabulary, lesson.vocabulary.index[lesson.labels]
+        states = lesson.pick(blocks.states)
+        return head_losses(states, rows.head, label, self.options.loss, teacher=lesson.teacher, bias=rows.bias, correction=correction)
+
+    def slot_weights(self, lesson: Lesson, found: HeadLosses) -> Tensor:
+        """[r], by `draft.loss_decay_gamma`. A slot's chance is that of its label, or of acceptance where labels are not learned from."""
+        if self.options.loss_decay_gamma is not None:
+            return decay_weights(lesson.slots, self.options.loss_decay_gamma)
+        return dpace_weights(lesson.slots, torch.exp(-found.cross_entropy) if "ce" in self.options.loss else found.overlap)
+
+    @staticmethod
+    def slot_metrics(lesson: Lesson, found: HeadLosses) -> dict[str, tuple[Tensor, Tensor]]:
+        right = lesson.vocabulary.ids[found.predictions] == lesson.labels
+        return slot_metrics(lesson.slots, lesson.valid, found.loss.detach(), right)
+
+    def _teacher(self, batch: Batch, layout: BlockLayout, slots: Slots) -> Teacher:
+        """Slot k of a block is taught by the state of the token before it, which stands k - 1 behind the anchor. slots: on the host."""
+        states = self.target.normed(batch.context[:, -self.target.head.shape[1] :])
+        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(layout.block_size) - 1
+        return Teacher(states, slots.pick(before.flatten()), self.target.law)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
-        """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context."""
+        """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context.
+
+        context [T, K*H_t], and the last layer's states behind, if captured.
+        """
         layout = replace(layout, block_size=self.rows)
         tokens = torch.where(layout.valid, ids[layout.starts[:, None] + layout.anchors], self.mask_token_id)  # [N, A]
         rows = torch.full((*tokens.shape, self.rows), self.mask_token_id, device=context.device)
         rows[:, :, 0] = send(tokens, context.device)
         embedded = torch.nn.functional.embedding(rows.flatten(), self.target.embedding)
         layout = layout.to(context.device)
-        return embedded, context, layout.positions, attention(layout, self.sights)
+        features = context[:, : -self.target.head.shape[1]] if self.taught else context
+        return embedded, features, layout.positions, attention(layout, self.sights)
 
     @staticmethod
     def _before(layout: BlockLayout, device: torch.device) -> Tensor:

@@ -14,14 +14,15 @@ def decay_weights(slots: Slots, gamma: float) -> Tensor:
     return torch.exp(-(k - 1) / gamma)
 
 
-def dpace_weights(slots: Slots, losses: Tensor) -> Tensor:
-    """Adaptive weights (D-PACE) of the slots that count, from their cross-entropies [r] without gradient -> [r].
+def dpace_weights(slots: Slots, chance: Tensor) -> Tensor:
+    """Adaptive weights (D-PACE) of the slots that count, from the chance [r] that each is right, without gradient -> [r].
 
-    q_k = exp(-loss_k) is the chance that slot k is right, s_k = (1 - alpha) q_k + alpha a softened one, P_k = s_1 ... s_k the chance that
-    all slots up to k are. The expected number of accepted tokens is the sum of all P_j, and k has a part in those from k on:
+    q_k is that chance: exp(-cross-entropy), or, of a loss that knows the target's law and no label, the overlap, the chance of acceptance.
+    s_k = (1 - alpha) q_k + alpha is a softened one, P_k = s_1 ... s_k the chance that all slots up to k are right. The expected number of
+    accepted tokens is the sum of all P_j, and k has a part in those from k on:
 
         w_k = P_k + P_{k+1} + ... + P_{B-1}
     """
-    softened = slots.spread((1 - DPACE_ALPHA) * torch.exp(-losses) + DPACE_ALPHA)
+    softened = slots.spread((1 - DPACE_ALPHA) * chance + DPACE_ALPHA)
     reached = softened.where(slots.mask, 1.0).cumprod(-1) * slots.mask
     return slots.pick(reached.flip(-1).cumsum(-1).flip(-1).flatten())

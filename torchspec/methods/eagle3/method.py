@@ -32,7 +32,7 @@ from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
 from torchspec.methods.walk import Walk, log_probabilities, matches
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
-from torchspec.nn.losses import frozen_head_divergence, loss_values
+from torchspec.nn.losses import Teacher, head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
@@ -107,14 +107,13 @@ class Eagle3:
         slot = torch.arange(self.block_size)
         before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
         last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        losses, predictions = frozen_head_divergence(
-            scored, self.vocabulary.head, last_states, here.pick(before.flatten()), self.options.loss, self.target.law
-        )
+        teacher = Teacher(last_states, here.pick(before.flatten()), self.target.law)
+        found = head_losses(scored, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
         weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
-        metrics = slot_metrics(slots, send(layout.valid, device), losses.detach(), self.vocabulary.ids[predictions] == label)
+        metrics = slot_metrics(slots, send(layout.valid, device), found.loss.detach(), self.vocabulary.ids[found.predictions] == label)
         if self.config.draft_vocab_size is not None:
             metrics["vocabulary_coverage"] = (self.vocabulary.holds(label).sum(), slots.mask.sum())
-        return (losses * weights).sum(), weights.sum(), metrics
+        return (found.loss * weights).sum(), weights.sum(), metrics
 
     def embed(self, ids: Tensor) -> Tensor:
         return torch.nn.functional.embedding(ids, self.target.embedding)
