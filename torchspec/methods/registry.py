@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 
 
@@ -17,6 +18,7 @@ class Entry:
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
+    "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

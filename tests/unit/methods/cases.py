@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_dspark, make_eagle3, make_method
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
@@ -26,7 +26,7 @@ BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
 def blocks_of_masks(method: BlockMethod, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
-    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), B, -1)
+    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), method.rows, -1)
 
 
 def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
@@ -69,6 +69,14 @@ CASES = {
     ),  # fmt: skip
     "dflash, taught": Case(
         lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8}),
+        EAGLE3_LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
+    "dspark": Case(make_dspark, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
+    "dspark, rnn, bonus anchor": Case(
+        lambda target: make_dspark(target, markov_head_type="rnn", sample_from_anchor=False, confidence_loss=0.0),
         EAGLE3_LAYERS,
         BLOCKS,
         module=block_attention,

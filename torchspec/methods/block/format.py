@@ -115,6 +115,11 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
     check_windows(config)
 
 
+def vllm_traps(_config: PreTrainedConfig) -> list[str]:
+    """What vLLM would compute otherwise, or cannot load."""
+    return []
+
+
 def sglang_traps(config: PreTrainedConfig, _target_type: str | None) -> list[str]:
     """What SGLang would compute otherwise, or cannot load."""
     values, traps = config.to_dict(), []
