@@ -12,6 +12,7 @@ from torchspec.target.frozen import FrozenTarget
 
 READERS = {
     "DFlashDraftModel": partial(import_block, "dflash"),
+    "DFlash2DraftModel": partial(import_block, "dflash2"),
     "Qwen3DSparkModel": partial(import_block, "dspark"),
     "DSparkDraftModel": partial(import_block, "dspark"),
     "LlamaForCausalLMEagle3": import_eagle3,

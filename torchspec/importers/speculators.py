@@ -6,6 +6,7 @@ from torchspec.methods.config import FULL
 from torchspec.methods.eagle3.format import AUX
 
 TYPE = "speculators_model_type"
+DFLASH2 = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
 DSPARK = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
 
 
@@ -42,6 +43,12 @@ def _dflash(values: dict, layers: dict) -> dict:
     return {"architectures": ["DFlashDraftModel"], "block_size": block_size, "dflash_config": nested}
 
 
+def _dflash2(values: dict, layers: dict) -> dict:
+    settings = _dflash(values, layers)
+    head = {key: values[key] for key in DFLASH2 if key in values}
+    return {**settings, "architectures": ["DFlash2DraftModel"], "dflash_config": {**settings["dflash_config"], **head}}
+
+
 def _dspark(values: dict, layers: dict) -> dict:
     """sample_from_anchor: readers take a missing key for false in this format, and for true in all others."""
     settings = _dflash(values, layers)
@@ -72,4 +79,4 @@ def _proposed(values: dict) -> int | None:
     return methods[0].get("speculative_tokens")
 
 
-KINDS = {"dflash": _dflash, "dspark": _dspark, "eagle3": _eagle3}
+KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3}

@@ -59,6 +59,7 @@ class BlockMethod:
     vllm_traps = staticmethod(format.vllm_traps)
     meaning = format.MEANING
     head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
+    candidates = 1  # of each slot that its head chooses among, by the logits before it has changed them
     factor_width = 0  # E, where the head adds factor @ readout.T to the logits
     confident = False  # it says how likely a draft is accepted
 
@@ -145,7 +146,7 @@ class BlockMethod:
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
         """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
         rows, head = documents * blocks * self.rows, self.target.head
-        in_loss = loss_values(rows, head.shape[1], len(head), laws=1 + self.taught, factor=self.factor_width)
+        in_loss = loss_values(rows, head.shape[1], len(head), laws=1 + self.options.compares, factor=self.factor_width)
         return kept_values(self.config, rows, tokens, compiled) + in_loss
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
@@ -170,7 +171,10 @@ class BlockMethod:
         """Of the slots that count, as `draft.loss` mixes them."""
         rows, label = lesson.vocabulary, lesson.vocabulary.index[lesson.labels]
         states = lesson.pick(blocks.states)
-        return head_losses(states, rows.head, label, self.options.loss, teacher=lesson.teacher, bias=rows.bias, correction=correction)
+        teacher = lesson.teacher if self.options.compares else None
+        return head_losses(
+            states, rows.head, label, self.options.loss, teacher=teacher, bias=rows.bias, correction=correction, best=self.candidates
+        )
 
     def slot_weights(self, lesson: Lesson, found: HeadLosses) -> Tensor:
         """[r], by `draft.loss_decay_gamma`. A slot's chance is that of its label, or of acceptance where labels are not learned from."""
