@@ -10,9 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
+from torchspec.methods.base import Method
 from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
+from torchspec.methods.dflash2.config import DFlash2Config
+from torchspec.methods.dflash2.method import DFlash2
+from torchspec.methods.dspark.config import DSparkConfig
+from torchspec.methods.dspark.method import DSpark
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
@@ -47,6 +52,25 @@ def make_method(target: FrozenTarget, **options) -> DFlash:
     options = DFlashConfig(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
     config = draft_config(options, target.config, tuple(target.embedding.shape), MASK)
     return DFlash(config, target, options, torch.ones(len(target.head)))
+
+
+SELECTOR = {"conv_group_size": 8, "selector_rank": 6, "selector_top_k": 5}
+
+
+def make_dflash2(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> DFlash2:
+    """counts: of the training data's tokens."""
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
+    options = DFlash2Config(**{"method": "dflash2", **shape, **SELECTOR, **options})
+    counts = torch.ones(len(target.head)) if counts is None else counts
+    return DFlash2(DFlash2.new_config(options, target, MASK), target, options, counts)
+
+
+def make_dspark(target: FrozenTarget, **options) -> DSpark:
+    """B - 1 drafts, as all methods here: in the layout that samples from the anchor a block has one row less."""
+    rows = B if options.get("sample_from_anchor") is False else B - 1
+    shape = {"num_layers": 2, "block_size": rows, "num_anchors": 100, "target_layer_ids": LAYERS, "markov_rank": 6}
+    options = DSparkConfig(**{"method": "dspark", **shape, **options})
+    return DSpark(DSpark.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:
@@ -90,7 +114,7 @@ def answered(oracle: HFCapture, prompt: torch.Tensor, tokens: int, stop: set[int
     return Prompt(index, ids, torch.arange(len(ids)) >= len(prompt))
 
 
-def overfit(method: DFlash | Eagle3, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
+def overfit(method: Method, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
     """Trains on the samples alone; the metrics of the last step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     for _ in range(steps):

@@ -12,6 +12,9 @@ from torchspec.target.frozen import FrozenTarget
 
 READERS = {
     "DFlashDraftModel": partial(import_block, "dflash"),
+    "DFlash2DraftModel": partial(import_block, "dflash2"),
+    "Qwen3DSparkModel": partial(import_block, "dspark"),
+    "DSparkDraftModel": partial(import_block, "dspark"),
     "LlamaForCausalLMEagle3": import_eagle3,
     "Eagle3LlamaForCausalLM": import_eagle3,
     QWEN3: import_eagle3,
@@ -29,7 +32,5 @@ def read_draft(folder: Path, values: dict, target: FrozenTarget, draft_tokens: i
     if "draft_vocab_size" in values and f"Eagle3{architecture}" in READERS:  # EAGLE's own checkpoints; vLLM renames them
         architecture = f"Eagle3{architecture}"
     if architecture not in READERS:
-        raise UserError(
-            f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators with DFlash or EAGLE-3"
-        )
+        raise UserError(f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators")
     return READERS[architecture](folder, {**values, "architectures": [architecture]}, target, draft_tokens)

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_dflash2, make_dspark, make_eagle3, make_method
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
@@ -26,7 +26,7 @@ BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
 def blocks_of_masks(method: BlockMethod, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
-    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), B, -1)
+    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), method.rows, -1)
 
 
 def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
@@ -47,6 +47,7 @@ class Case:
     module: ModuleType = eagle3  # where it takes its attention from
     states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
     windows: tuple[int | None, ...] = (None,)  # of each layer; one that slides is causal
+    candidates: bool = False  # a slot proposes from the best few tokens of the vocabulary
 
 
 CASES = {
@@ -69,6 +70,24 @@ CASES = {
     ),  # fmt: skip
     "dflash, taught": Case(
         lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8}),
+        EAGLE3_LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
+    "dflash2": Case(make_dflash2, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),
+    "dflash2, sliding": Case(
+        lambda target: make_dflash2(target, sliding_window=WINDOW, conv_kernel_size=3, selector_loss={"ce": 1.0}),
+        LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+        windows=(WINDOW, WINDOW),
+        candidates=True,
+    ),  # fmt: skip
+    "dspark": Case(make_dspark, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
+    "dspark, rnn, bonus anchor": Case(
+        lambda target: make_dspark(target, markov_head_type="rnn", sample_from_anchor=False, confidence_loss=0.0),
         EAGLE3_LAYERS,
         BLOCKS,
         module=block_attention,

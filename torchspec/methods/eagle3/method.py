@@ -25,7 +25,7 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, repeated, sglang_traps, vllm_traps
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
@@ -45,7 +45,11 @@ PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole
 class Eagle3:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    vllm_traps = staticmethod(vllm_traps)
+    repeated = staticmethod(repeated)
     meaning = MEANING
+    head = ()
+    confident = False
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
