@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from torchspec.capture.engine import capture_spec
 from torchspec.capture.replay import ReplayCapture
 from torchspec.config import RunConfig, load_config
 from torchspec.decode.offline import right_drafts
-from torchspec.decode.pair import load_pair
+from torchspec.decode.pair import Pair, load_pair
 from torchspec.export.hf import export_checkpoint
+from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_device, resolve_dtype
 from torchspec.target.fetch import resolve_target
 from torchspec.target.frozen import FrozenTarget
@@ -57,7 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     split(options.data)
     for name in options.setting or SETTINGS:
-        row = measure(name, options.steps, options.minutes, options.seed)
+        setting = Setting(name, SETTINGS[name])
+        steps = options.steps if options.minutes is None else setting.steps_in(options.minutes, options.seed)
+        row = setting.measure(steps, options.seed)
         with options.out.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         print(json.dumps(row))
@@ -71,58 +75,75 @@ def split(data: Path) -> None:
     (WORK / "heldout.jsonl").write_text("".join(lines[-HELD_OUT:]))
 
 
-def measure(name: str, steps: int, minutes: float | None, seed: int) -> dict:
-    features = keep_features(run_config(name, steps, seed))
-    if minutes is not None:
-        trial = run(name, TRIAL_STEPS, seed, features)
-        steps = int(60 * minutes * TRIAL_STEPS / trial.seconds)
-    state = run(name, steps, seed, features)
-    return {
-        "setting": name, "overrides": SETTINGS[name], "seed": seed, "steps": steps, "tau": state.best_tau,
-        "every_anchor": every_anchor(run_config(name, steps, seed), features), "tokens": state.tokens, "minutes": state.seconds / 60,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Setting:
+    """A recipe that is the base but for some overrides, trained from zero and scored on the held-out conversations."""
+
+    name: str
+    overrides: list[str]
+    base: Path = BASE
+
+    def config(self, steps: int, seed: int, *more: str) -> RunConfig:
+        overrides = [
+            f"output_dir={WORK / f'{self.name}-{seed}-{steps}'}",
+            f"dataset.train_data_path={WORK / 'train.jsonl'}", f"dataset.eval_data_path={WORK / 'heldout.jsonl'}",
+            f"training.seed={seed}", f"training.max_steps={steps}", f"training.save_interval={steps}",
+            f"evaluation.interval={steps}", f"evaluation.max_samples={HELD_OUT}", *more,
+        ]  # fmt: skip
+        return load_config(str(self.base), self.overrides + overrides)
+
+    def steps_in(self, minutes: float, seed: int) -> int:
+        trial = self.train(TRIAL_STEPS, seed)
+        return int(60 * minutes * TRIAL_STEPS / trial.seconds)
+
+    def train(self, steps: int, seed: int) -> TrainState:
+        """From zero, evaluated once at the end."""
+        config = self.config(steps, seed, f"inference.replay_dir={self.features(seed)}")
+        shutil.rmtree(config.output_dir, ignore_errors=True)
+        return train(config)
+
+    def measure(self, steps: int, seed: int) -> dict:
+        state = self.train(steps, seed)
+        return {
+            "setting": self.name, "overrides": self.overrides, "seed": seed, "steps": steps, "tau": state.best_tau,
+            "every_anchor": self.every_anchor(steps, seed), "tokens": state.tokens, "minutes": state.seconds / 60,
+        }  # fmt: skip
+
+    def pair(self, steps: int, seed: int) -> Pair:
+        """The trained draft, exported and loaded beside its target."""
+        config = self.config(steps, seed)
+        draft = export_checkpoint(best(config.checkpoints), Path(config.output_dir) / "draft")
+        return load_pair(draft, config.model.target_model_path, config.model.dtype, config.model.device, trust_remote_code=False)
+
+    def every_anchor(self, steps: int, seed: int) -> float:
+        """1 + right drafts, averaged over every token of the held-out answers, not only those that decoding visits."""
+        config, pair = self.config(steps, seed), self.pair(steps, seed)
+        kept, held_out = on_disk(config, pair.method), open_datasets(config, pair.folder)[1]
+        rights = [right for i in range(len(held_out)) for right in right_drafts(pair.method, pair.model, kept.capture(held_out[i]))]
+        return 1 + float(torch.cat(rights).float().mean())
+
+    def features(self, seed: int) -> Path:
+        """The folder that holds the features of all conversations, of the layers that the setting asks for: captured once."""
+        config = self.config(TRIAL_STEPS, seed)
+        folder = resolve_target(config.model.target_model_path)
+        datasets = open_datasets(config, folder)
+        device = resolve_device(config.model.device)
+        method = build_method(config, FrozenTarget.load(folder, resolve_dtype(config.model.dtype), device), datasets[0])
+        kept = on_disk(config, method)
+        for dataset in datasets:
+            for i in range(len(dataset)):
+                kept.capture(dataset[i])
+        return folder_of(method)
 
 
-def every_anchor(config: RunConfig, features: Path) -> float:
-    """1 + right drafts, averaged over every token of the held-out answers, not only those that decoding visits."""
-    draft = export_checkpoint(best(config.checkpoints), Path(config.output_dir) / "draft")
-    pair = load_pair(draft, config.model.target_model_path, config.model.dtype, config.model.device, trust_remote_code=False)
-    spec = capture_spec(config, pair.folder, pair.method.layer_ids, pair.target.device)
-    capture, held_out = ReplayCapture(pair.target, spec, features, sys.maxsize, fp8=False), open_datasets(config, pair.folder)[1]
-    rights = [right for i in range(len(held_out)) for right in right_drafts(pair.method, pair.model, capture.capture(held_out[i]))]
-    return 1 + float(torch.cat(rights).float().mean())
+def folder_of(method: Method) -> Path:
+    return WORK / f"features-{'-'.join(map(str, method.layer_ids))}"
 
 
-def keep_features(config: RunConfig) -> Path:
-    """The folder that holds the features of all conversations, of the layers that the setting asks for."""
-    folder, device = resolve_target(config.model.target_model_path), resolve_device(config.model.device)
-    datasets = open_datasets(config, folder)
-    method = build_method(config, FrozenTarget.load(folder, resolve_dtype(config.model.dtype), device), datasets[0])
-    features = WORK / f"features-{'-'.join(map(str, method.layer_ids))}"
-    spec = capture_spec(config, folder, method.layer_ids, device)
-    engine = open_capture(config.inference.inference_engine_type, spec)
-    capture = ReplayCapture(engine, spec, features, sys.maxsize, fp8=False)
-    for dataset in datasets:
-        for i in range(len(dataset)):
-            capture.capture(dataset[i])
-    return features
-
-
-def run(name: str, steps: int, seed: int, features: Path) -> TrainState:
-    """From zero, evaluated once at the end."""
-    config = run_config(name, steps, seed, f"inference.replay_dir={features}")
-    shutil.rmtree(config.output_dir, ignore_errors=True)
-    return train(config)
-
-
-def run_config(name: str, steps: int, seed: int, *more: str) -> RunConfig:
-    overrides = [
-        f"output_dir={WORK / f'{name}-{seed}-{steps}'}",
-        f"dataset.train_data_path={WORK / 'train.jsonl'}", f"dataset.eval_data_path={WORK / 'heldout.jsonl'}",
-        f"training.seed={seed}", f"training.max_steps={steps}", f"training.save_interval={steps}",
-        f"evaluation.interval={steps}", f"evaluation.max_samples={HELD_OUT}", *more,
-    ]  # fmt: skip
-    return load_config(str(BASE), SETTINGS[name] + overrides)
+def on_disk(config: RunConfig, method: Method) -> ReplayCapture:
+    """Captures what is not on disk yet, and reads the rest."""
+    spec = capture_spec(config, method.target.folder, method.layer_ids, resolve_device(config.model.device))
+    return ReplayCapture(open_capture(config.inference.inference_engine_type, spec), spec, folder_of(method), sys.maxsize, fp8=False)
 
 
 if __name__ == "__main__":

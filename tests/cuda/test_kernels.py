@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,15 @@ from tests.cuda.h100 import PROPERTIES
 from torchspec.nn import loss_kernels
 
 LOSSES = "torchspec.nn.loss_kernels"
-CROSS_ENTROPY = {"logits": "*bf16", "bias": "*fp32", "labels": "*i64", "losses": "*fp32", "predictions": "*i64", "size": "i32"}
-DIVERGENCE = {"logits": "*bf16", "targets": "*bf16", "rows": "*i64", "losses": "*fp32", "predictions": "*i64", "size": "i32"}
-KERNELS = (  # module and kernel of torchspec, signature, constants
-    *((LOSSES, "_cross_entropy", CROSS_ENTROPY, {"BIASED": biased}) for biased in (False, True)),
-    *((LOSSES, "_divergence", DIVERGENCE, {"KIND": kind}) for kind in loss_kernels.KINDS.values()),
-)
-PARTS = {"_better", "_more"}  # called by kernels
+POINTERS = {"logits": "*bf16", "bias": "*fp32", "labels": "*i64", "targets": "*bf16", "rows": "*i64"}
+RESULTS = {"loss": "*fp32", "cross_entropy": "*fp32", "overlap": "*fp32", "predictions": "*i64", "size": "i32"}
+SIGNATURE = POINTERS | RESULTS | dict.fromkeys(loss_kernels.KINDS, "fp32")
+GIVEN = [given for given in product((False, True), repeat=3) if any(given[1:])]  # bias, labels, target; without the last two is no loss
+KERNELS = [  # module and kernel of torchspec, signature, constants
+    (LOSSES, "_losses", SIGNATURE, dict(zip(("BIASED", "LABELLED", "TAUGHT"), given, strict=True)) | {"BLOCK": loss_kernels.block(*given)})
+    for given in GIVEN
+]
+PARTS = {"_better", "_more", "_bias", "_log_q_and_p"}  # called by kernels
 ROOT = Path(__file__).parents[2]
 ELF = b"\x7fELF"
 
@@ -63,7 +66,6 @@ def test_every_kernel_of_torchspec_is_listed():
 @pytest.mark.parametrize(("module", "kernel", "signature", "constants"), KERNELS)
 def test_every_kernel_of_torchspec_becomes_code(module, kernel, signature, constants, tmp_path):
     """Two programs at a time on a multiprocessor, so that one loads while the other reduces; 128 registers and 8 bytes beside them."""
-    constants = constants | {"BLOCK": loss_kernels.BLOCK}
     kernel = vars(import_module(module))[kernel]
     code = compile_for_h100(kernel, signature, constants, num_warps=loss_kernels.WARPS)
     assert code.startswith(ELF)

@@ -29,8 +29,13 @@ def losses_(
     if len(logits):
         tensors = (logits if x is None else x for x in (bias, labels, targets, rows, loss, cross_entropy, overlap, predictions))
         weights = (float(mixture.get(kind, 0.0)) for kind in KINDS)
-        present = (x is not None for x in (bias, labels, targets))
-        _losses[(len(logits),)](logits, *tensors, logits.shape[1], *weights, *present, BLOCK, num_warps=WARPS)
+        present = [x is not None for x in (bias, labels, targets)]
+        _losses[(len(logits),)](logits, *tensors, logits.shape[1], *weights, *present, block(*present), num_warps=WARPS)
+
+
+def block(biased: bool, labelled: bool, taught: bool) -> int:
+    """Logits, targets and a bias at a time would take more registers than let two programs run on a multiprocessor."""
+    return BLOCK // 2 if biased and taught else BLOCK
 
 
 @triton.jit
@@ -42,7 +47,7 @@ def _losses(
     logits += row * size
     if LABELLED:
         label = tl.load(labels + row)
-        label_logit = _biased(tl.load(logits + label).to(tl.float32), bias, label, label < size, BIASED)  # before a warp overwrites it
+        label_logit = tl.load(logits + label).to(tl.float32) + _bias(bias, label, label < size, BIASED)  # before a warp overwrites it
     if TAUGHT:
         targets += tl.load(rows + row) * size
     best, largest, peak_q, total_q, peak_p, total_p = tl.zeros((), tl.int64), float("-inf"), float("-inf"), 0.0, float("-inf"), 0.0
@@ -51,10 +56,11 @@ def _losses(
         inside = place < size
         x = tl.load(logits + place, mask=inside, other=float("-inf")).to(tl.float32)
         best, largest = _better(x, start, best, largest)  # what the draft would propose: before the bias, which serves the normaliser
-        peak_q, total_q = _more(_biased(x, bias, place, inside, BIASED), peak_q, total_q)
+        shift = _bias(bias, place, inside, BIASED)
+        peak_q, total_q = _more(x + shift, peak_q, total_q)
         if TAUGHT:
             y = tl.load(targets + place, mask=inside, other=float("-inf")).to(tl.float32)
-            peak_p, total_p = _more(_biased(y, bias, place, inside, BIASED), peak_p, total_p)
+            peak_p, total_p = _more(y + shift, peak_p, total_p)
     norm_q, norm_p = peak_q + tl.log(total_q), peak_p + tl.log(total_p)
     scale, value = ce, 0.0
     if LABELLED:
@@ -85,7 +91,7 @@ def _losses(
             slope = scale * q - kl * tl.exp(log_p) - tl.where(log_q < log_p, tv * q, 0.0)
         else:
             x = tl.load(logits + place, mask=inside, other=float("-inf")).to(tl.float32)
-            slope = scale * (tl.exp(_biased(x, bias, place, inside, BIASED) - peak_q) / total_q)
+            slope = scale * (tl.exp(x + _bias(bias, place, inside, BIASED) - peak_q) / total_q)
         if LABELLED:
             slope -= tl.where(place == label, ce, 0.0)
         tl.store(logits + place, slope.to(logits.dtype.element_ty), mask=inside)
@@ -94,17 +100,19 @@ def _losses(
 
 
 @triton.jit
-def _biased(x, bias, place, inside, BIASED: tl.constexpr):
-    """A bias stands for tokens that a row of the head represents: it is the draft's and the target's."""
+def _bias(bias, place, inside, BIASED: tl.constexpr):
+    """It stands for tokens that a row of the head represents, so it is the draft's and the target's."""
     if BIASED:
-        x += tl.load(bias + place, mask=inside, other=0.0)
-    return x
+        return tl.load(bias + place, mask=inside, other=0.0)
+    else:
+        return 0.0
 
 
 @triton.jit
 def _log_q_and_p(logits, targets, bias, place, inside, norm_q, norm_p, BIASED: tl.constexpr):
-    x, y = (tl.load(logits + place, mask=inside, other=0.0).to(tl.float32), tl.load(targets + place, mask=inside, other=0.0).to(tl.float32))
-    return _biased(x, bias, place, inside, BIASED) - norm_q, _biased(y, bias, place, inside, BIASED) - norm_p
+    x, y = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32), tl.load(targets + place, mask=inside, other=0.0).to(tl.float32)
+    shift = _bias(bias, place, inside, BIASED)
+    return x + shift - norm_q, y + shift - norm_p
 
 
 @triton.jit

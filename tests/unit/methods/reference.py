@@ -49,33 +49,56 @@ def candidates(mask: list[bool]) -> list[int]:
     return [t for t in range(len(mask) - 1) if mask[t] and mask[t + 1]]
 
 
-def slot_weights(losses: list[float], gamma: float | None) -> list[float]:
+def slot_weights(chances: list[float], gamma: float | None) -> list[float]:
     """Of the scored slots of one block. D-PACE: slot k counts for every prefix that it is part of, with that prefix's softened chance."""
     if gamma is not None:
-        return [math.exp(-k / gamma) for k in range(len(losses))]
-    prefix_chance = [math.prod(0.5 * math.exp(-x) + 0.5 for x in losses[: j + 1]) for j in range(len(losses))]
-    return [sum(prefix_chance[k:]) for k in range(len(losses))]
+        return [math.exp(-k / gamma) for k in range(len(chances))]
+    prefix_chance = [math.prod(0.5 * x + 0.5 for x in chances[: j + 1]) for j in range(len(chances))]
+    return [sum(prefix_chance[k:]) for k in range(len(chances))]
 
 
-def loss(w: dict, config, embedding: Tensor, head: Tensor, gamma: float | None, documents: list[tuple]) -> tuple[Tensor, dict]:
-    """Every candidate of every (ids, mask, features) is an anchor. Sum of the weighted losses, and all sums and counts."""
+def slot_loss(mixture: dict[str, float], logits: Tensor, label: int, p: Tensor | None) -> tuple[Tensor, float]:
+    """The mixture at one slot, and the chance that D-PACE counts with. p [V]: the target's law there."""
+    log_q = logits - torch.logsumexp(logits, 0)
+    q, kinds = log_q.exp(), {"ce": -log_q[label]}
+    chance = q[label]
+    if p is not None:
+        overlap = torch.minimum(p, q).sum()
+        kinds |= {"kl": (p * (p.log() - log_q)).sum(), "tv": (p - q).abs().sum() / 2}
+        share = torch.exp(-3 * overlap.detach())
+        kinds["lk"] = share * kinds["kl"] + (1 - share) * kinds["tv"]
+        chance = chance if "ce" in mixture else overlap
+    return sum(weight * kinds[kind] for kind, weight in mixture.items()), float(chance.detach())
+
+
+def loss(
+    w: dict, config, embedding: Tensor, head: Tensor, gamma: float | None, documents: list[tuple],
+    mixture: dict[str, float] | None = None, laws: list[Tensor] | None = None,
+) -> tuple[Tensor, dict]:  # fmt: skip
+    """Every candidate of every (ids, mask, features) is an anchor. Sum of the weighted losses, and all sums and counts.
+
+    laws: of each document, the target's of the token after each one, [L, V].
+    """
     total, slots = torch.zeros((), dtype=torch.float64), config.block_size - 1
     sums = {"weight": 0.0, "loss": [0.0] * slots, "right": [0] * slots, "count": [0] * slots, "tau": 0, "blocks": 0}
-    for ids, mask, features in documents:
+    for n, (ids, mask, features) in enumerate(documents):
         for anchor in candidates(mask):
             hidden = block_hidden(w, config, embedding, features, anchor, ids[anchor])
-            prefix, losses = 1, []
+            prefix, losses, chances = 1, [], []
             for k in range(1, config.block_size):
                 if anchor + k >= len(ids) or not mask[anchor + k]:
                     break
                 logits = hidden[k] @ head.T
-                losses.append(torch.logsumexp(logits, 0) - logits[ids[anchor + k]])
+                p = None if laws is None else laws[n][anchor + k - 1]
+                value, chance = slot_loss(mixture or {"ce": 1.0}, logits, ids[anchor + k], p)
+                losses.append(value)
+                chances.append(chance)
                 right = int(logits.argmax()) == ids[anchor + k]
                 prefix += right and prefix == k
                 sums["loss"][k - 1] += float(losses[-1].detach())
                 sums["right"][k - 1] += right
                 sums["count"][k - 1] += 1
-            weights = slot_weights([float(x.detach()) for x in losses], gamma)
+            weights = slot_weights(chances, gamma)
             total = total + sum(weight * x for weight, x in zip(weights, losses, strict=True))
             sums["weight"] += sum(weights)
             sums["tau"] += prefix

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.methods import reference
-from tests.unit.tiny import LAYERS, MASK, B, all_valid, lively, make_method, random_features
+from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, LAYERS, MASK, B, all_valid, lively, make_method, random_features
 from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
@@ -48,18 +48,36 @@ def test_hidden_states_of_packed_blocks_are_those_of_the_definition(tiny_target,
         torch.testing.assert_close(hidden[n, a].double(), expected, rtol=1e-4, atol=1e-4)  # float32 against float64
 
 
-@pytest.mark.parametrize(("gamma", "options"), [(None, {}), (7.0, {}), (None, SLIDES)], ids=["D-PACE", "decay", "sliding"])
+def with_laws(target) -> tuple[list, list, list[torch.Tensor]]:
+    """Samples with the last layer's states, without them, and the target's law after each of their tokens in float64."""
+    samples = [random_features(mask, i, HIDDEN * len(EAGLE3_LAYERS), EAGLE3_LAYERS) for i, mask in enumerate(MASKS)]
+    norm, head = target.norm.weight.double(), target.head.double()
+    states = (reference.rms(s.context[:, -HIDDEN:].double(), norm, target.norm.variance_epsilon) for s in samples)
+    return samples, [replace(s, context=s.context[:, :-HIDDEN]) for s in samples], [(x @ head.T).softmax(-1) for x in states]
+
+
+MIXED, SOFT = {"ce": 0.1, "tv": 1.8}, {"kl": 0.5, "lk": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("gamma", "options"),
+    [(None, {}), (7.0, {}), (None, SLIDES), (None, {"loss": MIXED}), (None, {"loss": SOFT})],
+    ids=["D-PACE", "decay", "sliding", "mixed", "soft"],
+)
 def test_loss_gradients_and_metrics_are_those_of_the_definition(tiny_target, model, gamma, options):
     method = make_method(tiny_target, loss_decay_gamma=gamma, **options)
-    loss_sum, weight_sum, metrics = method.loss(model, pack(SAMPLES, epoch=0), seed=0)
+    taught = "loss" in options
+    samples, read, laws = with_laws(tiny_target) if taught else (SAMPLES, SAMPLES, None)
+    loss_sum, weight_sum, metrics = method.loss(model, pack(samples, epoch=0), seed=0)
     loss_sum.backward()
     gradients = {name: weight.grad.double() for name, weight in model.named_parameters()}
     model.zero_grad()
     weights = double(model)
     tables = tiny_target.embedding.double(), tiny_target.head.double()
-    expected, sums = reference.loss(weights, method.config, *tables, gamma, documents(SAMPLES))
+    expected, sums = reference.loss(weights, method.config, *tables, gamma, documents(read), options.get("loss"), laws)
     expected.backward()
-    assert sums["blocks"] == 9 + (3 + 6) + (1 + 2) + 0 + 2 and sum(sums["count"]) > sum(sums["right"]) > 0  # the comparison is not vacuous
+    assert sums["blocks"] == 9 + (3 + 6) + (1 + 2) + 0 + 2 and sum(sums["count"]) > sum(sums["right"])
+    assert taught or sum(sums["right"]) > 0  # the comparison is not vacuous
     torch.testing.assert_close(loss_sum.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weight_sum, torch.tensor(sums["weight"]), rtol=1e-5, atol=1e-5)
     for name, weight in weights.items():

@@ -1,8 +1,8 @@
 """Weights of slots from the chance that each is right, whichever the loss: a label's probability or the overlap."""
 
 import torch
-from torchspec.methods.block.weights import dpace_weights
 
+from torchspec.methods.block.weights import dpace_weights
 from torchspec.methods.blocks import Slots
 
 

@@ -1,0 +1,59 @@
+"""Every draft method on the same data: python benchmarks/family.py DATA [--method NAME ...] [--steps N | --minutes M] [--seed S ...]
+
+DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
+A row of FILE per method and seed: held-out tau with its interval, the slots' shares, decoding beside plain decoding in this process,
+parameters, what a proposal costs, and with --llamacpp tau and rates of llama.cpp's own server. `--draw FILE` writes the table of
+RESULTS.md and its picture from the rows. Nothing else may compute meanwhile: rates and minutes are measured.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from learning import SETTINGS, WORK, Setting, split
+
+from torchspec.evaluate.break_even import draft_seconds
+from torchspec.evaluate.run import Settings, evaluate_draft
+
+FILE = Path(__file__).parent / "results" / "family.jsonl"
+DECODED = 12  # prompts decoded in this process, plain and speculative
+EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
+METHODS = {  # all propose five tokens at a time from two layers
+    "dflash": Setting("dflash", SETTINGS["recipe"]),
+    "eagle3": Setting("eagle3", [], EAGLE3_BASE),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times; default: all")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, default=740)
+    budget.add_argument("--minutes", type=float)
+    parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 0")
+    parser.add_argument("--out", type=Path, default=FILE)
+    options = parser.parse_args()
+    split(options.data)
+    for name in options.method or METHODS:
+        for seed in options.seed or [0]:
+            row = measure(METHODS[name], options.steps, options.minutes, seed)
+            with options.out.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+            print(json.dumps(row))
+
+
+def measure(setting: Setting, steps: int, minutes: float | None, seed: int) -> dict:
+    steps = steps if minutes is None else setting.steps_in(minutes, seed)
+    row, pair = setting.measure(steps, seed), setting.pair(steps, seed)
+    results = evaluate_draft(
+        pair, {"held out": str(WORK / "heldout.jsonl")}, WORK / f"eval-{setting.name}-{seed}-{steps}", Settings(DECODED, 128)
+    )
+    row["parameters"] = sum(parameter.numel() for parameter in pair.model.parameters())
+    row["proposal_ms"] = 1e3 * statistics.median(draft_seconds(pair, 1) for _ in range(5))
+    return row | {"offline": results["offline"], "decode": {k: v for k, v in results["decode"].items() if k != "examples"}}
+
+
+if __name__ == "__main__":
+    main()
