@@ -12,6 +12,7 @@ from torchspec.target.frozen import FrozenTarget
 
 READERS = {
     "DFlashDraftModel": partial(import_block, "dflash"),
+    "LiLiCorrDraftModel": partial(import_block, "lilicorr"),
     "LlamaForCausalLMEagle3": import_eagle3,
     "Eagle3LlamaForCausalLM": import_eagle3,
     QWEN3: import_eagle3,

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.lilicorr.config import LiLiCorrConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Entry:
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
+    "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_lilicorr, make_method
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
@@ -47,6 +47,7 @@ class Case:
     module: ModuleType = eagle3  # where it takes its attention from
     states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
     windows: tuple[int | None, ...] = (None,)  # of each layer; one that slides is causal
+    candidates: bool = False  # a slot proposes from the best few tokens of the vocabulary
 
 
 CASES = {
@@ -74,6 +75,7 @@ CASES = {
         module=block_attention,
         states=blocks_of_masks,
     ),  # fmt: skip
+    "lilicorr": Case(make_lilicorr, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),

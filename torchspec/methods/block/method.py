@@ -56,6 +56,7 @@ class BlockMethod:
     check_folder = staticmethod(format.check_folder)
     sglang_traps = staticmethod(format.sglang_traps)
     meaning = format.MEANING
+    untaught: ClassVar[dict] = {"loss": {"ce": 1.0}}  # options of losses that ask for no law of the target
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: BlockConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""
@@ -66,7 +67,7 @@ class BlockMethod:
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.sights = format.sights(config)
-        self.taught = options.loss.keys() != {"ce"}  # by the target's law, which follows from its last layer's states
+        self.taught = self.asks_law(options)
         self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
 
     @classmethod
@@ -94,7 +95,17 @@ class BlockMethod:
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
         """For a draft folder, ours or another's; training options play no part at inference, nor does a last layer."""
         cls.check_serves(config, target)
-        return cls(config, target, cls.Options(loss={"ce": 1.0}), torch.ones(len(target.head)))
+        return cls(config, target, cls.Options(**cls.untaught), torch.ones(len(target.head)))
+
+    @staticmethod
+    def asks_law(options: BlockConfig) -> bool:
+        """Whether the loss compares with the target's law, which follows from its last layer's states."""
+        return options.loss.keys() != {"ce"}
+
+    @staticmethod
+    def fitted(tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
+        """A draft's tensors as its own readers take them, for a block that may be shorter than the trained one."""
+        return tensors
 
     @classmethod
     def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
