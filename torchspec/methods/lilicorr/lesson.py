@@ -26,13 +26,9 @@ class TextPath:
         return self.held.cumprod(1).bool()
 
     @property
-    def chosen(self) -> Tensor:
-        """[n, S] the candidate that is walked to after the text's token."""
-        return self.rows.argmax(-1)
-
-    @property
     def right(self) -> Tensor:
-        return self.held & (self.chosen == self.gold)
+        """[n, S] bool: the walk goes on with the text's token, after the text's tokens."""
+        return self.reached & (self.rows.argmax(-1) == self.gold)
 
 
 def text_path(tokens: Tensor, text: Tensor, scores: Tensor) -> TextPath:
