@@ -21,6 +21,8 @@ from torchspec.methods.dspark.method import DSpark
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
+from torchspec.methods.lilicorr.config import LiLiCorrConfig
+from torchspec.methods.lilicorr.method import LiLiCorr
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -71,6 +73,17 @@ def make_dspark(target: FrozenTarget, **options) -> DSpark:
     shape = {"num_layers": 2, "block_size": rows, "num_anchors": 100, "target_layer_ids": LAYERS, "markov_rank": 6}
     options = DSparkConfig(**{"method": "dspark", **shape, **options})
     return DSpark(DSpark.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+
+
+LATTICE = {"lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 24, "lilicorr_num_heads": 3, "lilicorr_factor_dim": 10}
+
+
+def make_lilicorr(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> LiLiCorr:
+    """counts: of the training data's tokens."""
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
+    options = LiLiCorrConfig(**{"method": "lilicorr", **shape, **LATTICE, **options})
+    counts = torch.ones(len(target.head)) if counts is None else counts
+    return LiLiCorr(LiLiCorr.new_config(options, target, MASK), target, options, counts)
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

@@ -15,6 +15,7 @@ READERS = {
     "DFlash2DraftModel": partial(import_block, "dflash2"),
     "Qwen3DSparkModel": partial(import_block, "dspark"),
     "DSparkDraftModel": partial(import_block, "dspark"),
+    "LiLiCorrDraftModel": partial(import_block, "lilicorr"),
     "LlamaForCausalLMEagle3": import_eagle3,
     "Eagle3LlamaForCausalLM": import_eagle3,
     QWEN3: import_eagle3,

@@ -8,6 +8,7 @@ from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash2.config import DFlash2Config
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.lilicorr.config import LiLiCorrConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
     "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel", served_as="dflash"),
     "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
+    "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

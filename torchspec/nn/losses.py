@@ -121,7 +121,7 @@ class _Work:
 
         Memory is touched once: a chunk of logits in the model's dtype, overwritten by its own gradient.
         """
-        chunk, arithmetic = _rows_at_a_time(self.head), _arithmetic(self.head)
+        chunk, arithmetic = rows_at_a_time(self.head), _arithmetic(self.head)
         size = min(chunk, len(hidden))
         logits, targets = (self.head.new_empty(n, len(self.head)) for n in (size, 0 if self.teacher is None else size))
         for start in range(0, len(hidden), chunk):
@@ -193,7 +193,7 @@ def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
     return (rows * weights[:, None]).to(rows.dtype)
 
 
-def _rows_at_a_time(head: Tensor) -> int:
+def rows_at_a_time(head: Tensor) -> int:
     return CUDA_CHUNK_ROWS if head.is_cuda else max(1, CHUNK_ELEMENTS // len(head))
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_dflash2, make_dspark, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_dflash2, make_dspark, make_eagle3, make_lilicorr, make_method
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
@@ -93,6 +93,7 @@ CASES = {
         module=block_attention,
         states=blocks_of_masks,
     ),  # fmt: skip
+    "lilicorr": Case(make_lilicorr, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),

@@ -203,7 +203,9 @@ def test_drawn_negatives_leave_candidates_and_tables_in_the_ids_of_tokens(tiny_t
     assert (counts == 0).sum() > 10
     results = []
     for n, most in ((None, 64), (1, len(seen) + 1)):
-        ours = make_dflash2(tiny_target, counts, conv_kernel_size=TAPS, loss_negatives=n, selector_top_k=most if n else 64, loss={"ce": 0.1})
+        ours = make_dflash2(
+            tiny_target, counts, conv_kernel_size=TAPS, loss_negatives=n, selector_top_k=most if n else 64, loss={"ce": 0.1}
+        )
         results.append(trained(ours, weights))
     (whole, *_, g), (drawn, *_, h) = results
     table = "candidate_selector.successor_codebook"

@@ -112,6 +112,11 @@ class BlockMethod:
         cls.check_serves(config, target)
         return cls(config, target, cls.Options(**cls.Options.untaught), torch.ones(len(target.head)))
 
+    @staticmethod
+    def fitted(tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
+        """A draft's tensors as its own readers take them, for a block that may be shorter than the trained one."""
+        return tensors
+
     @classmethod
     def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
         """A draft folder fits its target and asks for nothing that is not computed here."""
