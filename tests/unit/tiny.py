@@ -16,6 +16,9 @@ from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
+from torchspec.methods.peagle import format as peagle_format
+from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.peagle.method import Peagle
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -57,6 +60,15 @@ def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options
     return Eagle3(eagle3_format.draft_config(options, target), target, options, vocabulary)
 
 
+def make_peagle(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Peagle:
+    """Two layers; all chains whole, unless the options say otherwise. ids: a pruned draft vocabulary."""
+    size = None if ids is None else len(ids)
+    small = {"num_depths": B - 1, "num_layers": 2, "num_anchors": 100, "target_layer_ids": LAYERS, "down_sample_ratio": 1.0}
+    options = PeagleConfig(**{**small, "draft_vocab_size": size, **options})
+    vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
+    return Peagle(peagle_format.draft_config(options, target, MASK), target, options, vocabulary)
+
+
 def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """A draft whose every weight matters: std 0.02 and norms of one would leave its output near the embedding."""
     g = torch.Generator().manual_seed(seed)
@@ -90,7 +102,7 @@ def answered(oracle: HFCapture, prompt: torch.Tensor, tokens: int, stop: set[int
     return Prompt(index, ids, torch.arange(len(ids)) >= len(prompt))
 
 
-def overfit(method: DFlash | Eagle3, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
+def overfit(method: DFlash | Eagle3 | Peagle, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
     """Trains on the samples alone; the metrics of the last step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     for _ in range(steps):

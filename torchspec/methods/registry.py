@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.peagle.config import PeagleConfig
 
 
 @dataclass(frozen=True)
@@ -18,5 +19,6 @@ class Entry:
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
+    "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

@@ -9,12 +9,12 @@ from torchspec.training.config import TrainingConfig
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices and AdamW for the norms. Weight decay on matrices only.
+    """AdamW for everything, or Muon for the matrices and AdamW for norms and learned inputs. Weight decay on matrices only.
 
     Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that both read the same learning rates.
     """
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "muon":
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

@@ -7,12 +7,14 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method, make_peagle
 from torchspec.acceptance import sampling
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.dflash import method as dflash
 from torchspec.methods.eagle3 import method as eagle3
+from torchspec.methods.peagle import method as peagle
+from torchspec.nn import chain_attention
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Batch
 from torchspec.target.frozen import FrozenTarget
@@ -39,6 +41,10 @@ def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, 
     return method.hidden(model, batch.ids, batch.context, layout, lambda step, _: method.embed(labels[:, step])).transpose(0, 1)
 
 
+def rows_at_once(method: peagle.Peagle, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+    return method.hidden(model, batch.ids, batch.context, (layout,)).view(layout.anchors.numel(), B - 1, -1)
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[[FrozenTarget], Method]
@@ -49,6 +55,12 @@ class Case:
     module: ModuleType = eagle3  # where it takes its attention from
     states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
     windows: tuple[int | None, ...] = (None,)  # of each layer; one that slides is causal
+    of_context: int = 0  # first rows of a block that are rows of the context, which its own attention has no part in
+
+
+def at_once(make: Callable[[FrozenTarget], Method], **settings) -> Case:
+    parts = [[(peagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
+    return Case(make, EAGLE3_LAYERS, parts, module=chain_attention, states=rows_at_once, of_context=1, **settings)
 
 
 CASES = {
@@ -74,6 +86,11 @@ CASES = {
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, other norms": Case(lambda target: make_eagle3(target, norm_before_residual=True, norm_before_fc=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, pruned": Case(lambda target: make_eagle3(target, PRUNED), EAGLE3_LAYERS, CHAINS, vocabulary=PRUNED),
+    "peagle": at_once(make_peagle),
+    "peagle, own shape, all norms": at_once(
+        lambda target: make_peagle(target, **SHAPE, num_layers=3, norm_before_residual=True, norm_before_fc=True, fc_norm=True)
+    ),
+    "peagle, pruned, one layer": at_once(lambda target: make_peagle(target, PRUNED, num_layers=1), vocabulary=PRUNED),
 }
 
 
