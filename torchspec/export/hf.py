@@ -76,7 +76,9 @@ def serving_tensors(weights: dict[str, Tensor], dtype_name: str) -> dict[str, Te
 
 
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
-    """Both spellings of the rotary settings and of the block size: readers differ in which they look for."""
+    """Both spellings of the rotary settings and of the block size: readers differ in which they look for. A draft in the format of
+    speculators has its layers' settings a second time, where readers of that format look for them.
+    """
     values = config.to_dict()
     rope = values["rope_parameters"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
@@ -84,6 +86,8 @@ def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
     values["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
     values["dtype"] = dtype
     values.pop("_name_or_path", None)
+    if "speculators_config" in values:
+        values["transformer_layer_config"] = {key: value for key, value in values.items() if not key.startswith("speculators_")}
     return values
 
 

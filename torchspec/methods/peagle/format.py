@@ -69,6 +69,7 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
             "a hidden_act other than silu": values["hidden_act"] != "silu",
             "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
             **unusual(values),
+            "no auxiliary features": not (values.get("eagle_config") or {}).get("use_aux_hidden_state", True),
         }
     )
     check_made_for(config, target)
