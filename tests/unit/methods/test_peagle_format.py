@@ -62,6 +62,7 @@ def test_the_config_is_one_of_speculators_and_repeats_the_layers_where_vllm_look
     }  # fmt: skip
     assert {key: config[key] for key in at_the_top} == at_the_top
     assert {key: config["transformer_layer_config"][key] for key in inside} == inside
+    assert "model_type" not in config  # with one vLLM takes the folder for a plain one, whose name must begin or end with Eagle3
     (proposal,) = config["speculators_config"]["proposal_methods"]
     assert proposal["speculative_tokens"] == B - 1 and "transformer_layer_config" not in config["transformer_layer_config"]
 
