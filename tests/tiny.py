@@ -56,6 +56,8 @@ DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 
 DFLASH2 = {**DFLASH, "method": "dflash2", "conv_group_size": 8, "selector_rank": 8, "selector_top_k": 4}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
 
+PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
+
 
 def recipe(file: Path, target: Path, train: Path, held_out: Path, draft: dict = DFLASH, **training) -> Path:
     """A small float32 run as YAML (JSON is YAML)."""

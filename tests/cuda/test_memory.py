@@ -81,7 +81,7 @@ def unknown(*size: int) -> Tensor:
 
 def unknown_run(config: RunConfig, recipe: Path) -> Run:
     """After its first step: gradients are set to none, the optimizer has its moments."""
-    if config.draft.method == "dflash":
+    if config.draft.method != "eagle3":
         config = load_config(str(recipe), [*NOT_COMPILED, "draft.mask_token_id=151935"])  # not looked for among all tokens
     size = (QWEN3_8B.vocab_size, QWEN3_8B.hidden_size)
     method = method_of(config, QWEN3_8B, unknown(*size), unknown(*size))

@@ -23,6 +23,9 @@ from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
 from torchspec.methods.lilicorr.method import LiLiCorr
+from torchspec.methods.peagle import format as peagle_format
+from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.peagle.method import Peagle
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -92,6 +95,15 @@ def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options
     options = Eagle3Config(**{"ttt_length": B - 1, "num_anchors": 100, "target_layer_ids": LAYERS, "draft_vocab_size": size, **options})
     vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
     return Eagle3(eagle3_format.draft_config(options, target), target, options, vocabulary)
+
+
+def make_peagle(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Peagle:
+    """Two layers; all chains whole, unless the options say otherwise. ids: a pruned draft vocabulary."""
+    size = None if ids is None else len(ids)
+    small = {"num_depths": B - 1, "num_layers": 2, "num_anchors": 100, "target_layer_ids": LAYERS, "down_sample_ratio": 1.0}
+    options = PeagleConfig(**{**small, "draft_vocab_size": size, **options})
+    vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
+    return Peagle(peagle_format.draft_config(options, target, MASK), target, options, vocabulary)
 
 
 def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

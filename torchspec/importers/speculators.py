@@ -1,9 +1,9 @@
-"""The config.json of vllm-project/speculators in the words of the two formats that it stands for; its tensor names are theirs."""
+"""The config.json of vllm-project/speculators in the words of the formats that it stands for; its tensor names are theirs."""
 
 from torchspec.console import console
 from torchspec.errors import UserError
 from torchspec.methods.config import FULL
-from torchspec.methods.eagle3.format import AUX
+from torchspec.methods.eagle3.format import AUX, NORMS
 
 TYPE = "speculators_model_type"
 DFLASH2 = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
@@ -15,7 +15,7 @@ def is_speculators(values: dict) -> bool:
 
 
 def unwrapped(values: dict) -> dict:
-    """-> a config.json of the z-lab format or of an EAGLE-3 checkpoint. Layer ids here are layers that have run, z + 1."""
+    """-> a config.json of the z-lab format, or of an EAGLE-3 or P-EAGLE checkpoint. Layer ids here are layers that have run, z + 1."""
     kind = values[TYPE]
     if kind not in KINDS:
         raise UserError(f"the draft is a speculators folder of {kind!r}; supported are those of {', '.join(KINDS)}")
@@ -73,10 +73,21 @@ def _eagle3(values: dict, layers: dict) -> dict:
     }
 
 
+def _peagle(values: dict, layers: dict) -> dict:
+    """norm_before_residual: false where it is missing, unlike EAGLE-3's. norm_output has nothing to go on with."""
+    return {
+        "architectures": ["PeagleQwen3ForCausalLM" if layers.get("model_type") == "qwen3" else "PeagleLlamaForCausalLM"],
+        "num_depths": _proposed(values),
+        "mask_token_id": values.get("mask_token_id"),
+        AUX: values.get(AUX),
+        **{name: values.get(name, False) for name in NORMS},
+    }
+
+
 def _proposed(values: dict) -> int | None:
     """Draft tokens of the first proposal method, which is the one that vLLM serves with."""
     methods = (values.get("speculators_config") or {}).get("proposal_methods") or [{}]
     return methods[0].get("speculative_tokens")
 
 
-KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3}
+KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3, "peagle": _peagle}

@@ -9,6 +9,7 @@ from torchspec.methods.dflash2.config import DFlash2Config
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
+from torchspec.methods.peagle.config import PeagleConfig
 
 
 @dataclass(frozen=True)
@@ -25,5 +26,6 @@ METHODS = {
     "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
     "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
+    "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

@@ -1,7 +1,5 @@
 """LiLiCorr (arXiv 2608.20530): the backbone's best tokens of every slot, and a correlator that walks through them (docs/lilicorr.md)."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -40,7 +38,7 @@ class LiLiCorr(BlockMethod):
     def score(self, draft: LiLiCorrDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """A slot's loss is the backbone's, and the lattice's where the text's tokens up to there are candidates; both weigh the same."""
         rows, options = lesson.vocabulary, self.options
-        unary = self.head_losses(blocks, lesson if options.compares else replace(lesson, teacher=None))
+        unary = self.head_losses(blocks, lesson)
         weights = self.slot_weights(lesson, unary)
         candidates = top_candidates(blocks.states.flatten(0, 1), rows.head, draft.lilicorr.count, bias=rows.bias)
         places = candidates.tokens.view(*blocks.states.shape[:2], -1)
