@@ -172,11 +172,8 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, weights, *_):
         (hidden, factor, readout), work = ctx.saved_tensors, ctx.work
-        of_hidden, of_factor, of_readout = (
-            torch.empty_like(hidden),
-            torch.empty_like(factor),
-            torch.zeros_like(readout, dtype=torch.float32),
-        )
+        of_hidden, of_factor = torch.empty_like(hidden), torch.empty_like(factor)
+        of_readout = torch.zeros_like(readout, dtype=torch.float32)
         for part, slope in work.slopes(work.empty(hidden), hidden, factor, readout):
             torch.mm(slope, work.head, out=of_hidden[part])
             torch.mm(slope, readout, out=of_factor[part])
