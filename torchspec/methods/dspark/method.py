@@ -16,10 +16,10 @@ from torchspec.methods.block.blocks import Blocks, Lesson
 from torchspec.methods.block.generate import BlockDrafter
 from torchspec.methods.block.method import BlockMethod, Model
 from torchspec.methods.dspark import format
-from torchspec.methods.dspark.calibration import FILE
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.model import DSparkDraft
 from torchspec.methods.dspark.walk import MarkovWalk
+from torchspec.methods.temperatures import FILE
 from torchspec.nn.losses import Correction
 from torchspec.records import Features
 from torchspec.target.frozen import FrozenTarget
