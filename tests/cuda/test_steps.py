@@ -26,7 +26,11 @@ DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8}
 NEGATIVES, PRUNED = DFLASH | {"loss_negatives": 32}, EAGLE3 | {"draft_vocab_size": 128}
 
-DRAFTS = pytest.mark.parametrize("draft", (DFLASH, NEGATIVES, EAGLE3, PRUNED), ids=("dflash", "negatives", "eagle3", "pruned"))
+DFLASH2 = NEGATIVES | {"method": "dflash2", "selector_rank": 8, "selector_top_k": 4}
+
+DRAFTS = pytest.mark.parametrize(
+    "draft", (DFLASH, NEGATIVES, DFLASH2, EAGLE3, PRUNED), ids=("dflash", "negatives", "dflash2", "eagle3", "pruned")
+)
 WAITS: dict[str, int] = {}  # "operation in function" -> times in a step: none
 TARGET = Qwen3Config(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=16

@@ -1,8 +1,8 @@
 """What DFlash2 keeps for its backward pass besides the backbone, counted as in block/memory.py.
 
-    convolution     for each tap its input, moved; twice per sublayer, and the slot's own kernels of both
-    selector        the projected state, the token before, their product; scores in float32 (counts double)
-    tables          the gradient of tokens after in float32 (counts double) and rounded, that of tokens before
+convolution     for each tap its input, moved; twice per sublayer, and the slot's own kernels of both
+selector        the projected state, the token before, their product; scores in float32 (counts double)
+tables          the gradient of tokens after in float32 (counts double) and rounded, that of tokens before
 """
 
 from transformers import PreTrainedConfig
