@@ -35,7 +35,9 @@ def slots(w: dict[str, Tensor], kind: str, hidden: Tensor, anchor: int, head: Te
     return found
 
 
-def rows(w: dict[str, Tensor], config: SimpleNamespace, embedding: Tensor, features: Tensor, anchor: int, token: int, bonus: bool) -> Tensor:
+def rows(
+    w: dict[str, Tensor], config: SimpleNamespace, embedding: Tensor, features: Tensor, anchor: int, token: int, bonus: bool
+) -> Tensor:
     """bonus: the anchor's row proposes nothing."""
     return block_hidden(w, config, embedding, features, anchor, token)[int(bonus) :]
 
