@@ -174,7 +174,7 @@ class Peagle:
         return walk.Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:]
 
     def _chains(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normed states of whole chains after n' anchors of a document at a time, [n', B-1, H], and the text from the anchors on, [n', B]."""
+        """Normed states of whole chains, some anchors of a document at a time, [n, B-1, H], and the text from the anchors on, [n, B]."""
         ids = features.prompt.ids
         if len(anchors) and int(anchors.min()) < 1:
             raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; P-EAGLE drafts after a prompt only")
