@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
 from torchspec.methods.block.format import draft_config
+from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.eagle3 import format as eagle3_format
@@ -47,6 +48,12 @@ def make_method(target: FrozenTarget, **options) -> DFlash:
     options = DFlashConfig(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
     config = draft_config(options, target.config, tuple(target.embedding.shape), MASK)
     return DFlash(config, target, options, torch.ones(len(target.head)))
+
+
+def make_block(kind: type[BlockMethod], target: FrozenTarget, **options) -> BlockMethod:
+    """Of any method of blocks, as a run would."""
+    options = kind.Options(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
+    return kind(kind.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

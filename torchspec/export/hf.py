@@ -19,7 +19,7 @@ from torchspec.console import console
 from torchspec.errors import ContractError, UserError
 from torchspec.files.writing import writing
 from torchspec.methods.base import method_class
-from torchspec.methods.registry import ARCHITECTURES
+from torchspec.methods.registry import method_of
 from torchspec.training.checkpoint import read_json
 from torchspec.training.tensors import read_weights
 
@@ -36,8 +36,9 @@ def _export(checkpoint: Path, out: Path) -> Path:
     run = read_json(checkpoint / "run.json")
     weights = serving_tensors(read_weights(checkpoint), run["model"]["dtype"])
     saved = AutoConfig.from_pretrained(checkpoint)
-    for trap in method_class(run["draft"]["method"]).sglang_traps(saved, None):
-        console.print(f"for vLLM alone: {trap}", markup=False)
+    method = method_class(run["draft"]["method"])
+    for trap in (*method.sglang_traps(saved, None), *method.vllm_traps(saved)):
+        console.print(f"not for every engine: {trap}", markup=False)
     config = serving_config(saved, run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
@@ -76,8 +77,9 @@ def serving_tensors(weights: dict[str, Tensor], dtype_name: str) -> dict[str, Te
 
 
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
-    """Both spellings of the rotary settings and of the block size: readers differ in which they look for."""
+    """Both spellings of the rotary settings and of the block size, and of the head's: readers differ in which they look for."""
     values = config.to_dict()
+    values |= method_class(method_of(values)).repeated(values)
     rope = values["rope_parameters"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     values["rope_theta"] = rope["rope_theta"]
@@ -99,4 +101,4 @@ def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
         raise ContractError(
             f"{folder}: tensors {different[:3]} differ from the checkpoint's; the disk or the writer is at fault, export again"
         )
-    method_class(ARCHITECTURES[config["architectures"][0]]).check_folder(folder, config, written)
+    method_class(method_of(config)).check_folder(folder, config, written)

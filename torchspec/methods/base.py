@@ -38,6 +38,7 @@ class Method(Protocol):
     config: PreTrainedConfig  # the draft's config.json
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
+    head: tuple[str, ...]  # patterns of parameters that a draft of another method lacks, and that start afresh where it is gone on with
     meaning: dict[str, tuple[str, ...]]  # setting of the config.json -> parameters that are others with another value, whatever their shape
 
     @classmethod
@@ -47,11 +48,18 @@ class Method(Protocol):
     @staticmethod
     def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None: ...
     @staticmethod
+    def repeated(values: dict) -> dict: ...
+    @staticmethod
+    def vllm_traps(config: PreTrainedConfig) -> list[str]: ...
+    @staticmethod
     def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]: ...
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int: ...
-    def loss(self, model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]: ...
+    def loss(self, model, batch: Batch, seed: int, progress: float = 0.0) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """progress: share of the run's optimizer steps that are done, for losses that change on the way."""
+        ...
+
     def propose(self, model, features: Features, anchors: Tensor) -> Tensor: ...
     def matches(self, model, features: Features, anchors: Tensor) -> Tensor: ...
     def text_log_probabilities(self, model, features: Features, anchors: Tensor, temperature: float) -> Tensor: ...
@@ -65,6 +73,9 @@ def method_class(name: str) -> type:
 
 def check_served(engine: str | None, method: Method) -> None:
     """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
-    traps = method.sglang_traps(method.config, method.target.config.model_type) if engine == "sglang" else []
-    if traps:
-        raise UserError(f"this draft cannot be served with sglang: {'; '.join(traps)}; serve it with vllm")
+    config = method.config
+    traps = {"vllm": method.vllm_traps(config), "sglang": method.sglang_traps(config, method.target.config.model_type)}
+    if traps.get(engine):
+        others = [f"serve it with {other}" for other, found in traps.items() if not found]
+        fix = others[0] if others else "no engine serves it, so evaluate it in this process"
+        raise UserError(f"this draft cannot be served with {engine}: {'; '.join(traps[engine])}; {fix}")

@@ -14,7 +14,7 @@ from torchspec.importers.own import Draft
 from torchspec.importers.read import read_draft
 from torchspec.methods.base import Method
 from torchspec.methods.format import check_made_for
-from torchspec.methods.registry import ARCHITECTURES
+from torchspec.methods.registry import method_of
 from torchspec.target.frozen import EMBEDDING, HEAD, FrozenTarget
 from torchspec.training.same_run import WRITTEN_BY_TRANSFORMERS, differences
 from torchspec.training.tensors import read_weights
@@ -33,7 +33,7 @@ class Fit:
     left: dict[str, str]  # tensors of the source that are not taken -> why
     fresh: list[str]  # parameters that stay as they were built
     differs: dict[str, str]  # settings that make the same weights compute something else -> both values
-    share: float  # of this draft's parameters that are taken
+    share: float  # of this draft's parameters that are taken, its head's aside
 
     def lines(self) -> list[str]:
         """What is not taken, for the screen: a line per reason."""
@@ -53,7 +53,7 @@ def read_source(source: Path, target: FrozenTarget) -> Draft:
     if (source / "state.json").is_file():
         config = AutoConfig.from_pretrained(source)
         check_made_for(config, target)
-        return Draft(ARCHITECTURES[config.architectures[0]], config, read_weights(source), target)
+        return Draft(method_of(config.to_dict()), config, read_weights(source), target)
     with console.capture():  # importers tell what will be served; what a training leaves behind is told by the caller
         return read_draft(source, read_config(source), target, draft_tokens=None)
 
@@ -67,7 +67,8 @@ def fit(draft: Draft, method: Method, model: nn.Module) -> Fit:
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     taken = {name: draft.tensors[name] for name in parameters if name in draft.tensors and name not in left}
     fresh = [name for name in parameters if name not in taken]
-    share = sum(value.numel() for value in taken.values()) / sum(parameter.numel() for parameter in parameters.values())
+    backbone = {name for name in parameters if not any(fnmatch(name, pattern) for pattern in method.head)}
+    share = sum(taken[name].numel() for name in backbone & taken.keys()) / sum(parameters[name].numel() for name in backbone)
     if share < LEAST:
         raise UserError(_too_little(draft, method, share, [f"{key}: {different[key]}" for key in different] or [f"no {n}" for n in fresh]))
     differs = {key: values for key, values in different.items() if key not in method.meaning}
@@ -75,7 +76,7 @@ def fit(draft: Draft, method: Method, model: nn.Module) -> Fit:
 
 
 def _too_little(draft: Draft, method: Method, share: float, why: list[str]) -> str:
-    trained = ARCHITECTURES[method.config.architectures[0]]
+    trained = method_of(method.config.to_dict())
     return (
         f"this {draft.method} draft fills {share:.0%} of the {trained} draft that this run trains, too little to go on with "
         f"({'; '.join(why[:4])}); make the draft section agree with it, or leave load_path out"

@@ -21,10 +21,11 @@ class BlockDrafter:
     """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
 
     def __init__(
-        self, model: BlockDraft, target: FrozenTarget, vocabulary: DraftVocabulary, drafts: int, walk_of: Callable[[Blocks], Walk]
+        self, model: BlockDraft, target: FrozenTarget, vocabulary: DraftVocabulary, proposing: slice, walk_of: Callable[[Blocks], Walk]
     ):
-        """drafts: proposed at a time; walk_of: the method's walk over some blocks."""
-        self.model, self.target, self.vocabulary, self.block_size, self.walk_of = model, target, vocabulary, drafts + 1, walk_of
+        """proposing: rows of a block; walk_of: the method's walk over some blocks."""
+        self.model, self.target, self.vocabulary, self.proposing, self.walk_of = model, target, vocabulary, proposing, walk_of
+        self.block_size = len(range(model.config.block_size)[proposing]) + 1
         self.rows, self.mask_token_id = model.config.block_size, model.config.dflash_config["mask_token_id"]
         self.sights = sights(model.config)
         self.reset()
@@ -49,7 +50,7 @@ class BlockDrafter:
         positions = torch.arange(self.committed, end + self.rows, device=device)
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
         last = torch.tensor([len(features) - 1], device=device)
-        finish = partial(blocks_of, rows[:1], last, self.block_size - 1)
+        finish = partial(blocks_of, rows[:1], last, self.proposing)
         blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
         tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding))

@@ -16,6 +16,7 @@ A method is a subclass: its head (`walk` at inference, `score` in training) and 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -55,18 +56,24 @@ class BlockMethod:
     architecture: ClassVar[str]
     check_folder = staticmethod(format.check_folder)
     sglang_traps = staticmethod(format.sglang_traps)
+    vllm_traps = staticmethod(format.vllm_traps)
     meaning = format.MEANING
+    proposing_rows = staticmethod(format.proposing_rows)
+    head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
+    named_by_others: ClassVar[dict[str, str]] = {}  # beginnings of the names that its tensors have elsewhere -> ours
+    factor_width = 0  # E, where the head adds factor @ readout.T to the logits
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: BlockConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""
         self.config, self.target, self.options = config, target, options
         self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
         self.whole_vocabulary = whole_vocabulary(target)
-        self.rows, self.drafts = config.block_size, format.draft_tokens(config)
+        self.rows, self.proposing = config.block_size, self.proposing_rows(config.dflash_config)
+        self.drafts = len(range(self.rows)[self.proposing])
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.sights = format.sights(config)
-        self.taught = options.loss.keys() != {"ce"}  # by the target's law, which follows from its last layer's states
+        self.taught = options.taught  # by the target's law, which follows from its last layer's states
         self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
 
     @classmethod
@@ -88,13 +95,23 @@ class BlockMethod:
 
     @staticmethod
     def add_settings(config: Qwen3Config, options: BlockConfig) -> None:
-        """Writes the head's keys into a new config.json, where the method's readers look for them."""
+        """Writes the head's keys into a new config.json, inside of `dflash_config`."""
+
+    @staticmethod
+    def repeated(values: dict) -> dict:
+        """Of an exported config.json: what the method's readers look for in a second place -> to be written at the top as well."""
+        return {}
+
+    @staticmethod
+    def read_settings(folder: Path, values: dict) -> dict:
+        """Of a draft folder of any project: the head's keys, wherever its config.json has them -> as ours has them in `dflash_config`."""
+        return {}
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
         """For a draft folder, ours or another's; training options play no part at inference, nor does a last layer."""
         cls.check_serves(config, target)
-        return cls(config, target, cls.Options(loss={"ce": 1.0}), torch.ones(len(target.head)))
+        return cls(config, target, cls.Options(**cls.Options.untaught), torch.ones(len(target.head)))
 
     @classmethod
     def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
@@ -130,19 +147,21 @@ class BlockMethod:
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
         """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
         rows, head = documents * blocks * self.rows, self.target.head
-        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1 + self.taught)
+        in_loss = loss_values(rows, head.shape[1], len(head), laws=1 + self.taught, factor=self.factor_width)
+        return kept_values(self.config, rows, tokens, compiled) + in_loss
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(self, model: Model, batch: Batch, seed: int, progress: float = 0.0) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
         slots, rows = block_labels(batch, layout), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
-        lesson = Lesson(slots.to(device), send(layout.valid, device), rows, self._teacher(batch, layout, slots) if self.taught else None)
+        teacher = self._teacher(batch, layout, slots) if self.taught else None
+        lesson = Lesson(slots.to(device), send(layout.valid, device), rows, teacher, progress)
         finish = partial(self._finish, lesson, self._before(layout, device))
         return model(*self.inputs(batch.ids, batch.context, layout), finish)
 
     def _finish(self, lesson: Lesson, last: Tensor, draft: BlockDraft, states: Tensor, c: Tensor):
         anchors = lesson.slots.labels[:, :, 0].flatten()
-        return self.score(draft, blocks_of(anchors, last, self.drafts, draft, states, c), lesson)
+        return self.score(draft, blocks_of(anchors, last, self.proposing, draft, states, c), lesson)
 
     def score(self, draft: BlockDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """What `loss` returns, from the states. It runs inside of the draft's forward, where the head's parameters are whole."""
@@ -200,7 +219,7 @@ class BlockMethod:
         return Walk(blocks.states, self.served_vocabulary(model).project)
 
     def drafter(self, model: BlockDraft) -> BlockDrafter:
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.drafts, partial(self.walk, model))
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model))
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, S]."""
@@ -224,5 +243,5 @@ class BlockMethod:
         ids = features.prompt.ids
         for part in anchors.split(PROPOSAL_BLOCKS):
             layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
-            finish = partial(blocks_of, ids[part], part - 1, self.drafts)
+            finish = partial(blocks_of, ids[part], part - 1, self.proposing)
             yield model(*self.inputs(ids, features.context, layout), finish), following_tokens(ids, part, self.block_size)

@@ -109,3 +109,13 @@ def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]
         whose = "a DeepSeek, Kimi or GLM-4-MoE-Lite target" if target_type is None else target_type
         traps.append(f"SGLang shifts the layer ids {layer_ids} of {whose} by one, since the first is not 1")
     return traps
+
+
+def vllm_traps(_config: PreTrainedConfig) -> list[str]:
+    """What vLLM would compute otherwise, in silence."""
+    return []
+
+
+def repeated(_values: dict) -> dict:
+    """What readers look for in a second place: written by `draft_config` where it is needed."""
+    return {}

@@ -25,7 +25,7 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, repeated, sglang_traps, vllm_traps
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
@@ -45,7 +45,10 @@ PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole
 class Eagle3:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    vllm_traps = staticmethod(vllm_traps)
+    repeated = staticmethod(repeated)
     meaning = MEANING
+    head = ()
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
@@ -96,7 +99,9 @@ class Eagle3:
         kept = kept_values(self.config, steps, chains, tokens, compiled)
         return kept + loss_values(chains * steps, head.shape[1], len(head), laws=2)
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(
+        self, model: Model, batch: Batch, seed: int, _progress: float = 0.0
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = chains(sample_anchors(batch, self.options.num_anchors, self.block_size, seed)), batch.context.device
         here = block_labels(batch, layout)
