@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.domino.config import DominoConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 
 
@@ -13,10 +14,18 @@ class Entry:
     config: type[BaseModel]  # the `draft` section of a run
     implementation: str  # module:class, imported when needed
     architecture: str  # in the config.json of its drafts
+    projector: str | None = None  # dflash_config.projector_type, where it alone tells them from another method's of that architecture
 
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
+    "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", "domino"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
 }
-ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}
+
+
+def method_of(config: dict) -> str:
+    """The method of one of our drafts, by its config.json."""
+    projector = config.get("dflash_config", {}).get("projector_type")
+    names = {entry.projector: name for name, entry in METHODS.items() if entry.architecture == config["architectures"][0]}
+    return names.get(projector, names[None])

@@ -7,12 +7,13 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_eagle3, make_method
+from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_block, make_eagle3, make_method
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
 from torchspec.methods.block import method as block
 from torchspec.methods.block.method import BlockMethod
+from torchspec.methods.domino.method import Domino
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Batch
@@ -20,6 +21,7 @@ from torchspec.target.frozen import FrozenTarget
 
 PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
+DOMINO = {"emb_dim": 12, "gru_hidden_dim": 10}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
 CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
@@ -70,6 +72,20 @@ CASES = {
     "dflash, taught": Case(
         lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8}),
         EAGLE3_LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
+    "domino": Case(
+        lambda target: make_block(Domino, target, **DOMINO),
+        LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
+    "domino, DFlash's rows": Case(
+        lambda target: make_block(Domino, target, **DOMINO, shift_label=False, pure_draft_prefix_len=0),
+        LAYERS,
         BLOCKS,
         module=block_attention,
         states=blocks_of_masks,
