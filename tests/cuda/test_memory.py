@@ -54,7 +54,7 @@ def test_a_step_fits(device, recipe, options):
     held, window = device.live, Window()
     for seed in range(2):  # the second has the sums of the first
         batch = fullest_batch(run)
-        window.backward(run, batch, seed)
+        window.backward(run, batch, seed, 0.0)
     print(f"{recipe.stem}: {held / GIB:.1f} GiB between steps, {device.peak / GIB:.1f} GiB at the peak")
     assert held > 12 * sum(map(torch.numel, run.model.parameters()))  # masters and two moments, in float32
     assert device.peak < LIMIT < MEMORY

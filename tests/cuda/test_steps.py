@@ -76,7 +76,7 @@ def test_a_training_step(device, draft):
         batch = small_batch(run, (40, 33), 10)
         device.syncs.clear()
         windows.append(Window())
-        windows[-1].backward(run, batch, seed=0)
+        windows[-1].backward(run, batch, seed=0, progress=0.0)
         windows[-1].update(run, 1e-3)
         if run.world.device == DEVICE:
             assert dict(device.syncs) == WAITS

@@ -220,7 +220,7 @@ def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny
         (config(layer_types=["full_attention"]), r"cannot be read .*must be equal to the number of `layer_types` \(1\)"),
         (nested(use_swa=True), "sliding_window=None"),
         (nested(sample_from_anchor=True), "a proposal from the anchor's own slot"),
-        (nested(projector_type="domino"), "the projector 'domino'"),
+        (nested(projector_type="dspine"), "the projector 'dspine'"),
         (nested(projector_type="dspark"), "the projector 'dspark'"),
         (nested(attention_sink_bias=True), "attention biases"),
         (config(rope_is_neox_style=False), "interleaved rotation"),

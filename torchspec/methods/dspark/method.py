@@ -69,7 +69,7 @@ class DSpark(BlockMethod):
     def drafter(self, model: DSparkDraft, least_survival: float = 0.0) -> BlockDrafter:
         """least_survival: drafting stops where the chance that all drafts up to the next are accepted falls below; 0: never."""
         stop = walk.Stop(least_survival, self.temperatures) if least_survival else None
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.drafts, partial(self.walk, model), stop)
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model), stop)
 
     @property
     def temperatures(self) -> list[float]:

@@ -103,7 +103,9 @@ class Peagle:
         scored = round(chains * sum(shares(self.options)))  # the first row of each is one of the context
         return kept_values(self.config, tokens + scored - chains, scored, compiled) + loss_values(scored, head.shape[1], len(head), laws=2)
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(
+        self, model: Model, batch: Batch, seed: int, _progress: float = 0.0
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         groups, device = draw_chains(batch, self.options, seed), batch.context.device
         scored = Scored.of(batch, groups)
