@@ -14,7 +14,7 @@ from torchspec.errors import UserError
 
 LENGTHS = (9, 3, 17, 12)
 PROMPTS = [random_prompt(seed, length) for seed, length in enumerate(LENGTHS)]
-MOST = 24
+MOST = 40
 
 
 def samplers(temperature: float = 0.0) -> list[Sampler]:
