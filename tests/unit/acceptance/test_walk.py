@@ -87,16 +87,22 @@ def clipped(accepted: list[int], length: int) -> list[int]:
     return kept
 
 
+PROMPTS = [random_prompt(seed, 6 + seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_oracle) -> list[Prompt]:
+    return [answered(tiny_oracle, prompt, 45, index=i) for i, prompt in enumerate(PROMPTS)]
+
+
 @pytest.mark.parametrize("training", [0, 12, 40, 120])
-def test_offline_steps_are_the_decoders_steps(tiny_method, tiny_oracle, training):
+def test_offline_steps_are_the_decoders_steps(tiny_method, tiny_oracle, samples, training):
     """Several prompts, from a draft that knows nothing to one that knows two of the four answers by heart."""
-    prompts = [random_prompt(seed, 6 + seed) for seed in range(4)]
-    samples = [answered(tiny_oracle, prompt, 45, index=i) for i, prompt in enumerate(prompts)]
     model = lively(tiny_method.skeleton()) if training == 0 else tiny_method.build(torch.Generator().manual_seed(0))
     if training:
         overfit(tiny_method, model, [tiny_oracle.capture(s) for s in samples[:2]], training)
     decoded = Acceptance(B)
-    for prompt, sample in zip(prompts, samples, strict=True):
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
         answer = speculative_decode(tiny_oracle, tiny_method.drafter(model), prompt, 45, NEVER)
         assert accepted_per_step(tiny_method, model, tiny_oracle.capture(sample)) == [(clipped(answer.accepted, 45), 45)]
         decoded.add_answer(answer.accepted, 45)

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,8 +143,26 @@ def write(folder: Path, results: dict, rows: list[dict] | None) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def test_every_number_of_the_results_is_on_the_page(tmp_path):
-    text = " ".join(Text(write(tmp_path, results(), metrics())).text.split())
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    return write(tmp_path_factory.mktemp("report"), results(), metrics())
+
+
+@pytest.fixture(scope="module")
+def full_folder(tmp_path_factory) -> Path:
+    """With every chart there is."""
+    folder = tmp_path_factory.mktemp("full")
+    write(folder, full_results(), metrics())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_page(full_folder) -> str:
+    return (full_folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_number_of_the_results_is_on_the_page(page):
+    text = " ".join(Text(page).text.split())
     cards = """
         τ offline, held-out 1.92 1,942 tokens in 1,013 target forwards, 48 conversations. 95% interval over prompts: 1.85 to 1.99.
         τ decoded 1.74 711 tokens in 409 target forwards, 3 answers. 95% interval: 1.58 to 1.90.
@@ -165,23 +184,22 @@ def test_every_number_of_the_results_is_on_the_page(tmp_path):
         assert card.strip() in text
 
 
-def test_charts_are_drawn_for_the_data_there_is(tmp_path):
-    page = write(tmp_path, results(), metrics())
-    for title in ("Training loss", "Acceptance length τ", "Training accuracy per slot", "Tokens per second", "Acceptance per slot"):
+def test_charts_are_drawn_for_the_data_there_is(page):
+    for title in (*CURVES, "Acceptance per slot"):
         assert f"<h3>{title}</h3>" in page
     assert page.count("<svg ") == 6 and ">best 1.61</text>" in page and "axis cut" not in page
 
 
+CURVES = ("Training loss", "Acceptance length τ", "Training accuracy per slot", "Tokens per second")
 TITLES = (
     "τ per data set", "τ by domain", "Acceptance per slot", "Tokens committed per target forward", "τ by context length",
     "Speed-up by concurrency", "Predicted speed-up by number of draft tokens",
 )  # fmt: skip
 
 
-def test_several_data_sets_served_and_predicted_have_charts_of_their_own(tmp_path):
-    page = write(tmp_path, full_results(), None)
-    assert re.findall("<figure><figcaption><h3>(.*?)</h3>", page) == list(TITLES)
-    assert page.count("<svg ") == len(TITLES) == len(list((tmp_path / "charts").glob("*.png")))
+def test_several_data_sets_served_and_predicted_have_charts_of_their_own(full_folder, full_page):
+    drawn = re.findall("<figure><figcaption><h3>(.*?)</h3>", full_page)
+    assert drawn == [*TITLES, *CURVES] and full_page.count("<svg ") == len(drawn) == len(list((full_folder / "charts").glob("*.png")))
 
 
 def drawn(page: str, title: str) -> list[str]:
@@ -190,10 +208,9 @@ def drawn(page: str, title: str) -> list[str]:
     return [html.unescape(text).strip() for text in re.findall(r"<text[^>]*>(.*?)</text>", chart[: chart.index("</svg>")], re.DOTALL)]
 
 
-def test_the_numbers_in_the_charts_are_those_of_the_file(tmp_path):
+def test_the_numbers_in_the_charts_are_those_of_the_file(full_page):
     """tau of a domain, by hand: tokens over steps of its data sets."""
-    page = write(tmp_path, full_results(), None)
-    bars = drawn(page, "τ per data set")
+    bars = drawn(full_page, "τ per data set")
     assert {"gsm8k", "math500", "mt-$x$", "all data sets", "offline", "decoded", "plain decoding"} <= set(bars)
     assert [text for text in bars if re.fullmatch(r"\d\.\d\d", text)] == [
         "2.13",
@@ -207,13 +224,13 @@ def test_the_numbers_in_the_charts_are_those_of_the_file(tmp_path):
         "1.74",
     ]
     math = (213 + 759) / 400
-    assert [text for text in drawn(page, "τ by domain") if re.fullmatch(r"\d\.\d\d", text)][:3] == [f"{math:.2f}", "1.37", "1.16"]
-    assert {"128", "1k", "2k"} <= set(drawn(page, "τ by context length"))
-    assert "vllm" in drawn(page, "Acceptance per slot") and "vllm with the draft" in drawn(page, "Speed-up by concurrency")
+    assert [text for text in drawn(full_page, "τ by domain") if re.fullmatch(r"\d\.\d\d", text)][:3] == [f"{math:.2f}", "1.37", "1.16"]
+    assert {"128", "1k", "2k"} <= set(drawn(full_page, "τ by context length"))
+    assert "vllm" in drawn(full_page, "Acceptance per slot") and "vllm with the draft" in drawn(full_page, "Speed-up by concurrency")
 
 
-def test_the_tables_hold_every_number_behind_the_charts(tmp_path):
-    text = " ".join(Text(write(tmp_path, full_results(), None)).text.split())
+def test_the_tables_hold_every_number_behind_the_charts(full_page):
+    text = " ".join(Text(full_page).text.split())
     datasets = "gsm8k math 7 2.13 [2.02, 2.25] 7 1.61 [1.50, 1.73] 1.13× math500 math 7 2.53 [2.42, 2.65] – – –"
     alone = "mt-$x$ chat 7 1.17 7 1.61 [1.50, 1.73] 1.13× all data sets 48 1.92 [1.85, 1.99]"  # one prompt has no interval
     pooled = "gsm8k 2.20 2.00 – math500 2.40 2.60 1.50 all data sets 2.30 2.30 1.50"  # equal steps: the mean
@@ -226,8 +243,8 @@ def test_the_tables_hold_every_number_behind_the_charts(tmp_path):
         assert expected in text, expected
 
 
-def test_pictures_are_pngs_and_those_of_an_earlier_page_go(tmp_path):
-    write(tmp_path, full_results(), metrics())
+def test_pictures_are_pngs_and_those_of_an_earlier_page_go(full_folder, tmp_path):
+    shutil.copytree(full_folder, tmp_path, dirs_exist_ok=True)
     before = set((tmp_path / "charts").iterdir())
     write(tmp_path, results(), metrics())
     after = set((tmp_path / "charts").iterdir())
@@ -250,15 +267,14 @@ def test_a_first_loss_that_would_flatten_the_curve_is_cut_and_named(tmp_path):
     assert "axis cut: highest value 54.6" in write(tmp_path, results(), rows)
 
 
-def test_text_of_models_and_users_stays_text(tmp_path):
-    page = write(tmp_path, results(), metrics())
+def test_text_of_models_and_users_stays_text(page):
     parsed = Text(page)
     assert not {"script", "i"} & {tag for tag, _ in parsed.tags} and "a <b>" not in page
     assert TEMPLATE.format(HOSTILE) in parsed.text and "Tiny <i>target</i> + DFlash" in parsed.text and '"<config>"' in parsed.text
 
 
-def test_coloured_tokens_join_to_the_answer(tmp_path):
-    assert Text(write(tmp_path, results(), metrics())).tokens == ANSWER
+def test_coloured_tokens_join_to_the_answer(page):
+    assert Text(page).tokens == ANSWER
 
 
 def test_the_table_shows_what_tells_prompts_apart(tmp_path):
@@ -267,9 +283,9 @@ def test_the_table_shows_what_tells_prompts_apart(tmp_path):
     assert cells[1:] == ["Why?&lt;|im_end|&gt;", "How?&lt;|im_end|&gt;"]
 
 
-@pytest.mark.parametrize("some", [results, full_results])
-def test_the_page_needs_nothing_but_itself(tmp_path, some):
-    page = write(tmp_path, some(), metrics())
+@pytest.mark.parametrize("which", ["page", "full_page"])
+def test_the_page_needs_nothing_but_itself(request, which):
+    page = request.getfixturevalue(which)
     assert set(re.findall(r"https?://[^\"'<\s]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     tags = Text(page).tags
     assert not {"link", "script", "img", "iframe", "object", "image"} & {tag for tag, _ in tags}
@@ -280,12 +296,10 @@ def test_the_page_needs_nothing_but_itself(tmp_path, some):
     assert {link[1:] for link in links + urls} <= identifiers
 
 
-def test_the_same_numbers_give_the_same_bytes(tmp_path):
-    pages, pictures = [], []
-    for _ in range(2):
-        pages.append(write(tmp_path, full_results(), metrics()))
-        pictures.append({file.name: file.read_bytes() for file in (tmp_path / "charts").iterdir()})
-    assert pages[0] == pages[1] and pictures[0] == pictures[1]
+def test_the_same_numbers_give_the_same_bytes(full_folder, full_page, tmp_path):
+    assert write(tmp_path, full_results(), metrics()) == full_page
+    pictures = [{file.name: file.read_bytes() for file in (folder / "charts").iterdir()} for folder in (full_folder, tmp_path)]
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize("missing", [("offline",), ("decode",), ("offline", "decode")])
@@ -310,11 +324,10 @@ def test_a_draft_that_accepts_nothing_and_one_row_of_metrics_still_draw(tmp_path
     assert write(tmp_path, {**results(), "offline": empty, "decode": None}, metrics()[:1]).count("<svg ") == 6
 
 
-def test_a_last_line_cut_by_a_kill_does_not_count(tmp_path):
-    whole = write(tmp_path, results(), metrics())
-    with (tmp_path / "metrics.jsonl").open("a") as lines:
-        lines.write('{"kind": "train", "st')
-    assert write(tmp_path, results(), None) == whole
+def test_a_last_line_cut_by_a_kill_does_not_count(page, tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in metrics())
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"kind": "train", "st')
+    assert write(tmp_path, results(), None) == page
 
 
 def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
