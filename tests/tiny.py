@@ -53,6 +53,7 @@ def timeless_metrics(out: Path) -> list[dict]:
 
 
 DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 64}
+DSPARK = {**DFLASH, "method": "dspark", "block_size": 3, "markov_rank": 8, "markov_head_type": "rnn"}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.integration.ranks import Ranks
-from tests.tiny import DFLASH, EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
+from tests.tiny import DFLASH, DSPARK, EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec.training.checkpoints import LATEST, latest
 from torchspec.training.tensors import read_weights
 
 STEPS = 6
 TOLERANCE = 2e-5  # ranks add gradients in another order: after six AdamW steps, weights of size 0.02 part by a few float32 roundings
-METHODS = {"dflash": DFLASH, "eagle3": EAGLE3}
+METHODS = {"dflash": DFLASH, "dspark": DSPARK, "eagle3": EAGLE3}
 
 
 @pytest.fixture(scope="module")

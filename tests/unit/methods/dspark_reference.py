@@ -35,13 +35,15 @@ def slots(w: dict[str, Tensor], kind: str, hidden: Tensor, anchor: int, head: Te
     return found
 
 
-def rows(w: dict[str, Tensor], config: SimpleNamespace, embedding: Tensor, features: Tensor, anchor: int, token: int, bonus: bool) -> Tensor:
+def rows(
+    w: dict[str, Tensor], config: SimpleNamespace, embedding: Tensor, features: Tensor, anchor: int, token: int, bonus: bool
+) -> Tensor:
     """bonus: the anchor's row proposes nothing."""
     return block_hidden(w, config, embedding, features, anchor, token)[int(bonus) :]
 
 
 def loss(w: dict, method, tables: tuple[Tensor, Tensor], documents: list[tuple], alpha: float) -> tuple[Tensor, dict]:
-    """0.1 CE + 0.9 L1 + alpha BCE with D-PACE's weights, every candidate of every (ids, mask, features, target's log p [L, V]) an anchor."""
+    """0.1 CE + 0.9 L1 + alpha BCE with D-PACE's weights; every candidate of every (ids, mask, features, log p [L, V]) is an anchor."""
     config, (embedding, head) = method.config, tables
     kind, bonus = config.dflash_config["markov_head_type"], not config.dflash_config["sample_from_anchor"]
     total, sums = torch.zeros((), dtype=torch.float64), {"weight": 0.0, "overlap": 0.0, "count": 0}
