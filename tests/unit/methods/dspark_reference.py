@@ -43,7 +43,7 @@ def rows(
 
 
 def loss(w: dict, method, tables: tuple[Tensor, Tensor], documents: list[tuple], alpha: float) -> tuple[Tensor, dict]:
-    """0.1 CE + 0.9 L1 + alpha BCE, weighed by D-PACE; every candidate of every (ids, mask, features, target log p [L, V]) is an anchor."""
+    """0.1 CE + 0.9 L1 + alpha BCE with D-PACE's weights; every candidate of every (ids, mask, features, log p [L, V]) is an anchor."""
     config, (embedding, head) = method.config, tables
     kind, bonus = config.dflash_config["markov_head_type"], not config.dflash_config["sample_from_anchor"]
     total, sums = torch.zeros((), dtype=torch.float64), {"weight": 0.0, "overlap": 0.0, "count": 0}
