@@ -36,8 +36,9 @@ def _export(checkpoint: Path, out: Path) -> Path:
     run = read_json(checkpoint / "run.json")
     weights = serving_tensors(read_weights(checkpoint), run["model"]["dtype"])
     saved = AutoConfig.from_pretrained(checkpoint)
-    for trap in method_class(run["draft"]["method"]).sglang_traps(saved, None):
-        console.print(f"for vLLM alone: {trap}", markup=False)
+    method = method_class(run["draft"]["method"])
+    for trap in (*method.sglang_traps(saved, None), *method.vllm_traps(saved)):
+        console.print(f"not for every engine: {trap}", markup=False)
     config = serving_config(saved, run["model"]["dtype"])
     provenance = {
         "torchspec": __version__,
@@ -76,14 +77,20 @@ def serving_tensors(weights: dict[str, Tensor], dtype_name: str) -> dict[str, Te
 
 
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
-    """Both spellings of the rotary settings and of the block size: readers differ in which they look for."""
+    """Both spellings of the rotary settings and of the block size, and of the head's: readers differ in which they look for. A draft in the
+    format of speculators has its layers' settings a second time, where vLLM looks for them if the top names no model_type.
+    """
     values = config.to_dict()
+    values |= method_class(ARCHITECTURES[config.architectures[0]]).repeated(values)
     rope = values["rope_parameters"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     values["rope_theta"] = rope["rope_theta"]
     values["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
     values["dtype"] = dtype
     values.pop("_name_or_path", None)
+    if "speculators_config" in values:
+        values["transformer_layer_config"] = {key: value for key, value in values.items() if not key.startswith("speculators_")}
+        del values["model_type"]
     return values
 
 

@@ -18,8 +18,9 @@ from torchspec.target.frozen import FrozenTarget
 def import_block(method: str, folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
     """A draft of this one of our methods."""
     kind = method_class(method)
-    nested = dict(values.get("dflash_config") or {})
-    layer_ids = nested.get("target_layer_ids") or list(default_layer_ids(target.num_layers, values.get("num_hidden_layers", 1)))
+    nested = {**(values.get("dflash_config") or {}), **kind.read_settings(folder, values)}
+    layer_ids = nested.get("target_layer_ids") or values.get("target_layer_ids")
+    layer_ids = layer_ids or list(default_layer_ids(target.num_layers, values.get("num_hidden_layers", 1)))
     mask_token_id = _mask_token(values, nested, target)
     block_size = _block_size(values, nested, draft_tokens)
     values = {**values, **_windows(values, nested)}

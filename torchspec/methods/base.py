@@ -38,6 +38,8 @@ class Method(Protocol):
     config: PreTrainedConfig  # the draft's config.json
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
+    head: tuple[str, ...]  # patterns of parameters that a draft of another method lacks, and that start afresh where it is gone on with
+    confident: bool  # it says how likely a draft is accepted
     meaning: dict[str, tuple[str, ...]]  # setting of the config.json -> parameters that are others with another value, whatever their shape
 
     @classmethod
@@ -46,6 +48,10 @@ class Method(Protocol):
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Method": ...
     @staticmethod
     def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None: ...
+    @staticmethod
+    def repeated(values: dict) -> dict: ...
+    @staticmethod
+    def vllm_traps(config: PreTrainedConfig) -> list[str]: ...
     @staticmethod
     def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]: ...
     def build(self, generator: torch.Generator) -> nn.Module: ...
@@ -65,6 +71,8 @@ def method_class(name: str) -> type:
 
 def check_served(engine: str | None, method: Method) -> None:
     """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
-    traps = method.sglang_traps(method.config, method.target.config.model_type) if engine == "sglang" else []
-    if traps:
-        raise UserError(f"this draft cannot be served with sglang: {'; '.join(traps)}; serve it with vllm")
+    config, other = method.config, {"vllm": "sglang", "sglang": "vllm"}
+    traps = {"vllm": lambda: method.vllm_traps(config), "sglang": lambda: method.sglang_traps(config, method.target.config.model_type)}
+    found = traps[engine]() if engine in traps else []
+    if found:
+        raise UserError(f"this draft cannot be served with {engine}: {'; '.join(found)}; serve it with {other[engine]}")

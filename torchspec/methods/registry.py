@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash2.config import DFlash2Config
+from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
+from torchspec.methods.peagle.config import PeagleConfig
 
 
 @dataclass(frozen=True)
@@ -14,11 +17,15 @@ class Entry:
     config: type[BaseModel]  # the `draft` section of a run
     implementation: str  # module:class, imported when needed
     architecture: str  # in the config.json of its drafts
+    served_as: str | None = None  # its name in servers, where they have another
 
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
+    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel", served_as="dflash"),
+    "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
     "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
+    "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
 ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}

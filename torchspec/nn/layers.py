@@ -18,6 +18,20 @@ class RMSNorm(nn.Module):
         return self.weight * nn.functional.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
+class TokenTable:
+    """Marks a module whose own parameters have a row for every token. They are optimised like an embedding: a step that makes a whole
+    matrix orthogonal would move the rows of tokens that it has not seen as far as those that it has.
+    """
+
+
+class TokenEmbedding(TokenTable, nn.Embedding):
+    """Token -> a small state."""
+
+
+class TokenReadout(TokenTable, nn.Linear):
+    """A small state -> what it adds to every token's logit."""
+
+
 class RotaryEmbedding(nn.Module):
     """cos and sin of absolute positions; any `rope_parameters` that Transformers knows."""
 

@@ -16,7 +16,11 @@ class HeadRows:
     head: Tensor  # [V', H]
     ids: Tensor  # [V'] token of each row
     index: Tensor  # [V] row of each token; of use for labels only, which are all among the rows
-    bias: Tensor | None  # [V'] added to the logits
+    bias: Tensor | None  # [V'] added to the logits; none: these are all rows
+
+    def of(self, readout: Tensor) -> Tensor:
+        """A matrix with a row for each token [V, E] -> the rows that belong to these [V', E]."""
+        return readout if self.bias is None else readout[self.ids]
 
 
 class LossVocabulary:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from torchspec.nn.layers import TokenReadout
+
 HINT_ROWS = 8  # what the layout is chosen for: the rows of a verification
 
 
@@ -32,7 +34,7 @@ def pack_linears(model: nn.Module) -> nn.Module:
     """Replaces the linear layers of a frozen model where that helps; the model is only good for inference afterwards."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and packs(child.weight):
+            if type(child) in (nn.Linear, TokenReadout) and packs(child.weight):
                 setattr(module, name, PackedLinear(child))
     return model
 

@@ -5,21 +5,29 @@ import math
 import torch
 from torch import nn
 
+from torchspec.nn.layers import TokenTable
 from torchspec.training.config import TrainingConfig
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices and AdamW for norms, biases and tables of more dimensions. Decay on matrices only.
+    """AdamW for everything, or Muon for the matrices and AdamW for all else. Weight decay on matrices and tables of tokens.
 
     Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that both read the same learning rates.
     """
-    matrices = [p for p in model.parameters() if p.dim() == 2]
+    tables = [p for module in model.modules() if isinstance(module, TokenTable) for p in module.parameters(recurse=False)]
+    rows_of_tokens = {id(p) for p in tables}
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in rows_of_tokens]
     others = [p for p in model.parameters() if p.dim() != 2]
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "muon":
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, _adamw([{"params": others, "weight_decay": 0.0}], training)]
-    return [_adamw([{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}], training)]
+        return [muon, _adamw(_groups(tables, others, decay), training)]
+    return [_adamw(_groups([*matrices, *tables], others, decay), training)]
+
+
+def _groups(decaying: list[nn.Parameter], others: list[nn.Parameter], decay: float) -> list[dict]:
+    groups = [{"params": decaying, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _adamw(groups: list[dict], training: TrainingConfig) -> torch.optim.AdamW:

@@ -33,7 +33,7 @@ class Fit:
     left: dict[str, str]  # tensors of the source that are not taken -> why
     fresh: list[str]  # parameters that stay as they were built
     differs: dict[str, str]  # settings that make the same weights compute something else -> both values
-    share: float  # of this draft's parameters that are taken
+    share: float  # of this draft's parameters that are taken, its head's aside
 
     def lines(self) -> list[str]:
         """What is not taken, for the screen: a line per reason."""
@@ -67,7 +67,8 @@ def fit(draft: Draft, method: Method, model: nn.Module) -> Fit:
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     taken = {name: draft.tensors[name] for name in parameters if name in draft.tensors and name not in left}
     fresh = [name for name in parameters if name not in taken]
-    share = sum(value.numel() for value in taken.values()) / sum(parameter.numel() for parameter in parameters.values())
+    backbone = {name for name in parameters if not any(fnmatch(name, pattern) for pattern in method.head)}
+    share = sum(taken[name].numel() for name in backbone & taken.keys()) / sum(parameters[name].numel() for name in backbone)
     if share < LEAST:
         raise UserError(_too_little(draft, method, share, [f"{key}: {different[key]}" for key in different] or [f"no {n}" for n in fresh]))
     differs = {key: values for key, values in different.items() if key not in method.meaning}

@@ -1,6 +1,6 @@
 """What the `draft` section of every method with a block backbone holds."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -27,6 +27,18 @@ class BlockConfig(DraftShape):
         None, strict=False, description="captured layers as z-ids; default: spread over the target"
     )
     mask_token_id: int | None = Field(None, description="id that never occurs in text; default: chosen from the target's vocabulary")
+
+    untaught: ClassVar[dict] = {"loss": {"ce": 1.0}}  # options of a draft that is not trained
+
+    @property
+    def compares(self) -> bool:
+        """Whether `loss` asks for the target's law."""
+        return self.loss.keys() != {"ce"}
+
+    @property
+    def taught(self) -> bool:
+        """Whether training asks for the target's law, in whatever loss."""
+        return self.compares
 
     @model_validator(mode="after")
     def _layers(self):

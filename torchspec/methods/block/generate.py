@@ -21,9 +21,16 @@ class BlockDrafter:
     """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
 
     def __init__(
-        self, model: BlockDraft, target: FrozenTarget, vocabulary: DraftVocabulary, drafts: int, walk_of: Callable[[Blocks], Walk]
+        self,
+        model: BlockDraft,
+        target: FrozenTarget,
+        vocabulary: DraftVocabulary,
+        drafts: int,
+        walk_of: Callable[[Blocks], Walk],
+        stop: walk.Stop | None = None,
     ):
-        """drafts: proposed at a time; walk_of: the method's walk over some blocks."""
+        """drafts: proposed at a time, at most; walk_of: the method's walk over some blocks; stop: where fewer are proposed."""
+        self.stop = stop
         self.model, self.target, self.vocabulary, self.block_size, self.walk_of = model, target, vocabulary, drafts + 1, walk_of
         self.rows, self.mask_token_id = model.config.block_size, model.config.dflash_config["mask_token_id"]
         self.sights = sights(model.config)
@@ -40,7 +47,7 @@ class BlockDrafter:
 
     def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
         """The last committed token (its features do not exist yet) -> the next tokens [S], each from its own slot's law, and these laws
-        [S, V]; none where greedy.
+        [S, V]; none where greedy. S may be less than all slots, and 0, where drafting stops early.
         """
         features = torch.cat(self.pending)
         device, end = features.device, self.committed + len(features)
@@ -52,7 +59,7 @@ class BlockDrafter:
         finish = partial(blocks_of, rows[:1], last, self.block_size - 1)
         blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
-        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding))
+        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding), self.stop)
         return tokens[0], None if q is None else q[0]
 
     def _attention(self, layer: int) -> Attend:

@@ -16,6 +16,7 @@ A method is a subclass: its head (`walk` at inference, `score` in training) and 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -55,8 +56,12 @@ class BlockMethod:
     architecture: ClassVar[str]
     check_folder = staticmethod(format.check_folder)
     sglang_traps = staticmethod(format.sglang_traps)
+    vllm_traps = staticmethod(format.vllm_traps)
     meaning = format.MEANING
-    untaught: ClassVar[dict] = {"loss": {"ce": 1.0}}  # options of losses that ask for no law of the target
+    head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
+    candidates = 1  # of each slot that its head chooses among, by the logits before it has changed them
+    factor_width = 0  # E, where the head adds factor @ readout.T to the logits
+    confident = False  # it says how likely a draft is accepted
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: BlockConfig, counts: Tensor):
         """counts [V]: occurrences of every token in the training data."""
@@ -67,7 +72,7 @@ class BlockMethod:
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.sights = format.sights(config)
-        self.taught = self.asks_law(options)
+        self.taught = options.taught  # by the target's law, which follows from its last layer's states
         self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
 
     @classmethod
@@ -89,18 +94,23 @@ class BlockMethod:
 
     @staticmethod
     def add_settings(config: Qwen3Config, options: BlockConfig) -> None:
-        """Writes the head's keys into a new config.json, where the method's readers look for them."""
+        """Writes the head's keys into a new config.json, inside of `dflash_config`."""
+
+    @staticmethod
+    def repeated(values: dict) -> dict:
+        """Of an exported config.json: what the method's readers look for in a second place -> to be written at the top as well."""
+        return {}
+
+    @staticmethod
+    def read_settings(folder: Path, values: dict) -> dict:
+        """Of a draft folder of any project: the head's keys, wherever its config.json has them -> as ours has them in `dflash_config`."""
+        return {}
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
         """For a draft folder, ours or another's; training options play no part at inference, nor does a last layer."""
         cls.check_serves(config, target)
-        return cls(config, target, cls.Options(**cls.untaught), torch.ones(len(target.head)))
-
-    @staticmethod
-    def asks_law(options: BlockConfig) -> bool:
-        """Whether the loss compares with the target's law, which follows from its last layer's states."""
-        return options.loss.keys() != {"ce"}
+        return cls(config, target, cls.Options(**cls.Options.untaught), torch.ones(len(target.head)))
 
     @staticmethod
     def fitted(tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -141,7 +151,8 @@ class BlockMethod:
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
         """Values alive when the backward pass of a micro-batch begins: documents of so many blocks each, and so many tokens in all."""
         rows, head = documents * blocks * self.rows, self.target.head
-        return kept_values(self.config, rows, tokens, compiled) + loss_values(rows, head.shape[1], len(head), laws=1 + self.taught)
+        in_loss = loss_values(rows, head.shape[1], len(head), laws=1 + self.options.compares, factor=self.factor_width)
+        return kept_values(self.config, rows, tokens, compiled) + in_loss
 
     def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
@@ -165,7 +176,10 @@ class BlockMethod:
         """Of the slots that count, as `draft.loss` mixes them."""
         rows, label = lesson.vocabulary, lesson.vocabulary.index[lesson.labels]
         states = lesson.pick(blocks.states)
-        return head_losses(states, rows.head, label, self.options.loss, teacher=lesson.teacher, bias=rows.bias, correction=correction)
+        teacher = lesson.teacher if self.options.compares else None
+        return head_losses(
+            states, rows.head, label, self.options.loss, teacher=teacher, bias=rows.bias, correction=correction, best=self.candidates
+        )
 
     def slot_weights(self, lesson: Lesson, found: HeadLosses) -> Tensor:
         """[r], by `draft.loss_decay_gamma`. A slot's chance is that of its label, or of acceptance where labels are not learned from."""

@@ -25,11 +25,11 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, repeated, sglang_traps, vllm_traps
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
-from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
+from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk, log_probabilities, matches
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.losses import Teacher, head_losses, loss_values
@@ -45,7 +45,11 @@ PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole
 class Eagle3:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    vllm_traps = staticmethod(vllm_traps)
+    repeated = staticmethod(repeated)
     meaning = MEANING
+    head = ()
+    confident = False
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
@@ -58,11 +62,7 @@ class Eagle3:
         """A new draft for a target and its training data."""
         config, vocabulary = draft_config(options, target), whole_vocabulary(target)
         if options.draft_vocab_size is not None:
-            counts = dataset.token_counts(len(target.head), supervised=True)
-            ids = frequent_tokens(counts, options.draft_vocab_size)
-            config.draft_vocab_coverage = float(counts[ids].sum() / counts.sum())
-            ids = ids.to(target.head.device)
-            vocabulary = DraftVocabulary(target.head[ids], ids)
+            vocabulary, config.draft_vocab_coverage = frequent_vocabulary(target, dataset, options.draft_vocab_size)
         return cls(config, target, options, vocabulary)
 
     @classmethod

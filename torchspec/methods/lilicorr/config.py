@@ -1,16 +1,17 @@
 """The `draft` section of a run with `method: lilicorr`; the keys of the lattice are those of the config.json."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchspec.methods.block.config import BlockConfig
 
+OF_THE_LAW = {"pen", "tv"}  # losses that compare with the target's law
 WIDTH = 1024  # of the published lattice, for a target of width 4096
 
 
 class LiLiCorrConfig(BlockConfig):
-    method: Literal["lilicorr"] = "lilicorr"
+    method: Literal["lilicorr"]
     lilicorr_candidate_topk: Literal[2, 4, 8, 16] = Field(8, description="candidates K of each slot")
     lilicorr_hidden_size: PositiveInt | None = Field(
         None, description=f"width h of the lattice; default: {WIDTH}, or the draft's width where that is less"
@@ -26,3 +27,14 @@ class LiLiCorrConfig(BlockConfig):
         description="weights of what the lattice learns from, beside `loss`: ce and margin, of the text's path; pen and tv, of the "
         "target's law over the candidates (docs/lilicorr.md)",
     )
+
+    untaught: ClassVar[dict] = {"method": "lilicorr", "loss": {"ce": 1.0}, "lilicorr_loss": {"ce": 1.0}}
+
+    @property
+    def taught(self) -> bool:
+        return self.compares or self.compares_candidates
+
+    @property
+    def compares_candidates(self) -> bool:
+        """Whether the lattice's loss asks for the target's law."""
+        return bool(OF_THE_LAW & self.lilicorr_loss.keys())

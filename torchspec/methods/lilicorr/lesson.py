@@ -9,7 +9,6 @@ from torchspec.nn.losses import Teacher
 from torchspec.nn.send import send
 
 MARGIN = 2.0  # how far the text's token is to be ahead of the next best one, in logits; as published
-OF_THE_LAW = {"pen", "tv"}  # losses that compare with the target's law
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """LiLiCorr (arXiv 2608.20530): the backbone's best tokens of every slot, and a correlator that walks through them (docs/lilicorr.md)."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -12,7 +10,7 @@ from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.blocks import slot_metrics
 from torchspec.methods.lilicorr import format
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
-from torchspec.methods.lilicorr.lesson import OF_THE_LAW, path_losses, taught_logits, text_path
+from torchspec.methods.lilicorr.lesson import path_losses, taught_logits, text_path
 from torchspec.methods.lilicorr.memory import lattice_values
 from torchspec.methods.lilicorr.model import LiLiCorrDraft
 from torchspec.methods.lilicorr.walk import LatticeWalk
@@ -23,8 +21,7 @@ from torchspec.target.frozen import FrozenTarget
 class LiLiCorr(BlockMethod):
     Options, Draft = LiLiCorrConfig, LiLiCorrDraft
     architecture = "LiLiCorrDraftModel"
-    untaught = {**BlockMethod.untaught, "lilicorr_loss": {"ce": 1.0}}
-    meaning = {**MEANING, "dflash_config.lilicorr_num_heads": ("lilicorr.layers.*.attn.*",)}
+    meaning, head = {**MEANING, "dflash_config.lilicorr_num_heads": ("lilicorr.layers.*.attn.*",)}, ("lilicorr.*",)
     add_settings = staticmethod(format.add_settings)
     uncomputed = staticmethod(format.uncomputed)
     fitted = staticmethod(format.fitted)
@@ -34,10 +31,6 @@ class LiLiCorr(BlockMethod):
         super().check_serves(config, target)
         format.check_settings(config)
 
-    @staticmethod
-    def asks_law(options: LiLiCorrConfig) -> bool:
-        return BlockMethod.asks_law(options) or bool(OF_THE_LAW & options.lilicorr_loss.keys())
-
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
         lattices = documents * blocks
         return super().kept_values(documents, blocks, tokens, compiled) + lattice_values(self.config, lattices, len(self.target.head))
@@ -45,13 +38,13 @@ class LiLiCorr(BlockMethod):
     def score(self, draft: LiLiCorrDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """A slot's loss is the backbone's, and the lattice's where the text's tokens up to there are candidates; both weigh the same."""
         rows, options = lesson.vocabulary, self.options
-        unary = self.head_losses(blocks, lesson if BlockMethod.asks_law(options) else replace(lesson, teacher=None))
+        unary = self.head_losses(blocks, lesson)
         weights = self.slot_weights(lesson, unary)
         candidates = top_candidates(blocks.states.flatten(0, 1), rows.head, draft.lilicorr.count, bias=rows.bias)
         places = candidates.tokens.view(*blocks.states.shape[:2], -1)
         scores = self._scores(draft, blocks, rows.ids[places], candidates)
         path = text_path(rows.ids[places], lesson.slots.labels[:, :, 1:].flatten(0, 1), scores)
-        target = taught_logits(lesson.teacher, rows.head, lesson.pick(places)) if OF_THE_LAW & options.lilicorr_loss.keys() else None
+        target = taught_logits(lesson.teacher, rows.head, lesson.pick(places)) if options.compares_candidates else None
         lattice = path_losses(lesson.pick(path.rows), lesson.pick(path.gold), options.lilicorr_loss, target)
         loss = unary.loss + lattice.where(lesson.pick(path.reached), 0.0)
         metrics = slot_metrics(lesson.slots, lesson.valid, loss.detach(), lesson.pick(path.right))
