@@ -53,8 +53,9 @@ def timeless_metrics(out: Path) -> list[dict]:
 
 
 DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8, "loss_negatives": 64}
-LILICORR = {"method": "lilicorr", **DFLASH, "lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 32, "lilicorr_num_heads": 4}
 DFLASH2 = {**DFLASH, "method": "dflash2", "conv_group_size": 8, "selector_rank": 8, "selector_top_k": 4}
+LILICORR = {"method": "lilicorr", **DFLASH, "lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 32, "lilicorr_num_heads": 4}
+DOMINO = {"method": "domino", **DFLASH, "emb_dim": 16, "gru_hidden_dim": 16}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
 
 PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}

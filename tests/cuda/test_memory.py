@@ -37,17 +37,24 @@ def device(monkeypatch) -> DeviceWithoutFloats:
         yield device
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
-def test_a_step_fits(device, recipe):
+OTHERS = ["draft.method=dflash2", "draft.mask_token_id=151935"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [*((recipe, []) for recipe in RECIPES), (RECIPES[0], OTHERS)],
+    ids=[*(recipe.stem for recipe in RECIPES), "dflash2"],
+)
+def test_a_step_fits(device, recipe, options):
     """One rank holds all of the draft here; sharded over several ranks it holds less. With capture workers the target is elsewhere."""
-    config = load_config(str(recipe), NOT_COMPILED)
+    config = load_config(str(recipe), [*NOT_COMPILED, *options])
     target = unknown(0 if config.inference.num_workers else WEIGHTS)
     run = unknown_run(config, recipe)
     ahead = unknown(config.training.prefetch_depth * config.dataset.max_length, width_of(run.method))
     held, window = device.live, Window()
     for seed in range(2):  # the second has the sums of the first
         batch = fullest_batch(run)
-        window.backward(run, batch, seed)
+        window.backward(run, batch, seed, 0.0)
     print(f"{recipe.stem}: {held / GIB:.1f} GiB between steps, {device.peak / GIB:.1f} GiB at the peak")
     assert held > 12 * sum(map(torch.numel, run.model.parameters()))  # masters and two moments, in float32
     assert device.peak < LIMIT < MEMORY

@@ -27,8 +27,12 @@ EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8}
 PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 4, "num_anchors": 8}
 NEGATIVES, PRUNED = DFLASH | {"loss_negatives": 32}, EAGLE3 | {"draft_vocab_size": 128}
 
+DFLASH2 = NEGATIVES | {"method": "dflash2", "selector_rank": 8, "selector_top_k": 4}
+
 DRAFTS = pytest.mark.parametrize(
-    "draft", (DFLASH, NEGATIVES, EAGLE3, PRUNED, PEAGLE), ids=("dflash", "negatives", "eagle3", "pruned", "peagle")
+    "draft",
+    (DFLASH, NEGATIVES, DFLASH2, EAGLE3, PRUNED, PEAGLE),
+    ids=("dflash", "negatives", "dflash2", "eagle3", "pruned", "peagle"),
 )
 WAITS: dict[str, int] = {}  # "operation in function" -> times in a step: none
 TARGET = Qwen3Config(
@@ -72,7 +76,7 @@ def test_a_training_step(device, draft):
         batch = small_batch(run, (40, 33), 10)
         device.syncs.clear()
         windows.append(Window())
-        windows[-1].backward(run, batch, seed=0)
+        windows[-1].backward(run, batch, seed=0, progress=0.0)
         windows[-1].update(run, 1e-3)
         if run.world.device == DEVICE:
             assert dict(device.syncs) == WAITS

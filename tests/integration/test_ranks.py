@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.integration.ranks import Ranks
-from tests.tiny import DFLASH, DFLASH2, EAGLE3, LILICORR, PEAGLE, recipe, timeless_metrics, write_chats, write_tiny_target
+from tests.tiny import DFLASH, DFLASH2, DOMINO, EAGLE3, LILICORR, PEAGLE, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec.training.checkpoints import LATEST, latest
 from torchspec.training.tensors import read_weights
 
 STEPS = 6
 TOLERANCE = 2e-5  # ranks add gradients in another order: after six AdamW steps, weights of size 0.02 part by a few float32 roundings
-METHODS = {"dflash": DFLASH, "dflash2": DFLASH2, "lilicorr": LILICORR, "eagle3": EAGLE3, "peagle": PEAGLE}
+METHODS = {"dflash": DFLASH, "dflash2": DFLASH2, "domino": DOMINO, "lilicorr": LILICORR, "eagle3": EAGLE3, "peagle": PEAGLE}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from tests.interop.conftest import ROOT
 from tests.unit.tiny import HIDDEN, VOCABULARY, all_valid, lively, write_target
 from torchspec.decode.pair import load_pair
 from torchspec.nn.attention import WHOLE, BlockLayout, Sight
+from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
 
 SPECULATORS = ROOT / ".interop" / "speculators"
@@ -34,6 +35,8 @@ def package():
     from speculators.config import VerifierConfig
     from speculators.models.dflash.config import DFlashSpeculatorConfig
     from speculators.models.dflash.core import DFlashDraftModel
+    from speculators.models.dflash2.config import DFlash2SpeculatorConfig
+    from speculators.models.dflash2.core import DFlash2DraftModel
     from speculators.models.eagle3.config import Eagle3SpeculatorConfig
     from speculators.models.eagle3.core import Eagle3DraftModel
     from speculators.models.peagle.config import PEagleSpeculatorConfig
@@ -49,6 +52,7 @@ def package():
             "eagle3": (Eagle3SpeculatorConfig, Eagle3DraftModel),
             "dflash": (DFlashSpeculatorConfig, DFlashDraftModel),
             "peagle": (PEagleSpeculatorConfig, PEagleDraftModel),
+            "dflash2": (DFlash2SpeculatorConfig, DFlash2DraftModel),
         }[kind]
         size = len(IDS) if pruned else VOCABULARY
         model = of_model(of_config(transformer_layer_config=layers, draft_vocab_size=size, speculators_config=spec, **options))
@@ -173,6 +177,33 @@ def test_dflash(package, target, text, tmp_path, pruned):
     vocabulary = pair.method.served_vocabulary(pair.model)
     assert torch.equal(vocabulary.ids, IDS if pruned else torch.arange(VOCABULARY))
     torch.testing.assert_close(hidden @ vocabulary.head.T, expected[0], **ROOM)
+
+
+@torch.no_grad()
+def test_dflash2(package, target, text, tmp_path):
+    """Logits of whole blocks, and the scores of each slot's candidates after the text's own token before it."""
+    selector = {"conv_kernel_size": 3, "conv_group_size": 8, "selector_rank": 6, "selector_top_k": 5}
+    options = {"aux_hidden_state_layer_ids": [2, 4], "block_size": STEPS + 1, "mask_token_id": VOCABULARY - 1, **selector}
+    theirs = package("dflash2", target, Qwen3Config(**LAYER, num_hidden_layers=2), False, **options)
+    theirs.save_pretrained(tmp_path)
+    (ids, features), answer = text, (torch.arange(LENGTH) > 5).long()
+    document, states = torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, LENGTH, HIDDEN)
+    hidden, logits, _, _, rows = theirs._backbone_forward(features[None], ids[None], answer[None], states, document, max_anchors=6)
+    before = theirs._predecessor_ids(ids[None], rows).view(1, -1)
+    candidates, scores = (x.unflatten(1, (-1, STEPS + 1))[0] for x in theirs.candidate_selector.select(logits, hidden, before))
+
+    pair = load_pair(tmp_path, str(target), "float32", "cpu", False)
+    assert pair.method.layer_ids == (1, 3) and pair.method.block_size == STEPS + 1
+    anchors = rows[:: STEPS + 1]  # theirs draws them
+    prompt = Prompt(0, ids, answer.bool())
+    found = next(pair.method._blocks(pair.model, Features(prompt, features, (1, 3), "random"), anchors))
+    torch.testing.assert_close(found[0].states @ pair.method.target.head.T, logits[0].unflatten(0, (-1, STEPS + 1))[:, 1:], **ROOM)
+    walk, last = pair.method.walk(pair.model, found[0]), found[0].anchors
+    for slot in range(STEPS):
+        ours = walk.logits(last)
+        assert (ours > -torch.inf).sum(1).tolist() == [5] * len(anchors)
+        torch.testing.assert_close(ours.gather(1, candidates[:, slot + 1]), scores[:, slot + 1], **ROOM)
+        last = found[1][:, slot]
 
 
 SLIDING = {"all slide": ["sliding_attention"] * 2, "one slides": ["full_attention", "sliding_attention"]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.interop.conftest import ROOT
-from tests.unit.tiny import NEVER, B, lively, make_method, random_prompt, write_target
+from tests.unit.tiny import NEVER, B, lively, make_dflash2, make_method, random_prompt, write_target
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode, stop_ids
@@ -55,6 +55,30 @@ def test_zlab_decoder_gives_our_acceptance_for_layers_that_slide_and_other_shape
         assert [reference.acceptance_lengths[i] for i in full] == [answer.accepted[i] + 1 for i in full]
         accepted += sum(answer.accepted[i] for i in full)
     assert accepted > 0  # the comparison is not vacuous
+
+
+@pytest.mark.parametrize("window", [None, 6], ids=["whole", "all slide"])
+def test_zlab_decoder_gives_our_acceptance_for_dflash2(zlab, tiny, tmp_path, window):
+    """Its convolutions and its walk over candidates: every step's proposals are ours, and so is every accepted one."""
+    method = make_dflash2(tiny, sliding_window=window, conv_kernel_size=3)
+    model = lively(method.skeleton())
+    folder = write_draft(tmp_path / "draft", serving_tensors(model.state_dict(), "float32"), serving_config(method.config, "float32"), {})
+    pair = load_pair(folder, str(tiny.folder), "float32", "cpu", False)
+    theirs, drafter = zlab.DFlash2DraftModel.from_pretrained(folder, dtype=torch.float32).eval(), pair.method.drafter(pair.model)
+    assert theirs.candidate_selector.successor_codebook.weight.equal(model.candidate_selector.successor_codebook)
+    proposed, drafted, propose, said = [], [], theirs.propose, drafter.propose
+    theirs.propose = lambda *asked: proposed.append(propose(*asked)) or proposed[-1]
+    drafter.propose = lambda *asked: drafted.append(said(*asked)) or drafted[-1]
+    for seed in range(2):
+        prompt = random_prompt(seed, 9 + seed)
+        answer = speculative_decode(pair.target, drafter, prompt, 30, NEVER)
+        reference = zlab.dflash_generate(theirs, pair.target.model, prompt[None], 30, None, return_stats=True)
+        assert reference.output_ids[0, len(prompt) :].tolist() == answer.ids
+        full = [i for i in range(len(answer.accepted)) if sum(a + 1 for a in answer.accepted[: i + 1]) + B <= 30]
+        assert [reference.acceptance_lengths[i] for i in full] == [answer.accepted[i] + 1 for i in full]
+        assert [proposed[i][0][0].tolist() for i in full] == [drafted[i][0].tolist() for i in full] and len(full) > 10
+        proposed.clear()
+        drafted.clear()
 
 
 @torch.no_grad()

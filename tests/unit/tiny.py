@@ -12,6 +12,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
 from torchspec.methods.base import Method
 from torchspec.methods.block.format import draft_config
+from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.dflash2.config import DFlash2Config
@@ -87,6 +88,12 @@ def make_lilicorr(target: FrozenTarget, counts: torch.Tensor | None = None, **op
     options = LiLiCorrConfig(**{"method": "lilicorr", **shape, **LATTICE, **options})
     counts = torch.ones(len(target.head)) if counts is None else counts
     return LiLiCorr(LiLiCorr.new_config(options, target, MASK), target, options, counts)
+
+
+def make_block(kind: type[BlockMethod], target: FrozenTarget, **options) -> BlockMethod:
+    """Of any method of blocks, as a run would."""
+    options = kind.Options(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
+    return kind(kind.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

@@ -19,7 +19,7 @@ from torchspec.console import console
 from torchspec.errors import ContractError, UserError
 from torchspec.files.writing import writing
 from torchspec.methods.base import method_class
-from torchspec.methods.registry import ARCHITECTURES
+from torchspec.methods.registry import method_of
 from torchspec.training.checkpoint import read_json
 from torchspec.training.tensors import read_weights
 
@@ -81,7 +81,7 @@ def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
     format of speculators has its layers' settings a second time, where vLLM looks for them if the top names no model_type.
     """
     values = config.to_dict()
-    values |= method_class(ARCHITECTURES[config.architectures[0]]).repeated(values)
+    values |= method_class(method_of(values)).repeated(values)
     rope = values["rope_parameters"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     values["rope_theta"] = rope["rope_theta"]
@@ -106,4 +106,4 @@ def check_export(folder: Path, expected: dict[str, Tensor]) -> None:
         raise ContractError(
             f"{folder}: tensors {different[:3]} differ from the checkpoint's; the disk or the writer is at fault, export again"
         )
-    method_class(ARCHITECTURES[config["architectures"][0]]).check_folder(folder, config, written)
+    method_class(method_of(config)).check_folder(folder, config, written)

@@ -22,7 +22,7 @@ def import_block(method: str, folder: Path, values: dict, target: FrozenTarget, 
     layer_ids = nested.get("target_layer_ids") or values.get("target_layer_ids")
     layer_ids = layer_ids or list(default_layer_ids(target.num_layers, values.get("num_hidden_layers", 1)))
     mask_token_id = _mask_token(values, nested, target)
-    block_size = _block_size(values, nested, draft_tokens)
+    block_size = _block_size(values, nested, draft_tokens, kind.proposing_rows(nested))
     values = {**values, **_windows(values, nested)}
     settings = {
         "num_target_layers": _target_layers(values, layer_ids, target),
@@ -32,7 +32,7 @@ def import_block(method: str, folder: Path, values: dict, target: FrozenTarget, 
     config = our_config(Qwen3Config, {**values, **settings})
     config.architectures = [kind.architecture]
     kind.check_serves(config, target)
-    tensors = kind.fitted(named_as_ours(read_tensors(folder), {}), config)
+    tensors = kind.fitted(named_as_ours(read_tensors(folder), kind.named_by_others), config)
     reads = _with_mask_embedding(folder, take_embedding(tensors, target), mask_token_id)
     rows = take_vocabulary(tensors, target, values.get("draft_vocab_size"))
     if rows is not None or "draft_vocab_size" in values:
@@ -55,17 +55,17 @@ def _windows(values: dict, nested: dict) -> dict:
     return {"layer_types": [SLIDING] * values["num_hidden_layers"], **window, **own}
 
 
-def _block_size(values: dict, nested: dict, draft_tokens: int | None) -> int:
+def _block_size(values: dict, nested: dict, draft_tokens: int | None, proposing: slice) -> int:
     """Older folders say it at the top, newer ones inside; fewer draft tokens than trained are a shorter block, as in vLLM."""
     said = {size for size in (values.get("block_size"), nested.get("block_size")) if size is not None}
     if len(said) != 1:
         what = f"two block sizes, {sorted(said)}" if said else "no block_size"
         raise UserError(f"the draft's config.json names {what}; its readers would differ, so write the one that it was trained with")
     trained = said.pop()
-    anchors_own = not nested.get("sample_from_anchor", False)  # rows that propose nothing
-    if draft_tokens is not None and draft_tokens > trained - anchors_own:
-        raise UserError(f"--draft-tokens {draft_tokens}: a block of {trained} slots proposes at most {trained - anchors_own} tokens")
-    return trained if draft_tokens is None else draft_tokens + anchors_own
+    most = len(range(trained)[proposing])
+    if draft_tokens is not None and draft_tokens > most:
+        raise UserError(f"--draft-tokens {draft_tokens}: a block of {trained} slots proposes at most {most} tokens")
+    return trained if draft_tokens is None else draft_tokens + trained - most
 
 
 def _mask_token(values: dict, nested: dict, target: FrozenTarget) -> int:

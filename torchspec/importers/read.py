@@ -25,7 +25,9 @@ READERS = {
     "Eagle3Qwen3vlForCausalLM": import_eagle3,
     "PeagleLlamaForCausalLM": import_peagle,
     "PeagleQwen3ForCausalLM": import_peagle,
+    "DominoDraftModel": partial(import_block, "domino"),
 }
+PROJECTORS = {"domino": "DominoDraftModel"}  # the two names of a draft with such a head: projector_type of a DFlashDraftModel, or its own
 
 
 def read_draft(folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
@@ -35,6 +37,8 @@ def read_draft(folder: Path, values: dict, target: FrozenTarget, draft_tokens: i
     architecture = (values.get("architectures") or [values.get("model_type", "draft without architectures")])[0]
     if "draft_vocab_size" in values and f"Eagle3{architecture}" in READERS:  # EAGLE's own checkpoints; vLLM renames them
         architecture = f"Eagle3{architecture}"
+    if architecture == "DFlashDraftModel":
+        architecture = PROJECTORS.get((values.get("dflash_config") or {}).get("projector_type"), architecture)
     if architecture not in READERS:
         raise UserError(f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators")
     read = READERS[architecture]

@@ -90,7 +90,7 @@ def measure(run: Run) -> Rates:
 
     def train() -> None:
         for _ in range(run.config.training.draft_accumulation_steps):
-            window.backward(run, next(batches).to(device), run.config.training.seed)
+            window.backward(run, next(batches).to(device), run.config.training.seed, progress=0.0)
         window.update(run, run.config.training.min_lr)
 
     for _ in range(WARM_UP):

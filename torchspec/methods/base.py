@@ -39,7 +39,7 @@ class Method(Protocol):
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
     head: tuple[str, ...]  # patterns of parameters that a draft of another method lacks, and that start afresh where it is gone on with
-    confident: bool  # it says how likely a draft is accepted
+    confident: bool  # it says how likely a draft is accepted; then it has `temperatures`, `confidences`, and drafters that stop early
     meaning: dict[str, tuple[str, ...]]  # setting of the config.json -> parameters that are others with another value, whatever their shape
 
     @classmethod
@@ -57,7 +57,10 @@ class Method(Protocol):
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int: ...
-    def loss(self, model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]: ...
+    def loss(self, model, batch: Batch, seed: int, progress: float = 0.0) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """progress: share of the run's optimizer steps that are done, for losses that change on the way."""
+        ...
+
     def propose(self, model, features: Features, anchors: Tensor) -> Tensor: ...
     def matches(self, model, features: Features, anchors: Tensor) -> Tensor: ...
     def text_log_probabilities(self, model, features: Features, anchors: Tensor, temperature: float) -> Tensor: ...
@@ -71,8 +74,9 @@ def method_class(name: str) -> type:
 
 def check_served(engine: str | None, method: Method) -> None:
     """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
-    config, other = method.config, {"vllm": "sglang", "sglang": "vllm"}
-    traps = {"vllm": lambda: method.vllm_traps(config), "sglang": lambda: method.sglang_traps(config, method.target.config.model_type)}
-    found = traps[engine]() if engine in traps else []
-    if found:
-        raise UserError(f"this draft cannot be served with {engine}: {'; '.join(found)}; serve it with {other[engine]}")
+    config = method.config
+    traps = {"vllm": method.vllm_traps(config), "sglang": method.sglang_traps(config, method.target.config.model_type)}
+    if traps.get(engine):
+        others = [f"serve it with {other}" for other, found in traps.items() if not found]
+        fix = others[0] if others else "no engine serves it, so evaluate it in this process"
+        raise UserError(f"this draft cannot be served with {engine}: {'; '.join(traps[engine])}; {fix}")

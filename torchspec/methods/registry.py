@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash2.config import DFlash2Config
+from torchspec.methods.domino.config import DominoConfig
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
@@ -18,6 +19,7 @@ class Entry:
     implementation: str  # module:class, imported when needed
     architecture: str  # in the config.json of its drafts
     served_as: str | None = None  # its name in servers, where they have another
+    projector: str | None = None  # dflash_config.projector_type, where it alone tells them from another method's of that architecture
 
 
 METHODS = {
@@ -25,7 +27,14 @@ METHODS = {
     "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel", served_as="dflash"),
     "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
     "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
+    "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", projector="domino"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
     "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
-ARCHITECTURES = {entry.architecture: name for name, entry in METHODS.items()}
+
+
+def method_of(config: dict) -> str:
+    """The method of one of our drafts, by its config.json."""
+    projector = config.get("dflash_config", {}).get("projector_type")
+    names = {entry.projector: name for name, entry in METHODS.items() if entry.architecture == config["architectures"][0]}
+    return names.get(projector, names[None])

@@ -65,8 +65,11 @@ def _sglang_arguments(target: Path, dtype: str) -> list[str]:
     return ["--model-path", str(target), "--dtype", dtype, "--disable-radix-cache", "--sampling-defaults", "openai"]
 
 
+SGLANG_METHODS = {"domino": "dflash"}  # those that it tells apart by the folder
+
+
 def _sglang_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    words = ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(draft)]
+    words = ["--speculative-algorithm", SGLANG_METHODS.get(method, method).upper(), "--speculative-draft-model-path", str(draft)]
     words += ["--speculative-num-draft-tokens", str(tokens + 1)]  # SGLang counts the anchor, or the tree's root
     return [*words, "--speculative-num-steps", str(tokens), "--speculative-eagle-topk", "1"] if method == "eagle3" else words
 

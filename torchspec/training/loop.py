@@ -61,7 +61,7 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)
                 sync_gradients(run.compute, remaining == 0)
-                window.backward(run, batch, training.seed)
+                window.backward(run, batch, training.seed, state.step / run.total_steps)
             window.update(run, learning_rate(state.step, run.total_steps, training))
             state.step += 1
             state.seconds = resumed_seconds + time.perf_counter() - started
@@ -101,9 +101,9 @@ class Window:
         yield
         self.started += time.perf_counter() - began
 
-    def backward(self, run: Run, batch: Batch, seed: int) -> None:
-        """One micro-batch: its gradient adds to the parameters', its sums to the window's."""
-        loss_sum, weight_sum, metrics = run.method.loss(run.compute, batch, seed)
+    def backward(self, run: Run, batch: Batch, seed: int, progress: float) -> None:
+        """One micro-batch: its gradient adds to the parameters', its sums to the window's. progress: share of the run's steps done."""
+        loss_sum, weight_sum, metrics = run.method.loss(run.compute, batch, seed, progress)
         loss_sum.backward()
         self.step_weight = self.step_weight + weight_sum
         self.metrics.add({"loss": (loss_sum.detach(), weight_sum), **metrics})

@@ -14,7 +14,7 @@ from torchspec.importers.own import Draft
 from torchspec.importers.read import read_draft
 from torchspec.methods.base import Method
 from torchspec.methods.format import check_made_for
-from torchspec.methods.registry import ARCHITECTURES
+from torchspec.methods.registry import method_of
 from torchspec.target.frozen import EMBEDDING, HEAD, FrozenTarget
 from torchspec.training.same_run import WRITTEN_BY_TRANSFORMERS, differences
 from torchspec.training.tensors import read_weights
@@ -53,7 +53,7 @@ def read_source(source: Path, target: FrozenTarget) -> Draft:
     if (source / "state.json").is_file():
         config = AutoConfig.from_pretrained(source)
         check_made_for(config, target)
-        return Draft(ARCHITECTURES[config.architectures[0]], config, read_weights(source), target)
+        return Draft(method_of(config.to_dict()), config, read_weights(source), target)
     with console.capture():  # importers tell what will be served; what a training leaves behind is told by the caller
         return read_draft(source, read_config(source), target, draft_tokens=None)
 
@@ -76,7 +76,7 @@ def fit(draft: Draft, method: Method, model: nn.Module) -> Fit:
 
 
 def _too_little(draft: Draft, method: Method, share: float, why: list[str]) -> str:
-    trained = ARCHITECTURES[method.config.architectures[0]]
+    trained = method_of(method.config.to_dict())
     return (
         f"this {draft.method} draft fills {share:.0%} of the {trained} draft that this run trains, too little to go on with "
         f"({'; '.join(why[:4])}); make the draft section agree with it, or leave load_path out"

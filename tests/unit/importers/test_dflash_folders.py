@@ -171,7 +171,6 @@ def test_a_draft_with_its_own_vocabulary_decodes_without_loss_and_as_measured(tm
     torch.testing.assert_close(log_q.exp(), q.gather(1, ids[13 : 12 + B, None])[:, 0])
 
 
-DFLASH2 = {**ZLAB["dflash_config"], "conv_kernel_size": 4}
 SLIDES = ["sliding_attention", "full_attention"]
 W = {"sliding_window": 5, "use_sliding_window": True}  # a window of less than a block and a text
 
@@ -221,7 +220,7 @@ def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny
         (config(layer_types=["full_attention"]), r"cannot be read .*must be equal to the number of `layer_types` \(1\)"),
         (nested(use_swa=True), "sliding_window=None"),
         (nested(sample_from_anchor=True), "a proposal from the anchor's own slot"),
-        (nested(projector_type="domino"), "the projector 'domino'"),
+        (nested(projector_type="dspine"), "the projector 'dspine'"),
         (nested(projector_type="dspark"), "the projector 'dspark'"),
         (nested(attention_sink_bias=True), "attention biases"),
         (config(rope_is_neox_style=False), "interleaved rotation"),
@@ -236,10 +235,7 @@ def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny
         (config(vocab_size=65), "vocabulary 65, width 32 and 6 layers"),
         (config(num_target_layers=7), "and 7 layers"),
         (config(hidden_size="wide"), "config.json cannot be read"),
-        (
-            config(architectures=["DFlash2DraftModel"], dflash_config=DFLASH2),
-            "is a DFlash2DraftModel; supported are",
-        ),
+        (config(architectures=["DFlash3DraftModel"]), "is a DFlash3DraftModel; supported are"),
     ],
 )
 def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_folder, weights, values, words):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.methods import reference
+from tests.unit.methods.dflash2_reference import added, block_hidden, scores
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, LAYERS, MASK, B, all_valid, lively, make_dflash2, make_method, random_features
 from torchspec.acceptance.sampling import Sampler
 from torchspec.errors import UserError
@@ -33,27 +34,6 @@ def weights(ours):
     return lively(ours.skeleton())
 
 
-def convolved(layer: dict, name: str, side: int, x: Tensor, own: Tensor) -> Tensor:
-    """One row, tap and channel at a time."""
-    base, group = layer[f"{name}_conv.base_kernel"][side], HIDDEN // own.shape[-1]
-    rows = []
-    for k in range(len(x)):
-        taps = [(base[t] + own[k, side, t].repeat_interleave(group)) * x[k - t] for t in range(TAPS) if t <= k]
-        rows.append(sum(taps))
-    return torch.stack(rows)
-
-
-def around(layer: dict, name: str, x: Tensor, sublayer) -> Tensor:
-    own = (x @ layer[f"{name}_conv.kernel_projection.weight"].T).view(len(x), 2, TAPS, -1)
-    return convolved(layer, name, 1, sublayer(convolved(layer, name, 0, x, own)), own)
-
-
-def added(w: dict, state: Tensor, before: int, tokens: list[int]) -> Tensor:
-    """The selector's scores of tokens after one token, without their logits."""
-    a, s, project = (w[f"candidate_selector.{n}"] for n in ("predecessor_codebook", "successor_codebook", "hidden_projection.weight"))
-    return torch.stack([(a[before] * (project @ state) * s[token]).sum() for token in tokens])
-
-
 def definition(w: dict, config, target, gamma, loss, selector_loss) -> tuple[Tensor, dict]:
     """As reference.loss, with the choice among candidates."""
     embedding, head, norm = target.embedding.double(), target.head.double(), target.norm.weight.double()
@@ -62,7 +42,7 @@ def definition(w: dict, config, target, gamma, loss, selector_loss) -> tuple[Ten
         ids, mask, context = sample.prompt.ids.tolist(), sample.prompt.loss_mask.tolist(), sample.context.double()
         laws = (reference.rms(context[:, -HIDDEN:], norm, target.norm.variance_epsilon) @ head.T).softmax(-1)
         for anchor in reference.candidates(mask):
-            states = reference.block_hidden(w, config, embedding, context[:, :-HIDDEN], anchor, ids[anchor], around)
+            states = block_hidden(w, config, embedding, context[:, :-HIDDEN], anchor, ids[anchor])
             losses, chances, prefix = [], [], 1
             for k in range(1, B):
                 if anchor + k >= len(ids) or not mask[anchor + k]:
@@ -172,11 +152,9 @@ def test_a_walk_chooses_by_the_token_before_from_the_candidates_alone(ours, weig
     for n in range(2):
         before = int(anchors[n])
         for k in range(B - 1):
-            state = states[n, k].double()
-            candidates = (state @ head.T).topk(K).indices.tolist()
-            unary = 3 * ((state @ head.T)[candidates] * 0.5 / 3).tanh()
+            candidates, found = scores(exact, states[n, k].double(), head, before, K, lambda x: 3 * (x * 0.5 / 3).tanh())
             expected = torch.zeros(64, dtype=torch.float64)
-            expected[candidates] = ((unary + added(exact, state, before, candidates)) / 0.7).softmax(0)
+            expected[candidates] = (found / 0.7).softmax(0)
             torch.testing.assert_close(q[n, k].double(), expected, rtol=1e-4, atol=1e-6)
             before = int(tokens[n, k])
     plain = log_probabilities(ours.walk(weights, blocks), anchors, tokens, ours.whole_vocabulary, 0.7)
@@ -237,7 +215,7 @@ def test_keys_and_tensors_are_the_formats(ours, weights):
     ("key", "value", "says"),
     [
         ("conv_group_size", 5, "does not divide the draft's width of 32"),
-        ("selector_top_k", 65, "no more than 64"),
+        ("selector_top_k", 65, "from 2 to the 64 tokens"),
         ("selector_rank", None, "lacks selector_rank"),
         ("input_embedding_scale", 2.0, "embeddings multiplied by 2.0"),
         ("output_multiplier", -1.0, "logits multiplied by -1.0"),

@@ -241,3 +241,13 @@ def test_row_argmax_is_the_first_of_equals(size):
     x[0] = 1.0
     first = [next(i for i, value in enumerate(row) if value == max(row)) for row in x.tolist()]
     assert row_argmax(x).tolist() == first
+
+
+def test_the_best_rows_are_those_of_all_logits_in_order_and_without_bias(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    case = Case(bias=True, correction=True)
+    found = head_losses(case.hidden, case.head, case.labels, CE, bias=case.bias, correction=case.correction, best=4)
+    logits = case.expected(CE)[0][3]
+    assert torch.equal(found.best, logits.topk(4).indices) and torch.equal(found.best[:, 0], found.predictions)
+    assert not torch.equal(found.best, (logits + case.bias).topk(4).indices)
+    assert head_losses(case.hidden, case.head, case.labels, CE).best is None

@@ -39,7 +39,7 @@ def test_an_update_is_adamw_on_the_clipped_gradient_of_the_mean(run, limit):
     adamw.param_groups[0]["lr"] = adamw.param_groups[1]["lr"] = 1e-3
     adamw.step()
     for batch in BATCHES:
-        window.backward(run, batch, 0)
+        window.backward(run, batch, 0, 0.0)
     window.update(run, 1e-3)
     assert float(norm) > 0.05  # the small limit clips
     torch.testing.assert_close(window.grad_norm, norm)
@@ -52,7 +52,7 @@ def test_a_gradient_that_is_not_finite_is_told_before_anything_is_saved_though_l
     """The step does not wait to look: the log does, and comes before every checkpoint."""
     window = Window()
     for step in range(2):
-        window.backward(run, BATCHES[step], 0)
+        window.backward(run, BATCHES[step], 0, 0.0)
         if step == 0:
             run.model.fc.weight.grad[0, 0] = planted
         window.update(run, 0.0)
@@ -62,7 +62,7 @@ def test_a_gradient_that_is_not_finite_is_told_before_anything_is_saved_though_l
 
 def test_without_a_supervised_token_the_gradient_is_zero_and_weights_stay(run):
     before, window = copy.deepcopy(run.model), Window()
-    window.backward(run, pack([random_features("000100", width=HIDDEN * len(LAYERS))], epoch=0), 0)
+    window.backward(run, pack([random_features("000100", width=HIDDEN * len(LAYERS))], epoch=0), 0, 0.0)
     window.update(run, 1e-3)
     assert float(window.grad_norm) == 0.0
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), before.parameters(), strict=True))

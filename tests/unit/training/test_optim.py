@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from torchspec.nn.layers import TokenTable
 from torchspec.training.config import TrainingConfig
 from torchspec.training.optim import build_optimizers, learning_rate
 
@@ -104,3 +105,16 @@ def test_a_muon_step_moves_a_matrix_by_about_as_much_as_an_adamw_step():
         optimizer.step()
     moved = float((m[0].weight.detach() - before).square().mean().sqrt()) / 0.01
     assert 0.1 < moved < 0.3  # the five Newton-Schulz steps leave singular values between 0.7 and 1.2
+
+
+def test_muon_leaves_tables_of_tokens_and_kernels_of_three_dimensions_to_adamw():
+    class Table(TokenTable, nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.projection = nn.Parameter(torch.ones(9, 4)), nn.Linear(4, 4, bias=False)
+
+    m = nn.ModuleDict({"table": Table()})
+    m.kernel = nn.Parameter(torch.ones(2, 3, 4))
+    muon, adamw = build_optimizers(m, TrainingConfig(optimizer="muon", weight_decay=0.3))
+    assert [group["params"] for group in muon.param_groups] == [[m["table"].projection.weight]]
+    assert [(group["params"], group["weight_decay"]) for group in adamw.param_groups] == [([m["table"].rows], 0.3), ([m.kernel], 0.0)]

@@ -19,13 +19,13 @@ class Blocks:
     context: Tensor  # [n, H] the row of c of the token before the anchor; zero where there is none
 
 
-def blocks_of(anchors: Tensor, last: Tensor, drafts: int, draft: BlockDraft, states: Tensor, c: Tensor) -> Blocks:
+def blocks_of(anchors: Tensor, last: Tensor, proposing: slice, draft: BlockDraft, states: Tensor, c: Tensor) -> Blocks:
     """To be given to the draft's forward as `finish`, with its first three arguments.
 
-    anchors [n] tokens, last [n] context rows before them (-1: none), drafts: slots that propose; states [n * rows, H], c [T, H].
+    anchors [n] tokens, last [n] context rows before them (-1: none), proposing: rows of a block; states [n * rows, H], c [T, H].
     """
     context = c[last.clamp(min=0)] * (last >= 0)[:, None]
-    return Blocks(states.view(len(anchors), -1, states.shape[-1])[:, -drafts:], anchors, context)
+    return Blocks(states.view(len(anchors), -1, states.shape[-1])[:, proposing], anchors, context)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Lesson:
     valid: Tensor  # [N, A] bool
     vocabulary: HeadRows  # that the softmax of this step runs over
     teacher: Teacher | None  # the target's law at the slots that count; none where the loss does not ask for it
+    progress: float  # share of the run's optimizer steps that are done
 
     @property
     def before(self) -> Tensor:

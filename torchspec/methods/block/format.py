@@ -66,9 +66,9 @@ def layer_settings(options: BlockConfig) -> dict:
     }
 
 
-def draft_tokens(config: PreTrainedConfig) -> int:
-    """Proposals of a block: one for every row but the anchor's, or for every row where the method samples from the anchor."""
-    return config.block_size - (not config.dflash_config.get("sample_from_anchor", False))
+def proposing_rows(nested: dict) -> slice:
+    """The rows of a block that propose, by its `dflash_config`: all but the anchor's, or all where the method samples from the anchor."""
+    return slice(0 if nested.get("sample_from_anchor", False) else 1, None)
 
 
 def sights(config: PreTrainedConfig) -> tuple[Sight, ...]:

@@ -25,13 +25,14 @@ class BlockDrafter:
         model: BlockDraft,
         target: FrozenTarget,
         vocabulary: DraftVocabulary,
-        drafts: int,
+        proposing: slice,
         walk_of: Callable[[Blocks], Walk],
         stop: walk.Stop | None = None,
     ):
-        """drafts: proposed at a time, at most; walk_of: the method's walk over some blocks; stop: where fewer are proposed."""
-        self.stop = stop
-        self.model, self.target, self.vocabulary, self.block_size, self.walk_of = model, target, vocabulary, drafts + 1, walk_of
+        """proposing: rows of a block; walk_of: the method's walk over some blocks; stop: where drafting ends before the last of them."""
+        self.model, self.target, self.vocabulary, self.proposing = model, target, vocabulary, proposing
+        self.walk_of, self.stop = walk_of, stop
+        self.block_size = len(range(model.config.block_size)[proposing]) + 1
         self.rows, self.mask_token_id = model.config.block_size, model.config.dflash_config["mask_token_id"]
         self.sights = sights(model.config)
         self.reset()
@@ -56,7 +57,7 @@ class BlockDrafter:
         positions = torch.arange(self.committed, end + self.rows, device=device)
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
         last = torch.tensor([len(features) - 1], device=device)
-        finish = partial(blocks_of, rows[:1], last, self.block_size - 1)
+        finish = partial(blocks_of, rows[:1], last, self.proposing)
         blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
         tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding), self.stop)

@@ -58,7 +58,9 @@ class BlockMethod:
     sglang_traps = staticmethod(format.sglang_traps)
     vllm_traps = staticmethod(format.vllm_traps)
     meaning = format.MEANING
+    proposing_rows = staticmethod(format.proposing_rows)
     head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
+    named_by_others: ClassVar[dict[str, str]] = {}  # beginnings of the names that its tensors have elsewhere -> ours
     candidates = 1  # of each slot that its head chooses among, by the logits before it has changed them
     factor_width = 0  # E, where the head adds factor @ readout.T to the logits
     confident = False  # it says how likely a draft is accepted
@@ -68,7 +70,8 @@ class BlockMethod:
         self.config, self.target, self.options = config, target, options
         self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
         self.whole_vocabulary = whole_vocabulary(target)
-        self.rows, self.drafts = config.block_size, format.draft_tokens(config)
+        self.rows, self.proposing = config.block_size, self.proposing_rows(config.dflash_config)
+        self.drafts = len(range(self.rows)[self.proposing])
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.sights = format.sights(config)
@@ -154,17 +157,18 @@ class BlockMethod:
         in_loss = loss_values(rows, head.shape[1], len(head), laws=1 + self.options.compares, factor=self.factor_width)
         return kept_values(self.config, rows, tokens, compiled) + in_loss
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(self, model: Model, batch: Batch, seed: int, progress: float = 0.0) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
         slots, rows = block_labels(batch, layout), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
-        lesson = Lesson(slots.to(device), send(layout.valid, device), rows, self._teacher(batch, layout, slots) if self.taught else None)
+        teacher = self._teacher(batch, layout, slots) if self.taught else None
+        lesson = Lesson(slots.to(device), send(layout.valid, device), rows, teacher, progress)
         finish = partial(self._finish, lesson, self._before(layout, device))
         return model(*self.inputs(batch.ids, batch.context, layout), finish)
 
     def _finish(self, lesson: Lesson, last: Tensor, draft: BlockDraft, states: Tensor, c: Tensor):
         anchors = lesson.slots.labels[:, :, 0].flatten()
-        return self.score(draft, blocks_of(anchors, last, self.drafts, draft, states, c), lesson)
+        return self.score(draft, blocks_of(anchors, last, self.proposing, draft, states, c), lesson)
 
     def score(self, draft: BlockDraft, blocks: Blocks, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """What `loss` returns, from the states. It runs inside of the draft's forward, where the head's parameters are whole."""
@@ -225,7 +229,7 @@ class BlockMethod:
         return Walk(blocks.states, self.served_vocabulary(model).project)
 
     def drafter(self, model: BlockDraft) -> BlockDrafter:
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.drafts, partial(self.walk, model))
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model))
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, S]."""
@@ -249,5 +253,5 @@ class BlockMethod:
         ids = features.prompt.ids
         for part in anchors.split(PROPOSAL_BLOCKS):
             layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
-            finish = partial(blocks_of, ids[part], part - 1, self.drafts)
+            finish = partial(blocks_of, ids[part], part - 1, self.proposing)
             yield model(*self.inputs(ids, features.context, layout), finish), following_tokens(ids, part, self.block_size)

@@ -15,7 +15,7 @@ class DFlash2Config(BlockConfig):
     selector_loss: dict[Literal["ce", "tv"], PositiveFloat] = Field(
         {"ce": 0.1, "tv": 0.9},
         min_length=1,
-        description="of the choice among the candidates, added to `loss`: weights of ce, of the text's tokens, and tv, from the target's law",
+        description="of the choice among the candidates, added to `loss`: weights of ce and tv (docs/dflash2.md)",
     )
     conv_kernel_size: PositiveInt = Field(2, description="slots T that a convolution reads: a slot and the T-1 before it in its block")
     conv_group_size: PositiveInt = Field(16, description="channels that share a slot's own part of the kernel; must divide the width")

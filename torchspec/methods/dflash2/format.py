@@ -25,9 +25,7 @@ def check_sizes(config: PreTrainedConfig) -> None:
     if config.hidden_size % group:
         raise UserError(f"conv_group_size={group} does not divide the draft's width of {config.hidden_size}; choose one that does")
     if not 2 <= best <= config.vocab_size:
-        raise UserError(
-            f"selector_top_k={best} candidates cannot be chosen among: give 2 or more, and no more than {config.vocab_size} tokens"
-        )
+        raise UserError(f"selector_top_k={best} is no number of candidates: choose one from 2 to the {config.vocab_size} tokens there are")
 
 
 def logit_law(config: PreTrainedConfig) -> LogitLaw:

@@ -1,4 +1,4 @@
-"""DFlash2: a slot's proposal is chosen among its best tokens by the token before it; blocks read themselves by convolutions (docs/dflash2.md).
+"""DFlash2: blocks read themselves by convolutions, and a slot proposes one of its best tokens, by the one before it (docs/dflash2.md).
 
 Trained with the text's own tokens before the slots: up to the first wrong draft, decoding has the same.
 """

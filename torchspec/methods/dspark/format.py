@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.block import format
-from torchspec.methods.dspark.calibration import read_temperatures
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.head import HEADS
+from torchspec.methods.temperatures import read_temperatures
 
 # key -> what its readers take a missing one for
 DEFAULTS = {

@@ -16,10 +16,10 @@ from torchspec.methods.block.blocks import Blocks, Lesson
 from torchspec.methods.block.generate import BlockDrafter
 from torchspec.methods.block.method import BlockMethod, Model
 from torchspec.methods.dspark import format
-from torchspec.methods.dspark.calibration import FILE
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.model import DSparkDraft
 from torchspec.methods.dspark.walk import MarkovWalk
+from torchspec.methods.temperatures import FILE
 from torchspec.nn.losses import Correction
 from torchspec.records import Features
 from torchspec.target.frozen import FrozenTarget
@@ -69,7 +69,7 @@ class DSpark(BlockMethod):
     def drafter(self, model: DSparkDraft, least_survival: float = 0.0) -> BlockDrafter:
         """least_survival: drafting stops where the chance that all drafts up to the next are accepted falls below; 0: never."""
         stop = walk.Stop(least_survival, self.temperatures) if least_survival else None
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.drafts, partial(self.walk, model), stop)
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model), stop)
 
     @property
     def temperatures(self) -> list[float]:

@@ -96,7 +96,9 @@ class Eagle3:
         kept = kept_values(self.config, steps, chains, tokens, compiled)
         return kept + loss_values(chains * steps, head.shape[1], len(head), laws=2)
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(
+        self, model: Model, batch: Batch, seed: int, _progress: float = 0.0
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = chains(sample_anchors(batch, self.options.num_anchors, self.block_size, seed)), batch.context.device
         here = block_labels(batch, layout)

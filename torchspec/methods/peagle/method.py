@@ -103,7 +103,9 @@ class Peagle:
         scored = round(chains * sum(shares(self.options)))  # the first row of each is one of the context
         return kept_values(self.config, tokens + scored - chains, scored, compiled) + loss_values(scored, head.shape[1], len(head), laws=2)
 
-    def loss(self, model: Model, batch: Batch, seed: int) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def loss(
+        self, model: Model, batch: Batch, seed: int, _progress: float = 0.0
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         groups, device = draw_chains(batch, self.options, seed), batch.context.device
         scored = Scored.of(batch, groups)
@@ -174,7 +176,7 @@ class Peagle:
         return walk.Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:]
 
     def _chains(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normed states of whole chains after n' anchors of a document at a time, [n', B-1, H], and the text from the anchors on, [n', B]."""
+        """Normed states of whole chains, some anchors of a document at a time, [n, B-1, H], and the text from the anchors on, [n, B]."""
         ids = features.prompt.ids
         if len(anchors) and int(anchors.min()) < 1:
             raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; P-EAGLE drafts after a prompt only")

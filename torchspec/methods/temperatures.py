@@ -1,4 +1,6 @@
-"""Temperatures of the confidence, beside the weights in SGLang's form (`--speculative-dspark-confidence-sts-path`), and read back."""
+"""Temperatures that divide the logits of a draft's confidence, slot by slot: a file beside its weights, in SGLang's form
+(`--speculative-dspark-confidence-sts-path`).
+"""
 
 import json
 from pathlib import Path
