@@ -27,12 +27,13 @@ EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8}
 PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 4, "num_anchors": 8}
 NEGATIVES, PRUNED = DFLASH | {"loss_negatives": 32}, EAGLE3 | {"draft_vocab_size": 128}
 
+LILICORR = NEGATIVES | {"method": "lilicorr", "lilicorr_candidate_topk": 4, "lilicorr_num_heads": 4}
 DFLASH2 = NEGATIVES | {"method": "dflash2", "selector_rank": 8, "selector_top_k": 4}
 
 DRAFTS = pytest.mark.parametrize(
     "draft",
-    (DFLASH, NEGATIVES, DFLASH2, EAGLE3, PRUNED, PEAGLE),
-    ids=("dflash", "negatives", "dflash2", "eagle3", "pruned", "peagle"),
+    (DFLASH, NEGATIVES, DFLASH2, LILICORR, EAGLE3, PRUNED, PEAGLE),
+    ids=("dflash", "negatives", "dflash2", "lilicorr", "eagle3", "pruned", "peagle"),
 )
 WAITS: dict[str, int] = {}  # "operation in function" -> times in a step: none
 TARGET = Qwen3Config(

@@ -21,7 +21,7 @@ from torchspec.target.frozen import FrozenTarget
 class LiLiCorr(BlockMethod):
     Options, Draft = LiLiCorrConfig, LiLiCorrDraft
     architecture = "LiLiCorrDraftModel"
-    meaning = {**MEANING, "dflash_config.lilicorr_num_heads": ("lilicorr.layers.*.attn.*",)}
+    meaning, head = {**MEANING, "dflash_config.lilicorr_num_heads": ("lilicorr.layers.*.attn.*",)}, ("lilicorr.*",)
     add_settings = staticmethod(format.add_settings)
     uncomputed = staticmethod(format.uncomputed)
     fitted = staticmethod(format.fitted)
