@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INTEROP := .interop
-ENGINES := vllm sglang mooncake zlab speculators
+ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
 .PHONY: setup demo test check lint cuda-lowering engines interop faults stream gpu clean

@@ -24,7 +24,8 @@ from torchspec.methods.registry import ARCHITECTURES
 from torchspec.records import Prompt
 from torchspec.serve.client import rates
 from torchspec.serve.options import Serving
-from torchspec.serve.side import Asked, Measured, Served, Side
+from torchspec.serve.records import Served
+from torchspec.serve.side import Asked, Measured, Side
 
 ALARM = 0.03  # relative distance of two taus that rounding does not explain
 LAW = "servers propose the draft's first choices at every temperature; one is accepted where the text holds it"

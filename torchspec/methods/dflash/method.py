@@ -21,7 +21,16 @@ from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, seeded, slot_metrics
 from torchspec.methods.dflash.config import DFlashConfig
-from torchspec.methods.dflash.format import MEANING, check_folder, check_serves, draft_config, sglang_traps, sights
+from torchspec.methods.dflash.format import (
+    MEANING,
+    check_folder,
+    check_serves,
+    draft_config,
+    gguf_facts,
+    llamacpp_traps,
+    sglang_traps,
+    sights,
+)
 from torchspec.methods.dflash.generate import DFlashDrafter
 from torchspec.methods.dflash.mask_token import choose_mask_token
 from torchspec.methods.dflash.memory import kept_values
@@ -42,6 +51,8 @@ PROPOSAL_BLOCKS = PROPOSAL_ROWS = 256  # per forward and per product with the he
 class DFlash:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    llamacpp_traps = staticmethod(llamacpp_traps)
+    gguf_facts = staticmethod(gguf_facts)
     meaning = MEANING
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlashConfig, counts: Tensor):

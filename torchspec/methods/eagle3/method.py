@@ -25,7 +25,16 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, sglang_traps
+from torchspec.methods.eagle3.format import (
+    AUX,
+    MEANING,
+    check_folder,
+    check_serves,
+    draft_config,
+    gguf_facts,
+    llamacpp_traps,
+    sglang_traps,
+)
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
@@ -44,6 +53,8 @@ PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole
 class Eagle3:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
+    llamacpp_traps = staticmethod(llamacpp_traps)
+    gguf_facts = staticmethod(gguf_facts)
     meaning = MEANING
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
