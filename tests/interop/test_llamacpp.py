@@ -3,7 +3,7 @@ over its text says."""
 
 import pytest
 
-from tests.interop.conftest import MAX_NEW_TOKENS, ROOT
+from tests.interop.conftest import ROOT
 from torchspec.decode.sequence import stop_ids
 from torchspec.files.kept import Kept
 from torchspec.serve.measure import measure_served
@@ -11,6 +11,7 @@ from torchspec.serve.options import Serving
 from torchspec.serve.side import Asked
 
 LLAMACPP = ROOT / ".interop" / "llamacpp"
+PROMPTS, TOKENS = 4, 32  # its bfloat16 is slow on a CPU: some hundred steps, each compared
 ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a machine that others use as well
 
 
@@ -18,7 +19,7 @@ ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a 
 def served(pair, method, conversations, tmp_path_factory) -> dict:
     folder = tmp_path_factory.getbasetemp() / "llamacpp"  # the target is converted once for all methods
     serving = Serving("llamacpp", llamacpp=str(LLAMACPP), arguments=ONE_THREAD)
-    asked = Asked(conversations, MAX_NEW_TOKENS, 0.0, 0, tuple(stop_ids(pair.target)))
+    asked = Asked(conversations[:PROMPTS], TOKENS, 0.0, 0, tuple(stop_ids(pair.target)))
     return measure_served(pair, asked, [2], serving, Kept(folder / f"{method}.jsonl", {}), folder / method)
 
 

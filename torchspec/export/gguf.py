@@ -27,28 +27,25 @@ def export_gguf(checkpoint: Path, out: Path, target: Path, llamacpp: LlamaCpp, w
     with writing(out, "torchspec export", lambda: f"{out} is as it was before"), tempfile.TemporaryDirectory() as scratch:
         draft = export_checkpoint(checkpoint, Path(scratch) / "draft")
         config = AutoConfig.from_pretrained(draft)
-        method = method_class(ARCHITECTURES[config.architectures[0]])
-        check_served("llamacpp", method.from_config(config, FrozenTarget.load(target, torch.bfloat16, "cpu", trust_remote_code)))
+        made_by = method_class(ARCHITECTURES[config.architectures[0]])
+        method = made_by.from_config(config, FrozenTarget.load(target, torch.bfloat16, "cpu", trust_remote_code))
+        check_served("llamacpp", method)
+        dtype, facts = str(config.dtype).removeprefix("torch."), method.gguf_facts(config)
         with new_folder(out, PROVENANCE) as partial:
-            convert_draft(llamacpp, draft, target, partial / "draft.gguf", config.dtype, sys.executable)
+            convert_draft(llamacpp, draft, target, partial / "draft.gguf", dtype, sys.executable, facts)
             if with_target:
-                convert_target(llamacpp, target, partial / "target.gguf", config.dtype, sys.executable)
+                convert_target(llamacpp, target, partial / "target.gguf", dtype, sys.executable)
             shutil.copy(draft / PROVENANCE, partial)
     return out
 
 
-def convert_draft(llamacpp: LlamaCpp, draft: Path, target: Path, file: Path, dtype: str | torch.dtype, python: str) -> None:
-    llamacpp.convert(draft, file, _name(dtype), python, target)
-    config = AutoConfig.from_pretrained(draft)
-    facts = method_class(ARCHITECTURES[config.architectures[0]]).gguf_facts(config)
-    check_draft(file, facts, load_file(draft / WEIGHTS))
+def convert_draft(llamacpp: LlamaCpp, draft: Path, target: Path, file: Path, dtype: str, python: str, facts: dict) -> None:
+    """facts: what the file must say. The tensors of another project's folder are its own, and not compared."""
+    llamacpp.convert(draft, file, dtype, python, target)
+    check_draft(file, facts, load_file(draft / WEIGHTS) if (draft / PROVENANCE).is_file() else None)
 
 
-def convert_target(llamacpp: LlamaCpp, target: Path, file: Path, dtype: str | torch.dtype, python: str) -> None:
-    llamacpp.convert(target, file, _name(dtype), python)
+def convert_target(llamacpp: LlamaCpp, target: Path, file: Path, dtype: str, python: str) -> None:
+    llamacpp.convert(target, file, dtype, python)
     config = AutoConfig.from_pretrained(target).get_text_config()
     check_target(file, config.num_hidden_layers, config.hidden_size)
-
-
-def _name(dtype: str | torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,10 +14,16 @@ TARGET_MAP, IN_VOCABULARY = "d2t", "t2d"  # llama.cpp writes the first as target
 FACTORS = "rope_freqs.weight"  # of a scaled rotation, which no exported tensor holds
 
 
-def check_draft(file: Path, facts: dict[str, object], tensors: dict[str, Tensor]) -> None:
-    """facts: key of the file -> value. tensors: of the exported folder; names and the order of rows are the converter's own."""
+def check_draft(file: Path, facts: dict[str, object], tensors: dict[str, Tensor] | None) -> None:
+    """facts: key of the file -> value. tensors: of the exported folder, where it is ours."""
     read = GGUFReader(file)
     check_facts(file, read, facts)
+    if tensors is not None:
+        _check_tensors(file, read, tensors)
+
+
+def _check_tensors(file: Path, read: GGUFReader, tensors: dict[str, Tensor]) -> None:
+    """Names and the order of rows are the converter's own."""
     written = {tensor.name: tensor for tensor in read.tensors if tensor.name != FACTORS}
     if TARGET_MAP in tensors:
         ids = torch.from_numpy(np.array(written.pop(TARGET_MAP).data))

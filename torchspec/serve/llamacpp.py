@@ -60,7 +60,7 @@ def files(served: Served, serving: Serving, folder: Path) -> Served:
         if name == "target":
             convert_target(llamacpp, served.target, partial, served.dtype, python)
         else:
-            convert_draft(llamacpp, served.draft, served.target, partial, served.dtype, python)
+            convert_draft(llamacpp, served.draft, served.target, partial, served.dtype, python, served.gguf_facts)
         partial.rename(file)
     return replace(served, **made)
 

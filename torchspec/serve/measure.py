@@ -58,7 +58,7 @@ def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: 
 
 def served_by(method: Method, draft: Path, target: Path, dtype: torch.dtype) -> Served:
     name = ARCHITECTURES[method.config.architectures[0]]
-    return Served(target, draft, name, method.block_size - 1, str(dtype).removeprefix("torch."))
+    return Served(target, draft, name, method.block_size - 1, str(dtype).removeprefix("torch."), method.gguf_facts(method.config))
 
 
 def answers_of(side: list[Measured]) -> list[list[int]]:

@@ -13,6 +13,7 @@ class Served:
     method: str
     draft_tokens: int
     dtype: str
+    gguf_facts: dict  # what a converted draft must say of itself
 
 
 @dataclass(frozen=True)

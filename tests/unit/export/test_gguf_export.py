@@ -1,5 +1,7 @@
 """A converted file is read back, against files whose contents are known; and drafts that llama.cpp would serve otherwise are refused."""
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -128,7 +130,6 @@ def refused_alone(method, sentence: str | None) -> None:
 
 def test_a_converter_that_fails_is_quoted(tmp_path):
     (tmp_path / "convert_hf_to_gguf.py").write_text("import sys; sys.exit('no such architecture')")
-    with pytest.raises(
-        UserError, match="converter failed on m .exit code 1.: no such architecture; its command was .*python3 .*--outtype bf16"
-    ):
-        LlamaCpp.at(str(tmp_path)).convert(tmp_path.relative_to(tmp_path) / "m", tmp_path / "o.gguf", "bfloat16", "python3", tmp_path)
+    said = "converter failed on m .exit code 1.: no such architecture; its command was .*python3 .*--outtype bf16"
+    with pytest.raises(UserError, match=said):
+        LlamaCpp.at(str(tmp_path)).convert(Path("m"), tmp_path / "o.gguf", "bfloat16", "python3", tmp_path)

@@ -17,7 +17,7 @@ llamacpp:spec_decode_num_drafts_total 6
 llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 9
 llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="1"} 2
 """
-SERVED = Served(Path("t.gguf"), Path("d.gguf"), "dflash", 5, "bfloat16")
+SERVED = Served(Path("t.gguf"), Path("d.gguf"), "dflash", 5, "bfloat16", {})
 
 
 def decoded(accepted: list[int], most: int, tokens: int, ends: int | None = None) -> tuple[Reply, int]:
