@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # without --no-compile pip compiles all of 70,000 files in five minutes of a core; Python compiles the few thousand that are imported
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile
 INTEROP := .interop
-ENGINES := vllm sglang mooncake zlab speculators
+ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
 # a file of them per core, the long ones first, so that no core waits for the other at the end

@@ -6,8 +6,13 @@ from typing import Annotated
 
 import typer
 
-from torchspec.cli.options import Device, Draft, DraftTokens, Dtype, MaxNewTokens, Target, Thinking, Trust, is_on
+from torchspec.cli.options import Device, Draft, DraftTokens, Dtype, LlamaCppFolder, MaxNewTokens, Target, Thinking, Trust, is_on
 from torchspec.errors import UserError
+
+
+class Format(StrEnum):
+    HF = "hf"
+    GGUF = "gguf"
 
 
 class Mode(StrEnum):
@@ -15,20 +20,39 @@ class Mode(StrEnum):
     DECODE = "decode"
     VLLM = "vllm"
     SGLANG = "sglang"
+    LLAMACPP = "llamacpp"
 
 
 def export(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="An iter_NNNNNNN folder, or a checkpoints folder (its best is taken).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a name ending in .pt takes the bare tensors.")],
+    format: Annotated[
+        Format, typer.Option(help="hf: for vLLM, SGLang and Transformers; gguf: draft.gguf for llama.cpp, made by its own converter.")
+    ] = Format.HF,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="For gguf: the target, whose tokenizer goes into the file.", show_default=False)
+    ] = None,
+    with_target: Annotated[bool, typer.Option("--with-target", help="For gguf: write target.gguf as well.")] = False,
+    llamacpp: LlamaCppFolder = None,
+    trust_remote_code: Trust = False,
 ) -> None:
-    """Write the folder that vLLM, SGLang, llama.cpp's converter and Transformers load, read it back and compare."""
+    """Write what servers load (vLLM, SGLang, Transformers; with --format gguf llama.cpp), read it back and compare."""
     from torchspec.console import console
     from torchspec.export.hf import export_checkpoint
     from torchspec.export.pt import export_tensors
     from torchspec.training.checkpoints import best
 
+    if format is Format.GGUF and target is None:
+        raise UserError("--format gguf needs --target: the converter takes the tokenizer from the model that the draft was trained for")
     source = checkpoint if (checkpoint / "state.json").is_file() else best(checkpoint)
-    (export_tensors if out.suffix == ".pt" else export_checkpoint)(source, out)
+    if format is Format.GGUF:
+        from torchspec.export.gguf import export_gguf
+        from torchspec.export.llamacpp import LlamaCpp
+        from torchspec.target.fetch import resolve_target
+
+        export_gguf(source, out, resolve_target(target), LlamaCpp.at(llamacpp), with_target, trust_remote_code)
+    else:
+        (export_tensors if out.suffix == ".pt" else export_checkpoint)(source, out)
     console.print(f"{source} -> {out}, read back and equal")
 
 
@@ -54,8 +78,8 @@ def evaluate(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="offline: τ by one parallel pass; decode: every prompt is decoded here as well; vllm, sglang: every prompt is sent to "
-            "that server, without and with the draft."
+            help="offline: τ by one parallel pass; decode: every prompt is decoded here as well; vllm, sglang, llamacpp: every prompt is "
+            "sent to that server, without and with the draft."
         ),
     ] = Mode.OFFLINE,
     decode: Annotated[
@@ -83,6 +107,7 @@ def evaluate(
     engine_python: Annotated[
         str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
     ] = None,
+    llamacpp: LlamaCppFolder = None,
     server_args: Annotated[str, typer.Option(help="Further arguments of the started servers, in quotes.", show_default=False)] = "",
     thinking: Thinking = None,
     cache: Annotated[Path, typer.Option(help="Where the target's answers are kept.")] = Path("~/.cache/torchspec"),
@@ -102,10 +127,11 @@ def evaluate(
     asked = {name: questions(name, data_dir, limit) for name in datasets.split(",")} if datasets else {}
     decoded = {Mode.OFFLINE: decode, Mode.DECODE: None}.get(mode, 0)
     serving, concurrencies = None, ()
-    if mode in (Mode.VLLM, Mode.SGLANG):
+    if mode in (Mode.VLLM, Mode.SGLANG, Mode.LLAMACPP):
         from torchspec.serve.options import serving_options
 
-        serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
+        folder = llamacpp if mode is Mode.LLAMACPP else None
+        serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args, folder)
     settings = Settings(
         decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size, least_survival
     )

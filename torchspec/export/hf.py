@@ -6,7 +6,6 @@ No embedding and no whole head: they are the target's. What was written is read 
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from torchspec import __version__
 from torchspec.console import console
-from torchspec.errors import ContractError, UserError
+from torchspec.errors import ContractError
+from torchspec.export.folder import new_folder
 from torchspec.files.writing import writing
 from torchspec.methods.base import method_class
 from torchspec.methods.registry import method_of
@@ -52,21 +52,11 @@ def _export(checkpoint: Path, out: Path) -> Path:
 
 def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance: dict) -> Path:
     """The folder is complete and read back, or absent; an older export in its place goes."""
-    if out.exists() and not (out / PROVENANCE).is_file():
-        raise UserError(f"{out.resolve()} exists and is no export of torchspec (no {PROVENANCE}); choose another folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-    check_export(partial, weights)
-    old = out.with_name(out.name + ".old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(out, PROVENANCE) as partial:
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        check_export(partial, weights)
     return out
 
 

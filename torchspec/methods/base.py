@@ -54,6 +54,10 @@ class Method(Protocol):
     def vllm_traps(config: PreTrainedConfig) -> list[str]: ...
     @staticmethod
     def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]: ...
+    @staticmethod
+    def llamacpp_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]: ...
+    @staticmethod
+    def gguf_facts(config: PreTrainedConfig) -> dict[str, object]: ...
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int: ...
@@ -75,7 +79,12 @@ def method_class(name: str) -> type:
 def check_served(engine: str | None, method: Method) -> None:
     """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
     config = method.config
-    traps = {"vllm": method.vllm_traps(config), "sglang": method.sglang_traps(config, method.target.config.model_type)}
+    of_target = method.target.config.model_type
+    traps = {
+        "vllm": method.vllm_traps(config),
+        "sglang": method.sglang_traps(config, of_target),
+        "llamacpp": method.llamacpp_traps(config, of_target),
+    }
     if traps.get(engine):
         others = [f"serve it with {other}" for other, found in traps.items() if not found]
         fix = others[0] if others else "no engine serves it, so evaluate it in this process"

@@ -57,6 +57,15 @@ def unusual(values: dict) -> dict[str, bool]:
     }
 
 
+def llamacpp_rope_traps(rope: dict, written: tuple[str, ...]) -> list[str]:
+    """What llama.cpp's converter leaves out of a draft's rotary settings, and says nothing. written: the scalings that it writes."""
+    if rope["rope_type"] not in written:
+        return [f"llama.cpp's converter leaves {rope['rope_type']} scaling of RoPE out, train it with draft.rope=plain"]
+    if rope["rope_type"] == "yarn" and (rope.get("truncate") is False or rope.get("mscale") or rope.get("mscale_all_dim")):
+        return ["llama.cpp has no truncate and no mscale of YaRN, train it with draft.rope=plain"]
+    return []
+
+
 def check_captured(folder: Path, layer_ids: list[int], num_target_layers: int, width: int, fc: Tensor) -> None:
     """The z-ids of a written folder, and the columns of its fc [H, K*width]."""
     if sorted(set(layer_ids)) != layer_ids or layer_ids[-1] > num_target_layers - 2:

@@ -18,13 +18,12 @@ class Entry:
     config: type[BaseModel]  # the `draft` section of a run
     implementation: str  # module:class, imported when needed
     architecture: str  # in the config.json of its drafts
-    served_as: str | None = None  # its name in servers, where they have another
     projector: str | None = None  # dflash_config.projector_type, where it alone tells them from another method's of that architecture
 
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
-    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel", served_as="dflash"),
+    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel"),
     "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
     "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", projector="domino"),

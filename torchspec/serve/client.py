@@ -51,7 +51,7 @@ class Client:
         try:
             self.model = self.openai.models.list().data[0].id
         except openai.OpenAIError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def ask_all(self, prompts: list[list[int]], concurrency: int, request: Request) -> Group:
         """As many at a time as `concurrency`, the next when one is done; replies in the order of the prompts."""
@@ -76,12 +76,12 @@ class Client:
                     ids += new
                     times.append(time.perf_counter() - started)
         except openai.OpenAIError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         if not ids:
             raise UserError(f"the server at {self.url} sent no token ids; it must support return_token_ids (vLLM 0.11, SGLang 0.5.23)")
         return Reply(ids, times[0], times[-1], details)
 
-    def _failed(self, error: openai.OpenAIError) -> UserError:
+    def failed(self, error: Exception) -> UserError:
         return UserError(f"the server at {self.url} failed ({type(error).__name__}: {error}); {self.log}. What was measured is kept")
 
 

@@ -1,6 +1,7 @@
 """The engines that a draft is measured in: how each is started with and without it, and how each tells what it accepted."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,45 +9,55 @@ from pathlib import Path
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from torchspec.serve.client import Reply
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What a server counted. B-1 draft tokens a step."""
-
-    steps: int  # target forwards that verified drafts of one sequence
-    accepted: list[int]  # [k-1] steps that accepted draft token k, k = 1..B-1
-
-    def since(self, before: "Steps") -> "Steps":
-        return Steps(self.steps - before.steps, [a - b for a, b in zip(self.accepted, before.accepted, strict=True)])
+from torchspec.serve import llamacpp
+from torchspec.serve.client import Client, Reply
+from torchspec.serve.options import Serving
+from torchspec.serve.records import Load, Served, Steps
 
 
 @dataclass(frozen=True)
 class Engine:
-    module: str  # python -m MODULE starts the server
-    arguments: Callable[[Path, str], list[str]]  # target, dtype -> of every server
-    with_draft: Callable[[Path, str, int], list[str]]  # draft folder, method, draft tokens -> further arguments
+    command: Callable[[Serving], list[str]]  # starts the server
+    files: Callable[[Served, Serving, Path], Served]  # what it loads, in a form that it reads; the folder keeps what is made
+    arguments: Callable[[Served, Load], list[str]]  # of every server
+    with_draft: Callable[[Served], list[str]]  # further arguments
+    client: Callable[[str, str], Client]  # URL, where its log is
     request: dict  # what the OpenAI protocol does not have
     count: Callable[[str, list[Reply], int], Steps]  # URL, replies, draft tokens -> all that was counted so far
     version: Callable[[str], str]  # URL -> of the engine
+
+
+def module(name: str) -> Callable[[Serving], list[str]]:
+    return lambda serving: [serving.python or sys.executable, "-m", name]
+
+
+def _as_they_are(served: Served, _serving: Serving, _folder: Path) -> Served:
+    return served
 
 
 def _get(url: str, path: str) -> dict:
     return requests.get(f"{url}/{path}", timeout=60).json()
 
 
-VLLM_METHODS = {"peagle": {"method": "eagle3", "parallel_drafting": True}}  # those that it calls otherwise
+def _named(method: str, of_engine: dict[str, str]) -> str:
+    return of_engine.get(method, method)
 
 
-def _vllm_arguments(target: Path, dtype: str) -> list[str]:
+# methods that an engine calls otherwise; what they are it reads from the folder
+VLLM = {"dflash2": "dflash", "lilicorr": "dflash", "peagle": "eagle3"}
+SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
+
+
+def _vllm_arguments(served: Served, _load: Load) -> list[str]:
     """No prefix cache: a prompt that is asked twice would cost nothing the second time. Sampling by our settings alone."""
-    return ["--model", str(target), "--dtype", dtype, "--no-enable-prefix-caching", "--generation-config", "vllm"]
+    return ["--model", str(served.target), "--dtype", served.dtype, "--no-enable-prefix-caching", "--generation-config", "vllm"]
 
 
-def _vllm_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    named = VLLM_METHODS.get(method, {"method": method})
-    return ["--speculative-config", json.dumps({**named, "model": str(draft), "num_speculative_tokens": tokens})]
+def _vllm_draft(served: Served) -> list[str]:
+    wanted = {"method": _named(served.method, VLLM), "model": str(served.draft), "num_speculative_tokens": served.draft_tokens}
+    if served.method == "peagle":
+        wanted["parallel_drafting"] = True
+    return ["--speculative-config", json.dumps(wanted)]
 
 
 def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
@@ -61,15 +72,13 @@ def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
     return Steps(steps, accepted)
 
 
-def _sglang_arguments(target: Path, dtype: str) -> list[str]:
-    return ["--model-path", str(target), "--dtype", dtype, "--disable-radix-cache", "--sampling-defaults", "openai"]
+def _sglang_arguments(served: Served, _load: Load) -> list[str]:
+    return ["--model-path", str(served.target), "--dtype", served.dtype, "--disable-radix-cache", "--sampling-defaults", "openai"]
 
 
-SGLANG_METHODS = {"domino": "dflash"}  # those that it tells apart by the folder
-
-
-def _sglang_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    words = ["--speculative-algorithm", SGLANG_METHODS.get(method, method).upper(), "--speculative-draft-model-path", str(draft)]
+def _sglang_draft(served: Served) -> list[str]:
+    tokens, method = served.draft_tokens, _named(served.method, SGLANG)
+    words = ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(served.draft)]
     words += ["--speculative-num-draft-tokens", str(tokens + 1)]  # SGLang counts the anchor, or the tree's root
     return [*words, "--speculative-num-steps", str(tokens), "--speculative-eagle-topk", "1"] if method == "eagle3" else words
 
@@ -87,14 +96,33 @@ def _sglang_count(_url: str, replies: list[Reply], tokens: int) -> Steps:
 
 ENGINES = {
     "vllm": Engine(
-        "vllm.entrypoints.openai.api_server", _vllm_arguments, _vllm_draft, {}, _vllm_count, lambda url: _get(url, "version")["version"]
+        module("vllm.entrypoints.openai.api_server"),
+        _as_they_are,
+        _vllm_arguments,
+        _vllm_draft,
+        Client,
+        {},
+        _vllm_count,
+        lambda url: _get(url, "version")["version"],
     ),
     "sglang": Engine(
-        "sglang.launch_server",
+        module("sglang.launch_server"),
+        _as_they_are,
         _sglang_arguments,
         _sglang_draft,
+        Client,
         {"return_spec_tokens_details": True},
         _sglang_count,
         lambda url: _get(url, "server_info")["version"],
+    ),
+    "llamacpp": Engine(
+        llamacpp.command,
+        llamacpp.files,
+        llamacpp.arguments,
+        llamacpp.with_draft,
+        llamacpp.LlamaCppClient,
+        {},
+        llamacpp.count,
+        lambda url: _get(url, "props")["build_info"],
     ),
 }

@@ -20,11 +20,12 @@ from torchspec.decode.sequence import first_difference
 from torchspec.errors import UserError
 from torchspec.files.kept import Kept
 from torchspec.methods.base import Method, check_served
-from torchspec.methods.registry import METHODS, method_of
+from torchspec.methods.registry import method_of
 from torchspec.records import Prompt
 from torchspec.serve.client import rates
 from torchspec.serve.options import Serving
-from torchspec.serve.side import Asked, Measured, Served, Side
+from torchspec.serve.records import Served
+from torchspec.serve.side import Asked, Measured, Side
 
 ALARM = 0.03  # relative distance of two taus that rounding does not explain
 LAW = "servers propose the draft's first choices at every temperature; one is accepted where the text holds it"
@@ -57,7 +58,7 @@ def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: 
 
 def served_by(method: Method, draft: Path, target: Path, dtype: torch.dtype) -> Served:
     name = method_of(method.config.to_dict())
-    return Served(target, draft, METHODS[name].served_as or name, method.block_size - 1, str(dtype).removeprefix("torch."))
+    return Served(target, draft, name, method.block_size - 1, str(dtype).removeprefix("torch."), method.gguf_facts(method.config))
 
 
 def answers_of(side: list[Measured]) -> list[list[int]]:

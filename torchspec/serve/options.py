@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from torchspec.errors import UserError
+from torchspec.export.llamacpp import LlamaCpp
 from torchspec.training.config import EvaluationConfig
 
 NEEDED = ("openai", "prometheus_client", "requests")
@@ -16,6 +17,7 @@ class Serving:
     plain_url: str | None = None  # of a running server without it
     python: str | None = None  # interpreter of the environment that holds the engine; none: this one
     arguments: str = ""  # further ones of the started servers, as in a shell
+    llamacpp: str | None = None  # folder of the llama.cpp that converts and serves
 
 
 def training_serving(evaluation: EvaluationConfig) -> Serving:
@@ -26,7 +28,13 @@ def training_serving(evaluation: EvaluationConfig) -> Serving:
 
 
 def serving_options(
-    engine: str, concurrency: str, url: str | None, plain_url: str | None, python: str | None, arguments: str
+    engine: str,
+    concurrency: str,
+    url: str | None,
+    plain_url: str | None,
+    python: str | None,
+    arguments: str,
+    llamacpp: str | None,
 ) -> tuple[Serving, tuple[int, ...]]:
     """Of `torchspec eval`; also the concurrencies, ascending."""
     words = concurrency.split(",")
@@ -34,7 +42,7 @@ def serving_options(
         raise UserError(f"--concurrency {concurrency!r} must be whole numbers from 1 on, several with commas, as in 1,8,32")
     if (url is None) != (plain_url is None):
         raise UserError("--url and --plain-url go together: a server with the draft and one without; leave both out to have them started")
-    serving = Serving(engine, url, plain_url, python, arguments)
+    serving = Serving(engine, url, plain_url, python, arguments, llamacpp)
     _check_installed(serving, f"--mode {engine}", "--engine-python")
     return serving, tuple(sorted(set(map(int, words))))
 
@@ -43,8 +51,16 @@ def _check_installed(serving: Serving, asked_by: str, other_python: str) -> None
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{asked_by} needs {', '.join(missing)}: pip install 'torchspec[serve]'")
-    if serving.url is None and serving.python is None and importlib.util.find_spec(serving.engine) is None:
+    if serving.engine == "llamacpp":
+        _check_llamacpp(serving)
+    elif serving.url is None and serving.python is None and importlib.util.find_spec(serving.engine) is None:
         raise UserError(
             f"{asked_by} needs {serving.engine}: pip install 'torchspec[{serving.engine}]', or name the Python of its environment "
             f"with {other_python}"
         )
+
+
+def _check_llamacpp(serving: Serving) -> None:
+    """Not a package: a folder, which a server of somebody else does not need."""
+    if serving.url is None:
+        _ = LlamaCpp.at(serving.llamacpp).server

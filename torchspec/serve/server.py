@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,27 +26,27 @@ STOP_PATIENCE = 30.0
 @contextmanager
 def open_server(name: str, engine: Engine, arguments: list[str], serving: Serving, log: Path) -> Iterator[Client]:
     """name: for readers, as in `vllm with the draft`. The server and all its processes end with the block."""
-    port, python = free_port(LOOPBACK), serving.python or sys.executable
-    command = [python, "-m", engine.module, *arguments, "--host", LOOPBACK, "--port", str(port), *shlex.split(serving.arguments)]
-    environment = os.environ | {"PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}  # engines compile with their own tools
+    port, start = free_port(LOOPBACK), engine.command(serving)
+    command = [*start, *arguments, "--host", LOOPBACK, "--port", str(port), *shlex.split(serving.arguments)]
+    environment = os.environ | {"PATH": f"{Path(start[0]).parent}{os.pathsep}{os.environ['PATH']}"}  # engines compile with their own tools
     console.print(f"starting {name}: {shlex.join(command)}", markup=False)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         try:
             server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         except OSError as error:
-            raise UserError(f"{python} cannot be run ({error}); give the Python of the engine's environment") from error
+            raise UserError(f"{start[0]} cannot be run ({error}); give the Python of the engine's environment") from error
         try:
             url = f"http://{LOOPBACK}:{port}"
             _wait(server, url, name, log)
-            yield Client(url, f"its log is {log}")
+            yield engine.client(url, f"its log is {log}")
         finally:
             _stop(server)
 
 
 @contextmanager
-def running_server(url: str) -> Iterator[Client]:
-    yield Client(url.rstrip("/"), "is a server running there?")
+def running_server(engine: Engine, url: str) -> Iterator[Client]:
+    yield engine.client(url.rstrip("/"), "is a server running there?")
 
 
 def _stop(server: subprocess.Popen) -> None:

@@ -8,8 +8,9 @@ from torchspec.console import console
 from torchspec.files.kept import Kept
 from torchspec.records import Prompt
 from torchspec.serve.client import Client, Group, Reply, Request, rates
-from torchspec.serve.engines import ENGINES, Steps
+from torchspec.serve.engines import ENGINES
 from torchspec.serve.options import Serving
+from torchspec.serve.records import Load, Served, Steps
 from torchspec.serve.server import open_server, running_server
 
 WAVES = 8  # prompts asked together, per concurrency: what is lost at most when the run is killed
@@ -24,17 +25,6 @@ class Asked:
     temperature: float
     seed: int
     stop: tuple[int, ...]  # token ids
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a started server is to load."""
-
-    target: Path
-    draft: Path
-    method: str
-    draft_tokens: int
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -65,12 +55,15 @@ class Side:
 
     def ask(self, concurrencies: list[int], kept: Kept) -> dict[int, list[Measured]]:
         prompts, taken = [prompt.question.tolist() for prompt in self.asked.prompts], {}
+        load = Load(max(concurrencies), max(map(len, prompts)) + self.asked.max_new_tokens)
         with ExitStack() as servers:
             for concurrency in concurrencies:
                 size = WAVES * concurrency
                 groups = [prompts[start : start + size] for start in range(0, len(prompts), size)]
                 rows = [
-                    kept.get_or(f"{self.name} {concurrency} {n}", lambda ids=ids, c=concurrency: self._measure(ids, c, servers).to_json())
+                    kept.get_or(
+                        f"{self.name} {concurrency} {n}", lambda ids=ids, c=concurrency: self._measure(ids, c, load, servers).to_json()
+                    )
                     for n, ids in enumerate(groups)
                 ]
                 taken[concurrency] = [Measured.from_json(row) for row in rows]
@@ -78,9 +71,9 @@ class Side:
                 console.print(f"{self.name}, {concurrency} at a time: {speed:.1f} tok/s", markup=False)
         return taken
 
-    def _measure(self, prompts: list[list[int]], concurrency: int, servers: ExitStack) -> Measured:
+    def _measure(self, prompts: list[list[int]], concurrency: int, load: Load, servers: ExitStack) -> Measured:
         if self.client is None:
-            self.client = servers.enter_context(self._server())
+            self.client = servers.enter_context(self._server(load))
             self.client.ask(prompts[0], self.request)  # the first forwards are slow
         before = self._count([])
         group = self.client.ask_all(prompts, concurrency, self.request)
@@ -89,11 +82,12 @@ class Side:
     def _count(self, replies: list[Reply]) -> Steps:
         return self.engine.count(self.client.url, replies, self.served.draft_tokens)
 
-    def _server(self) -> AbstractContextManager[Client]:
+    def _server(self, load: Load) -> AbstractContextManager[Client]:
         url = self.serving.url if self.with_draft else self.serving.plain_url
         if url is not None:
-            return running_server(url)
-        arguments = self.engine.arguments(self.served.target, self.served.dtype)
+            return running_server(self.engine, url)
+        loaded = self.engine.files(self.served, self.serving, self.logs.parent / "gguf")
+        arguments = self.engine.arguments(loaded, load)
         if self.with_draft:
-            arguments += self.engine.with_draft(self.served.draft, self.served.method, self.served.draft_tokens)
+            arguments += self.engine.with_draft(loaded)
         return open_server(self.name, self.engine, arguments, self.serving, self.logs / f"{self.name.replace(' ', '_')}.log")

@@ -55,10 +55,10 @@ def test_rates():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (("vllm", "1,x", None, None, None, ""), "--concurrency '1,x' must be whole numbers"),
-        (("vllm", "0", None, None, None, ""), "--concurrency '0' must be whole numbers"),
-        (("vllm", "1", "http://a", None, None, ""), "--url and --plain-url go together"),
-        (("sglang", "1", None, None, None, ""), "--mode sglang needs sglang: pip install 'torchspec.sglang.', or name the Python"),
+        (("vllm", "1,x", None, None, None, "", None), "--concurrency '1,x' must be whole numbers"),
+        (("vllm", "0", None, None, None, "", None), "--concurrency '0' must be whole numbers"),
+        (("vllm", "1", "http://a", None, None, "", None), "--url and --plain-url go together"),
+        (("sglang", "1", None, None, None, "", None), "--mode sglang needs sglang: pip install 'torchspec.sglang.', or name the Python"),
     ],
 )
 def test_refused(values, sentence):
@@ -67,9 +67,9 @@ def test_refused(values, sentence):
 
 
 def test_accepted():
-    serving, concurrencies = serving_options("vllm", "8, 1,8", None, None, "python3.12", "--enforce-eager")
+    serving, concurrencies = serving_options("vllm", "8, 1,8", None, None, "python3.12", "--enforce-eager", None)
     assert concurrencies == (1, 8) and serving.python == "python3.12"
-    assert serving_options("vllm", "1", "http://a", "http://b", None, "")[0].url == "http://a"
+    assert serving_options("vllm", "1", "http://a", "http://b", None, "", None)[0].url == "http://a"
 
 
 def test_a_run_that_serves_its_checkpoints_without_the_engine_is_refused():

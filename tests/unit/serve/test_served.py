@@ -54,7 +54,9 @@ def answers(pair: Pair, asked: Asked) -> dict:
 @pytest.fixture
 def serve(pair, asked, tmp_path, monkeypatch):
     """Measures with the stand-in engine, which knows `known` and is started with further arguments."""
-    monkeypatch.setitem(engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], module="tests.unit.serve.engine"))
+    monkeypatch.setitem(
+        engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], command=engines.module("tests.unit.serve.engine"))
+    )
 
     def run(known: dict, arguments: str = "", concurrencies: tuple[int, ...] = (1, 4), asked: Asked = asked) -> dict:
         file = tmp_path / "answers.json"

@@ -8,7 +8,15 @@ from transformers import PreTrainedConfig, Qwen3Config
 from torchspec.errors import UserError
 from torchspec.methods.block.config import BlockConfig
 from torchspec.methods.config import FULL, SLIDING
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.format import (
+    check_captured,
+    check_computed,
+    check_keys,
+    check_layer_ids,
+    check_made_for,
+    llamacpp_rope_traps,
+    unusual,
+)
 from torchspec.methods.taken_over import taken_over
 from torchspec.nn.attention import Sight
 from torchspec.target.frozen import FrozenTarget
@@ -130,3 +138,30 @@ def sglang_traps(config: PreTrainedConfig, _target_type: str | None) -> list[str
     if values.get("is_causal") is None and said is not None and any(far != said for far in sliding):
         traps.append(f"SGLang ignores dflash_config.causal={said}; write is_causal")
     return traps
+
+
+def llamacpp_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
+    """What llama.cpp would compute otherwise. target_type: of the target's config; none where it is not at hand."""
+    values = config.to_dict()
+    traps = llamacpp_rope_traps(values["rope_parameters"], ("default", "linear", "yarn"))
+    if values.get("target_hidden_size") not in (None, config.hidden_size):
+        traps.append("llama.cpp reads no target_hidden_size")
+    said = values.get("is_causal") is not None or values["dflash_config"].get("causal") is not None
+    if SLIDING in values["layer_types"] and not said:
+        traps.append("llama.cpp lets all layers look both ways where some slide, train it with draft.layer_types of one kind")
+    if target_type is not None and target_type.startswith("gemma"):
+        traps.append("llama.cpp multiplies a Gemma target's embeddings for the draft, which reads them as stored")
+    return traps
+
+
+def gguf_facts(config: PreTrainedConfig) -> dict[str, object]:
+    """What llama.cpp reads of the converted draft; its layers are inputs, z + 1."""
+    nested = config.dflash_config
+    return {
+        "general.architecture": "dflash",
+        "dflash.block_count": config.num_hidden_layers,
+        "dflash.block_size": config.block_size,
+        "dflash.target_layers": [z + 1 for z in nested["target_layer_ids"]],
+        "dflash.rope.freq_base": config.rope_parameters["rope_theta"],
+        "tokenizer.ggml.mask_token_id": nested["mask_token_id"],
+    }

@@ -57,6 +57,8 @@ class BlockMethod:
     check_folder = staticmethod(format.check_folder)
     sglang_traps = staticmethod(format.sglang_traps)
     vllm_traps = staticmethod(format.vllm_traps)
+    llamacpp_traps = staticmethod(format.llamacpp_traps)
+    gguf_facts = staticmethod(format.gguf_facts)
     meaning = format.MEANING
     proposing_rows = staticmethod(format.proposing_rows)
     head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names

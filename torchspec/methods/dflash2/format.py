@@ -46,3 +46,12 @@ def uncomputed(values: dict) -> dict[str, bool]:
         f"embeddings multiplied by {embeddings}": embeddings != 1.0,
         f"candidates among {rows} of the target's tokens": rows not in (None, values["vocab_size"]),
     }
+
+
+def llamacpp_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
+    traps, best = format.llamacpp_traps(config, target_type), config.dflash_config["selector_top_k"]
+    if best * (best + 1) > config.hidden_size:
+        traps.append(
+            f"llama.cpp takes selector_top_k = K where K(K+1) fits into a width of {config.hidden_size}, and this draft has {best}"
+        )
+    return traps

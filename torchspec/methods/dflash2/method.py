@@ -28,6 +28,7 @@ class DFlash2(BlockMethod):
     architecture = "DFlash2DraftModel"
     meaning, head = format.MEANING, (*format.CONVOLUTIONS, *format.SELECTOR)
     add_settings, uncomputed = staticmethod(format.add_settings), staticmethod(format.uncomputed)
+    llamacpp_traps = staticmethod(format.llamacpp_traps)
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DFlash2Config, counts: Tensor):
         super().__init__(config, target, options, counts)

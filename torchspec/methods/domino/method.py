@@ -62,6 +62,10 @@ class Domino(BlockMethod):
         return ["vLLM has no Domino and would load the backbone alone"]
 
     @staticmethod
+    def llamacpp_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+        return ["llama.cpp has no Domino and would load the backbone alone"]
+
+    @staticmethod
     def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
         pure = config.dflash_config["pure_draft_prefix_len"]
         refused = [] if pure == 1 else [f"SGLang refuses pure_draft_prefix_len={pure}, it serves 1"]

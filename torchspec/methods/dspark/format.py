@@ -81,9 +81,18 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
 
 def vllm_traps(config: PreTrainedConfig) -> list[str]:
     kind = config.dflash_config["markov_head_type"]
-    return [] if kind == "vanilla" else [f"vLLM and llama.cpp have no {kind} Markov head"]
+    return [] if kind == "vanilla" else [f"vLLM has no {kind} Markov head"]
 
 
 def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
     traps, rows = format.sglang_traps(config, target_type), config.to_dict().get("draft_vocab_size")
     return traps if rows in (None, config.vocab_size) else [*traps, "SGLang reads no draft vocabulary of a DSpark draft"]
+
+
+def llamacpp_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:
+    traps, head = format.llamacpp_traps(config, target_type), config.dflash_config
+    if head["markov_head_type"] != "vanilla":
+        traps.append(f"llama.cpp has no {head['markov_head_type']} Markov head")
+    if head["enable_confidence_head"] and not head["confidence_head_with_markov"]:
+        traps.append("llama.cpp takes a confidence head that reads the token before, train it with draft.confidence_head_with_markov=true")
+    return traps

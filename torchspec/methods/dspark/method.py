@@ -32,6 +32,7 @@ class DSpark(BlockMethod):
     add_settings, repeated, read_settings = (staticmethod(f) for f in (format.add_settings, format.repeated, format.read_settings))
     uncomputed, check_folder = staticmethod(format.uncomputed), staticmethod(format.check_folder)
     vllm_traps, sglang_traps = staticmethod(format.vllm_traps), staticmethod(format.sglang_traps)
+    llamacpp_traps = staticmethod(format.llamacpp_traps)
 
     def __init__(self, config: Qwen3Config, target: FrozenTarget, options: DSparkConfig, counts: Tensor):
         super().__init__(config, target, options, counts)

@@ -11,7 +11,15 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.config import Eagle3Config, EagleShape
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.format import (
+    check_captured,
+    check_computed,
+    check_keys,
+    check_layer_ids,
+    check_made_for,
+    llamacpp_rope_traps,
+    unusual,
+)
 from torchspec.methods.taken_over import taken_over
 from torchspec.methods.vocabulary import check_vocabulary
 from torchspec.target.frozen import FrozenTarget
@@ -133,3 +141,25 @@ def vllm_traps(_config: PreTrainedConfig) -> list[str]:
 def repeated(_values: dict) -> dict:
     """What readers look for in a second place: written by `draft_config` where it is needed."""
     return {}
+
+
+def llamacpp_traps(config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+    """What llama.cpp would compute otherwise, or cannot load."""
+    layer_ids = list(config.eagle_config[AUX])
+    traps = llamacpp_rope_traps(config.rope_parameters, ("default", "linear", "yarn", "llama3"))
+    if len(layer_ids) != 3:
+        traps.append(f"llama.cpp takes three captured layers and this draft has {layer_ids}, train it with three draft.target_layer_ids")
+    traps += [f"llama.cpp has no {name}, train it with draft.{name}=false" for name in ("fc_norm", "norm_output") if config.to_dict()[name]]
+    return traps
+
+
+def gguf_facts(config: PreTrainedConfig) -> dict[str, object]:
+    """What llama.cpp reads of the converted draft; its layers are inputs, z + 1."""
+    return {
+        "general.architecture": "eagle3",
+        "eagle3.block_count": config.num_hidden_layers,
+        "eagle3.target_layers": [z + 1 for z in config.eagle_config[AUX]],
+        "eagle3.norm_before_residual": config.norm_before_residual,
+        "eagle3.norm_before_fc": config.norm_before_fc,
+        "eagle3.rope.freq_base": config.rope_parameters["rope_theta"],
+    }

@@ -25,7 +25,18 @@ from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_serves, draft_config, repeated, sglang_traps, vllm_traps
+from torchspec.methods.eagle3.format import (
+    AUX,
+    MEANING,
+    check_folder,
+    check_serves,
+    draft_config,
+    gguf_facts,
+    llamacpp_traps,
+    repeated,
+    sglang_traps,
+    vllm_traps,
+)
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
@@ -47,6 +58,8 @@ class Eagle3:
     sglang_traps = staticmethod(sglang_traps)
     vllm_traps = staticmethod(vllm_traps)
     repeated = staticmethod(repeated)
+    llamacpp_traps = staticmethod(llamacpp_traps)
+    gguf_facts = staticmethod(gguf_facts)
     meaning = MEANING
     head = ()
     confident = False

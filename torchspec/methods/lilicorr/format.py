@@ -67,3 +67,7 @@ def fitted(tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Te
         "lilicorr.slot_embedding": slots[:, :, : config.block_size - 1].contiguous(),
         "lilicorr.relative_slot_bias": bias[:, cut : bias.shape[1] - cut].contiguous(),
     }
+
+
+def llamacpp_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+    return ["llama.cpp up to 0c1e57098 has no LiLiCorr"]

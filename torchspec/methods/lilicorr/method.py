@@ -25,6 +25,7 @@ class LiLiCorr(BlockMethod):
     add_settings = staticmethod(format.add_settings)
     uncomputed = staticmethod(format.uncomputed)
     fitted = staticmethod(format.fitted)
+    llamacpp_traps = staticmethod(format.llamacpp_traps)
 
     @classmethod
     def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:

@@ -102,3 +102,12 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
 
 def sglang_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
     return ["SGLang has no P-EAGLE"]
+
+
+def llamacpp_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+    return ["llama.cpp has no P-EAGLE"]
+
+
+def gguf_facts(_config: PreTrainedConfig) -> dict[str, object]:
+    """None: it is not converted."""
+    return {}

@@ -31,7 +31,16 @@ from torchspec.methods.blocks import Slots, block_labels, following_tokens, slot
 from torchspec.methods.eagle3.format import repeated, vllm_traps
 from torchspec.methods.peagle.chains import draw_chains, shares
 from torchspec.methods.peagle.config import PeagleConfig
-from torchspec.methods.peagle.format import MEANING, check_folder, check_serves, draft_config, layer_ids, sglang_traps
+from torchspec.methods.peagle.format import (
+    MEANING,
+    check_folder,
+    check_serves,
+    draft_config,
+    gguf_facts,
+    layer_ids,
+    llamacpp_traps,
+    sglang_traps,
+)
 from torchspec.methods.peagle.generate import PeagleDrafter
 from torchspec.methods.peagle.memory import kept_values
 from torchspec.methods.peagle.model import PeagleDraft
@@ -51,6 +60,8 @@ class Peagle:
     check_folder = staticmethod(check_folder)
     sglang_traps = staticmethod(sglang_traps)
     vllm_traps = staticmethod(vllm_traps)
+    llamacpp_traps = staticmethod(llamacpp_traps)
+    gguf_facts = staticmethod(gguf_facts)
     repeated = staticmethod(repeated)
     meaning = MEANING
     head = ()

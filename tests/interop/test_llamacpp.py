@@ -1,0 +1,38 @@
+"""llama.cpp serves what its converter makes of our folder: its speculative answers are its plain ones, and it accepts what our own walk
+over its text says."""
+
+import pytest
+
+from tests.interop.conftest import ROOT
+from torchspec.decode.sequence import stop_ids
+from torchspec.files.kept import Kept
+from torchspec.serve.measure import measure_served
+from torchspec.serve.options import Serving
+from torchspec.serve.side import Asked
+
+LLAMACPP = ROOT / ".interop" / "llamacpp"
+PROMPTS, TOKENS = 4, 32  # its bfloat16 is slow on a CPU: some hundred steps, each compared
+ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a machine that others use as well
+
+
+@pytest.fixture(scope="session")
+def served(pair, method, conversations, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.getbasetemp() / "llamacpp"  # the target is converted once for all methods
+    serving = Serving("llamacpp", llamacpp=str(LLAMACPP), arguments=ONE_THREAD)
+    asked = Asked(conversations[:PROMPTS], TOKENS, 0.0, 0, tuple(stop_ids(pair.target)))
+    return measure_served(pair, asked, [2], serving, Kept(folder / f"{method}.jsonl", {}), folder / method)
+
+
+def test_llamacpp_speculative_text_is_its_plain_text_up_to_ties(served, method):
+    same = f"{served['identical']} of {served['of']} speculative answers equal the plain ones, {served['ties']} part at a tie of two logits"
+    print(f"\nllama.cpp {served['version']}, {method}: {same}")
+    assert served["mismatches"] == 0
+
+
+def test_llamacpp_accepts_what_we_say_it_will(served, method):
+    """By what it says of each answer, beside our walk over the very text that it wrote."""
+    (row,) = served["by_concurrency"]
+    mine = f"our walk over its text {served['own_tau']:.3f}"
+    print(f"\nllama.cpp {served['version']}, {method}: τ {row['tau']:.3f} in {row['steps']} steps; {mine}")
+    print("accepted per slot " + " ".join(f"{rate:.3f}" for rate in row["slot_acceptance"]))
+    assert served["alarm"] is None, served["alarm"]
