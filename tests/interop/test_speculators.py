@@ -10,6 +10,7 @@ from transformers import LlamaConfig, Qwen3Config
 from tests.interop.conftest import ROOT
 from tests.unit.tiny import HIDDEN, VOCABULARY, all_valid, lively, write_target
 from torchspec.decode.pair import load_pair
+from torchspec.methods.block.blocks import Blocks
 from torchspec.nn.attention import WHOLE, BlockLayout, Sight
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
@@ -35,8 +36,13 @@ def package():
     from speculators.config import VerifierConfig
     from speculators.models.dflash.config import DFlashSpeculatorConfig
     from speculators.models.dflash.core import DFlashDraftModel
+<<<<<<< HEAD
     from speculators.models.dflash2.config import DFlash2SpeculatorConfig
     from speculators.models.dflash2.core import DFlash2DraftModel
+=======
+    from speculators.models.dspark.config import DSparkSpeculatorConfig
+    from speculators.models.dspark.core import DSparkDraftModel
+>>>>>>> dspark
     from speculators.models.eagle3.config import Eagle3SpeculatorConfig
     from speculators.models.eagle3.core import Eagle3DraftModel
     from speculators.models.peagle.config import PEagleSpeculatorConfig
@@ -51,8 +57,12 @@ def package():
         of_config, of_model = {
             "eagle3": (Eagle3SpeculatorConfig, Eagle3DraftModel),
             "dflash": (DFlashSpeculatorConfig, DFlashDraftModel),
+<<<<<<< HEAD
             "peagle": (PEagleSpeculatorConfig, PEagleDraftModel),
             "dflash2": (DFlash2SpeculatorConfig, DFlash2DraftModel),
+=======
+            "dspark": (DSparkSpeculatorConfig, DSparkDraftModel),
+>>>>>>> dspark
         }[kind]
         size = len(IDS) if pruned else VOCABULARY
         model = of_model(of_config(transformer_layer_config=layers, draft_vocab_size=size, speculators_config=spec, **options))
@@ -179,6 +189,7 @@ def test_dflash(package, target, text, tmp_path, pruned):
     torch.testing.assert_close(hidden @ vocabulary.head.T, expected[0], **ROOM)
 
 
+<<<<<<< HEAD
 @torch.no_grad()
 def test_dflash2(package, target, text, tmp_path):
     """Logits of whole blocks, and the scores of each slot's candidates after the text's own token before it."""
@@ -204,6 +215,44 @@ def test_dflash2(package, target, text, tmp_path):
         assert (ours > -torch.inf).sum(1).tolist() == [5] * len(anchors)
         torch.testing.assert_close(ours.gather(1, candidates[:, slot + 1]), scores[:, slot + 1], **ROOM)
         last = found[1][:, slot]
+=======
+HEADS = [("vanilla", True, False), ("gated", True, True), ("rnn", True, False), ("vanilla", False, True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "from_anchor", "pruned"), HEADS)
+def test_dspark(package, target, text, tmp_path, kind, from_anchor, pruned):
+    """Corrected logits and confidences of training blocks, fed with the text."""
+    options = {"aux_hidden_state_layer_ids": [2, 4], "block_size": STEPS + 1, "mask_token_id": VOCABULARY - 1, "markov_rank": 6}
+    theirs = package(
+        "dspark",
+        target,
+        Qwen3Config(**LAYER, num_hidden_layers=2),
+        pruned,
+        **options,
+        markov_head_type=kind,
+        sample_from_anchor=from_anchor,
+    )
+    theirs.save_pretrained(tmp_path)
+    (ids, features), answer = text, (torch.arange(LENGTH) > 5).long()
+    document, states = torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, LENGTH, HIDDEN)
+    hidden, base, _, _, rows = theirs._backbone_forward(features[None], ids[None], answer[None], states, document, max_anchors=6)
+    hidden, block = hidden.view(6, STEPS + 1, HIDDEN), ids[rows].view(6, STEPS + 1)
+    before = block if from_anchor else torch.cat((block[:, :1], block[:, :-1]), 1)
+    embedded = theirs.markov_head.prev_embeddings(before)
+    logits = base.view(6, STEPS + 1, -1) + theirs.markov_head.block_bias(prev_token_ids=before, hidden_states=hidden)
+    confidence = theirs.confidence_head(torch.cat((hidden, embedded), -1))
+
+    pair = load_pair(tmp_path, str(target), "float32", "cpu", False)
+    assert pair.method.rows == STEPS + 1 == pair.method.block_size - from_anchor
+    first = 0 if from_anchor else 1
+    ours = pair.model(*pair.method.inputs(ids, features, all_valid([rows[:: STEPS + 1].tolist()], (LENGTH,), STEPS + 1)))
+    ours = ours.view(6, STEPS + 1, HIDDEN)[:, first:]
+    walk = pair.method.walk(pair.model, Blocks(ours, block[:, 0], torch.zeros(6, HIDDEN)))
+    for slot in range(first, STEPS + 1):
+        torch.testing.assert_close(walk.confidence(before[:, slot]), confidence[:, slot], **ROOM)
+        torch.testing.assert_close(walk.logits(before[:, slot]), logits[:, slot], **ROOM)
+>>>>>>> dspark
 
 
 SLIDING = {"all slide": ["sliding_attention"] * 2, "one slides": ["full_attention", "sliding_attention"]}

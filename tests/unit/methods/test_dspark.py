@@ -185,7 +185,7 @@ def test_defaults_are_the_papers_recipe():
 
 def test_an_engine_without_the_head_is_refused(tiny_target):
     gated = make_dspark(tiny_target, markov_head_type="gated")
-    with pytest.raises(UserError, match="cannot be served with vllm: vLLM and llama.cpp have no gated Markov head; serve it with sglang"):
+    with pytest.raises(UserError, match="cannot be served with vllm: vLLM has no gated Markov head; serve it with sglang"):
         check_served("vllm", gated)
     check_served("sglang", gated)
     check_served("vllm", make_dspark(tiny_target))
