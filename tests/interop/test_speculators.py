@@ -36,13 +36,10 @@ def package():
     from speculators.config import VerifierConfig
     from speculators.models.dflash.config import DFlashSpeculatorConfig
     from speculators.models.dflash.core import DFlashDraftModel
-<<<<<<< HEAD
     from speculators.models.dflash2.config import DFlash2SpeculatorConfig
     from speculators.models.dflash2.core import DFlash2DraftModel
-=======
     from speculators.models.dspark.config import DSparkSpeculatorConfig
     from speculators.models.dspark.core import DSparkDraftModel
->>>>>>> dspark
     from speculators.models.eagle3.config import Eagle3SpeculatorConfig
     from speculators.models.eagle3.core import Eagle3DraftModel
     from speculators.models.peagle.config import PEagleSpeculatorConfig
@@ -57,12 +54,9 @@ def package():
         of_config, of_model = {
             "eagle3": (Eagle3SpeculatorConfig, Eagle3DraftModel),
             "dflash": (DFlashSpeculatorConfig, DFlashDraftModel),
-<<<<<<< HEAD
             "peagle": (PEagleSpeculatorConfig, PEagleDraftModel),
             "dflash2": (DFlash2SpeculatorConfig, DFlash2DraftModel),
-=======
             "dspark": (DSparkSpeculatorConfig, DSparkDraftModel),
->>>>>>> dspark
         }[kind]
         size = len(IDS) if pruned else VOCABULARY
         model = of_model(of_config(transformer_layer_config=layers, draft_vocab_size=size, speculators_config=spec, **options))
@@ -189,7 +183,6 @@ def test_dflash(package, target, text, tmp_path, pruned):
     torch.testing.assert_close(hidden @ vocabulary.head.T, expected[0], **ROOM)
 
 
-<<<<<<< HEAD
 @torch.no_grad()
 def test_dflash2(package, target, text, tmp_path):
     """Logits of whole blocks, and the scores of each slot's candidates after the text's own token before it."""
@@ -215,7 +208,8 @@ def test_dflash2(package, target, text, tmp_path):
         assert (ours > -torch.inf).sum(1).tolist() == [5] * len(anchors)
         torch.testing.assert_close(ours.gather(1, candidates[:, slot + 1]), scores[:, slot + 1], **ROOM)
         last = found[1][:, slot]
-=======
+
+
 HEADS = [("vanilla", True, False), ("gated", True, True), ("rnn", True, False), ("vanilla", False, True)]
 
 
@@ -252,7 +246,6 @@ def test_dspark(package, target, text, tmp_path, kind, from_anchor, pruned):
     for slot in range(first, STEPS + 1):
         torch.testing.assert_close(walk.confidence(before[:, slot]), confidence[:, slot], **ROOM)
         torch.testing.assert_close(walk.logits(before[:, slot]), logits[:, slot], **ROOM)
->>>>>>> dspark
 
 
 SLIDING = {"all slide": ["sliding_attention"] * 2, "one slides": ["full_attention", "sliding_attention"]}
