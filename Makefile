@@ -2,19 +2,24 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# without --no-compile pip compiles all of 70,000 files in five minutes of a core; Python compiles the few thousand that are imported
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile
 INTEROP := .interop
 ENGINES := vllm sglang mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-.PHONY: setup demo test check lint cuda-lowering engines interop faults stream gpu clean
+# a file of them per core, the long ones first, so that no core waits for the other at the end
+TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rP --show-capture=stdout
+LONG := tests/interop/test_capture.py tests/interop/test_streams.py tests/interop/test_vllm.py
+
+.PHONY: setup demo test check lint cuda-lowering engines environments interop faults kills-and-engines stream gpu clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(INSTALL) -c constraints.txt torch
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup ## a real model gets a draft, in about ten minutes on two cores
@@ -38,10 +43,10 @@ $(INTEROP)/cuda/.ready: tests/cuda/env.sh tests/cuda/guard.cpp $(VENV)/.ready
 	touch $@
 
 faults: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## kill -9 at bad moments, then compare with a run that was never killed
-	$(WITH_MOONCAKE) $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+	$(WITH_MOONCAKE) $(TWO_FILES) tests/faults
 
 $(VENV)/.ray: $(VENV)/.ready
-	$(PIP) install -c constraints.txt -e '.[ray,mooncake]'
+	$(INSTALL) -c constraints.txt -e '.[ray,mooncake]'
 	touch $@
 
 stream: setup $(VENV)/.ray $(INTEROP)/mooncake/.ready ## what the pull stream costs and carries: benchmarks/results/stream.json
@@ -53,7 +58,12 @@ gpu: setup ## results, gradients, speed and memory on this machine's GPU, in six
 engines: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## an environment for each engine, once; `make -j 2 engines` builds two at a time
 
 interop: engines ## real engines load the draft and accept what we say they accept
-	$(WITH_MOONCAKE) $(BIN)/python -m pytest -n 2 --dist loadfile -rP --show-capture=stdout tests/interop
+	$(WITH_MOONCAKE) $(TWO_FILES) $(LONG) tests/interop
+
+kills-and-engines: engines ## `make faults` and `make interop` in one run
+	$(WITH_MOONCAKE) $(TWO_FILES) $(LONG) tests/faults tests/interop
+
+environments: setup engines $(INTEROP)/cuda/.ready ## everything that is installed; with -j 2 on both cores
 
 $(INTEROP)/%/.ready: tests/interop/%_env.sh
 	bash $< $(INTEROP)/$*
@@ -61,12 +71,12 @@ $(INTEROP)/%/.ready: tests/interop/%_env.sh
 
 $(INTEROP)/zlab/.ready: setup
 	mkdir -p $(INTEROP)/zlab
-	$(PIP) install --no-deps --target $(INTEROP)/zlab dflash==0.1.0
+	$(INSTALL) --no-deps --target $(INTEROP)/zlab dflash==0.1.0
 	touch $@
 
 $(INTEROP)/speculators/.ready: setup
 	mkdir -p $(INTEROP)/speculators
-	$(PIP) install --no-deps --target $(INTEROP)/speculators speculators==0.9.0 hs-connectors==0.9.0 loguru==0.7.3 openai==3.57.0 \
+	$(INSTALL) --no-deps --target $(INTEROP)/speculators speculators==0.9.0 hs-connectors==0.9.0 loguru==0.7.3 openai==3.57.0 \
 		jiter==0.19.0 distro==1.9.0 sniffio==1.3.1
 	touch $@
 

@@ -9,6 +9,7 @@ from tests.cuda.lowering import DEVICE
 from torchspec.methods.block.attention import attention as dflash_attention
 from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.nn.attention import WHOLE, BlockLayout, Sight
+from torchspec.nn.chain_attention import chain_attention
 
 Heads = tuple[int, int, int]  # query heads, kv heads, head size
 
@@ -46,6 +47,14 @@ def eagle3(where: BlockLayout, heads: Heads, steps: Sequence[int], grad: bool) -
         return _back(attend(rows(chains, queries, size, grad), tuple(past)))
 
     return [attended(step) for step in steps]
+
+
+def peagle(where: Sequence[BlockLayout], heads: Heads, grad: bool) -> Tensor:
+    """All rows of the context and of chains of several lengths at once."""
+    (queries, keys, size), lengths = heads, where[0].lengths
+    count = sum(lengths) + sum(layout.anchors.numel() * layout.block_size for layout in where)
+    shapes = (queries, size), (keys, size), (keys, size)
+    return _back(chain_attention(lengths, tuple(where), DEVICE)(*(rows(count, *shape, grad) for shape in shapes)))
 
 
 def _back(output: Tensor) -> Tensor:

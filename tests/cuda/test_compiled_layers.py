@@ -20,6 +20,10 @@ from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import attention as eagle3_attention
 from torchspec.methods.eagle3.model import Eagle3Draft
+from torchspec.methods.peagle import format as peagle_format
+from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.peagle.model import PeagleDraft
+from torchspec.nn.chain_attention import chain_attention
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.config import TrainingConfig
 from torchspec.training.distributed import World, parallelise
@@ -89,3 +93,20 @@ def test_eagle3_layer(lowered, monkeypatch):
         out.sum().backward()
     breaks, graphs = breaks_and_graphs()
     assert breaks == {} and graphs == 3
+
+
+def test_peagle_layers(lowered, monkeypatch):
+    """Two: of EAGLE-3's layer, and of all others. Their attention is lowered in test_flex_lowers.py, their products are DFlash's."""
+    only_lowered(monkeypatch)
+    target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), torch.nn.RMSNorm(WIDTH))
+    with DEVICE:
+        options = PeagleConfig(num_layers=3, target_layer_ids=(1, 9))
+        draft = compiled(PeagleDraft(peagle_format.draft_config(options, target, 0), torch.bfloat16))
+    for documents, tokens in BATCHES[:3]:
+        where = tuple(layout(documents, ANCHORS, tokens, depths) for depths in (1, 3))
+        positions = where[0].positions[0], torch.cat([group.positions[1] for group in where])
+        asking, attend = torch.arange(documents * ANCHORS * 5, device=DEVICE), chain_attention(where[0].lengths, where, DEVICE)
+        out = draft(rows(tokens), rows(1)[0], rows(tokens, 2 * WIDTH), positions, asking, lambda _layer, attend=attend: attend)
+        out.sum().backward()
+    breaks, graphs = breaks_and_graphs()
+    assert breaks == {} and graphs == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cuda.draft_attention import GROUPS_OF_8, QWEN3_8B, SMOLLM2_135M, WITHOUT_GROUPS, dflash, eagle3, layout
+from tests.cuda.draft_attention import GROUPS_OF_8, QWEN3_8B, SMOLLM2_135M, WITHOUT_GROUPS, dflash, eagle3, layout, peagle
 from tests.cuda.h100 import SHARED_MEMORY
 from torchspec.nn.attention import WHOLE, Sight
 
@@ -39,6 +39,15 @@ def test_chains_of_an_answer(lowered, heads, chains, step):
     with torch.inference_mode():
         (out,) = eagle3(layout(1, chains, 317, 8), heads, (step,), grad=False)
     assert out.shape == (chains, heads[0], heads[2])
+
+
+@pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))
+@pytest.mark.parametrize("grad", (True, False), ids=("training", "an answer"))
+def test_chains_that_propose_at_once(lowered, heads, grad):
+    where = [layout(2, 24, 1291, depths) for depths in (1, 2, 7)] if grad else [layout(1, 3, 317, 7)]
+    with torch.inference_mode(not grad):
+        out = peagle(where, heads, grad)
+    assert out.shape == (1291 + 2 * 24 * 10 if grad else 317 + 3 * 7, heads[0], heads[2])
 
 
 @pytest.mark.parametrize("heads", (QWEN3_8B, SMOLLM2_135M))

@@ -14,6 +14,8 @@ from tests.cuda.stand_ins import LOSSES_IN_PLACE, empty_flex, kernels_replaced
 from tests.cuda.unknown import DeviceWithoutFloats
 from torchspec.config import RunConfig, load_config
 from torchspec.launch.memory import rank_memory
+from torchspec.nn.logits import AS_THEY_COME
+from torchspec.nn.losses import Correction, Teacher, head_losses, loss_values
 from torchspec.records import Batch
 from torchspec.training.build import Run
 from torchspec.training.loop import Window
@@ -55,6 +57,18 @@ def test_a_step_fits(device, recipe):
     del target, ahead
 
 
+@pytest.mark.parametrize("factor", [0, 256], ids=["plain", "corrected"])
+def test_the_losses_take_what_the_plan_counts(device, factor):
+    """Of Qwen3-8B's head and a target, beside the rows that the plan of the draft counts."""
+    rows, width, size = 3000, QWEN3_8B.hidden_size, QWEN3_8B.vocab_size
+    head, hidden, states = unknown(size, width), unknown(rows, width).requires_grad_(), unknown(100, width)
+    correction = Correction(unknown(rows, factor).requires_grad_(), unknown(size, factor).requires_grad_()) if factor else None
+    held, teacher = device.live - 2 * rows * (width + factor), Teacher(states, torch.arange(rows) % 100, AS_THEY_COME)
+    head_losses(hidden, head, None, {"tv": 1.0}, teacher=teacher, correction=correction).loss.sum().backward()
+    planned = 2 * loss_values(rows, width, size, laws=2, factor=factor)
+    assert abs(device.peak - held - planned) < 0.03 * planned, f"{(device.peak - held) / GIB:.2f} GiB, planned {planned / GIB:.2f}"
+
+
 def alone(config: RunConfig) -> RunConfig:
     """One rank, with the target elsewhere: its files are not here to be counted."""
     training, inference = config.training.model_copy(update={"num_ranks": 1}), config.inference.model_copy(update={"num_workers": 1})
@@ -67,7 +81,7 @@ def unknown(*size: int) -> Tensor:
 
 def unknown_run(config: RunConfig, recipe: Path) -> Run:
     """After its first step: gradients are set to none, the optimizer has its moments."""
-    if config.draft.method == "dflash":
+    if config.draft.method != "eagle3":
         config = load_config(str(recipe), [*NOT_COMPILED, "draft.mask_token_id=151935"])  # not looked for among all tokens
     size = (QWEN3_8B.vocab_size, QWEN3_8B.hidden_size)
     method = method_of(config, QWEN3_8B, unknown(*size), unknown(*size))

@@ -14,16 +14,22 @@ from tests.cuda.stand_ins import kernels_replaced, plain_flex
 from torchspec.acceptance.sampling import Sampler
 from torchspec.config import RunConfig
 from torchspec.decode.offline import evaluate_offline
-from torchspec.nn import loss_tiles
+from torchspec.nn import loss_tiles, losses
+from torchspec.nn.logits import LogitLaw
+from torchspec.nn.losses import Correction, Teacher, head_losses
+from torchspec.nn.send import send
 from torchspec.records import Batch, Features, Prompt
 from torchspec.training.build import Run
 from torchspec.training.loop import Window
 
 DFLASH = {"num_layers": 2, "block_size": 4, "num_anchors": 8}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8}
+PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 4, "num_anchors": 8}
 NEGATIVES, PRUNED = DFLASH | {"loss_negatives": 32}, EAGLE3 | {"draft_vocab_size": 128}
 
-DRAFTS = pytest.mark.parametrize("draft", (DFLASH, NEGATIVES, EAGLE3, PRUNED), ids=("dflash", "negatives", "eagle3", "pruned"))
+DRAFTS = pytest.mark.parametrize(
+    "draft", (DFLASH, NEGATIVES, EAGLE3, PRUNED, PEAGLE), ids=("dflash", "negatives", "eagle3", "pruned", "peagle")
+)
 WAITS: dict[str, int] = {}  # "operation in function" -> times in a step: none
 TARGET = Qwen3Config(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=16
@@ -74,6 +80,26 @@ def test_a_training_step(device, draft):
     torch.testing.assert_close(there, here)
     there, here = ([on_host(weight) for weight in run.model.parameters()] for run in runs)
     torch.testing.assert_close(there, here)
+
+
+def test_losses_of_a_corrected_draft(device, monkeypatch):
+    """All kinds at once, several chunks forward and backward."""
+    monkeypatch.setattr(losses, "CUDA_CHUNK_ROWS", 32)
+    there, here = (corrected_losses(where) for where in (DEVICE, CPU))
+    assert dict(device.syncs) == WAITS
+    torch.testing.assert_close([on_host(x) for x in there], here)
+
+
+def corrected_losses(device: torch.device) -> list[Tensor]:
+    hidden, states, head, factor, readout = (
+        send(normal(size, n), device) for n, size in enumerate(((70, 8), (9, 8), (50, 8), (70, 4), (50, 4)))
+    )
+    trained = [x.detach().requires_grad_() for x in (hidden, factor, readout)]
+    teacher, labels = Teacher(states, torch.arange(70) % 9, LogitLaw(0.5)), send(torch.arange(70) % 50, device)
+    mixture, correction = {"ce": 0.1, "kl": 1.0, "tv": 1.8, "lk": 1.0}, Correction(*trained[1:])
+    found = head_losses(trained[0], head, labels, mixture, teacher=teacher, correction=correction)
+    (found.loss * found.overlap).sum().backward()
+    return [found.loss.detach(), found.overlap, found.cross_entropy, found.predictions, *(x.grad for x in trained)]
 
 
 @DRAFTS

@@ -1,11 +1,12 @@
 """A run that is killed with SIGKILL, at several bad moments, and started again ends with the very weights of a run that was not."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import recipe, timeless_metrics, write_chats, write_tiny_target
+from torchspec.cli.main import main
 from torchspec.training.checkpoints import BEST, LATEST
 
 STEPS, SAVE_INTERVAL = 12, 3
@@ -28,27 +30,45 @@ def config(tmp_path_factory, target_folder) -> Path:
     return recipe(folder / "run.yaml", target, train, held_out, **options)
 
 
-def start(config: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torchspec", "train", "-c", str(config), f"output_dir={out}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the same number of threads is part of the promise
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+class Runs:
+    """Commands in processes that fork from one which has imported everything: a run that is to be killed begins at once."""
+
+    def __init__(self, config: Path):
+        self.config, self.context = config, multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["torchspec.cli.main", "torchspec.launch.run", "torchspec.training.loop"])
+
+    def start(self, out: Path) -> tuple[ForkServerProcess, Path]:
+        """The process, and the file of what it prints."""
+        printed = out.with_suffix(".log")
+        run = self.context.Process(target=command, args=(["train", "-c", str(self.config), f"output_dir={out}"], printed))
+        run.start()
+        return run, printed
+
+    def finish(self, out: Path) -> str:
+        run, printed = self.start(out)
+        run.join(DEADLINE)
+        assert run.exitcode == 0, printed.read_text()
+        return printed.read_text()
+
+    def kill_when(self, out: Path, moment) -> None:
+        (run, printed), until = self.start(out), time.monotonic() + DEADLINE
+        while not moment(out):
+            assert run.is_alive(), f"the run ended before the moment of the kill:\n{printed.read_text()}"
+            assert time.monotonic() < until, "the moment of the kill never came"
+            time.sleep(0.001)  # asking without a pause would take a core from the run
+        run.kill()
+        run.join()
+        assert run.exitcode == -signal.SIGKILL
 
 
-def finish(config: Path, out: Path) -> str:
-    run = start(config, out)
-    output, _ = run.communicate(timeout=DEADLINE)
-    assert run.returncode == 0, output
-    return output
-
-
-def kill_when(config: Path, out: Path, moment) -> None:
-    run, until = start(config, out), time.monotonic() + DEADLINE
-    while not moment(out):
-        assert run.poll() is None, f"the run ended before the moment of the kill:\n{run.stdout.read()}"
-        assert time.monotonic() < until, "the moment of the kill never came"
-        time.sleep(0.001)  # asking without a pause would take a core from the run
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+def command(arguments: list[str], printed: Path) -> None:
+    """As typed, in a process of its own."""
+    torch.set_num_threads(1)  # the same number of threads is part of the promise
+    with printed.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["torchspec", *arguments]
+    main()
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -70,26 +90,31 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(config) -> Path:
-    out = config.parent / "uninterrupted"
-    finish(config, out)
+def runs(config) -> Runs:
+    return Runs(config)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(runs) -> Path:
+    out = runs.config.parent / "uninterrupted"
+    runs.finish(out)
     return out
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_equals_never_killed_bitwise(config, uninterrupted, moment):
-    out = config.parent / moment.replace(" ", "-")
-    kill_when(config, out, MOMENTS[moment])
-    finish(config, out)
+def test_killed_and_resumed_equals_never_killed_bitwise(runs, uninterrupted, moment):
+    out = runs.config.parent / moment.replace(" ", "-")
+    runs.kill_when(out, MOMENTS[moment])
+    runs.finish(out)
     assert same(tensors(out), tensors(uninterrupted))
     assert timeless_metrics(out) == timeless_metrics(uninterrupted)
     best = [json.loads((folder / "checkpoints" / BEST).read_text()) for folder in (out, uninterrupted)]
     assert best[0] == best[1]
 
 
-def test_a_run_killed_twice_still_equals(config, uninterrupted):
-    out = config.parent / "twice"
-    kill_when(config, out, MOMENTS["right after a checkpoint"])
-    kill_when(config, out, MOMENTS["late"])
-    assert "resuming from" in finish(config, out)
+def test_a_run_killed_twice_still_equals(runs, uninterrupted):
+    out = runs.config.parent / "twice"
+    runs.kill_when(out, MOMENTS["right after a checkpoint"])
+    runs.kill_when(out, MOMENTS["late"])
+    assert "resuming from" in runs.finish(out)
     assert same(tensors(out), tensors(uninterrupted))

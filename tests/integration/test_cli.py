@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny import recipe, write_chats, write_tiny_target
+from tests.tiny import VOCABULARY, recipe, write_chats, write_tiny_target
 from torchspec.cli.main import main
 
 
@@ -242,7 +242,7 @@ def test_a_few_bad_rows_are_counted_and_listed(work, tmp_path):
     [
         ("draft.target_layer_ids=[1,5]", "target_layer_ids=[1, 5]"),
         ("draft.target_layer_ids=[3,1]", "ascend"),
-        ("draft.mask_token_id=49152", "outside the target's vocabulary"),
+        (f"draft.mask_token_id={VOCABULARY}", "outside the target's vocabulary"),
         ("draft.mask_token_id=1", "occurs"),
         ("draft.blok_size=4", "blok_size"),
         ("training.learning_rate=fast", "training.learning_rate"),

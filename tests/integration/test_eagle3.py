@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import EAGLE3, recipe, write_chats, write_tiny_target
+from tests.tiny import EAGLE3, VOCABULARY, recipe, write_chats, write_tiny_target
 from torchspec.config import load_config
 from torchspec.console import console
 from torchspec.data.dataset import PromptDataset
@@ -50,7 +50,7 @@ def test_the_export_has_the_trainers_tau_and_the_datas_vocabulary(folder, alone)
         export_checkpoint(checkpoints.latest(alone / "checkpoints"), folder / "draft"), str(folder / "target"), "float32", "cpu", False
     )
     prepared = {file.name.partition("-")[0]: PromptDataset(file) for file in (alone / "prepared").iterdir() if file.is_dir()}
-    held_out, counts = prepared["heldout"], prepared["train"].token_counts(49152, supervised=True)
+    held_out, counts = prepared["heldout"], prepared["train"].token_counts(VOCABULARY, supervised=True)
     tau = evaluate_offline(pair.method, pair.model, pair.target, [held_out[i] for i in range(4)]).tau
     told = [row["tau"] for row in map(json.loads, (alone / "metrics.jsonl").read_text().splitlines()) if row["kind"] == "eval"]
     assert tau == told[-1]

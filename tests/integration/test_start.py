@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import EAGLE3, recipe, timeless_metrics, write_chats, write_tiny_target
+from tests.tiny import EAGLE3, VOCABULARY, recipe, timeless_metrics, write_chats, write_tiny_target
 from torchspec.config import load_config
 from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
@@ -102,7 +102,7 @@ def of_speculators(folder: Path, draft: Path) -> Path:
     )}  # fmt: skip
     values = {
         "speculators_model_type": "dflash", "architectures": ["DFlashSpeculator"], "transformer_layer_config": layers, "block_size": 4,
-        "mask_token_id": ours["dflash_config"]["mask_token_id"], "aux_hidden_state_layer_ids": [2, 4], "draft_vocab_size": 49152,
+        "mask_token_id": ours["dflash_config"]["mask_token_id"], "aux_hidden_state_layer_ids": [2, 4], "draft_vocab_size": VOCABULARY,
     }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values))

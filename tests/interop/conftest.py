@@ -17,7 +17,11 @@ from torchspec.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}
-RECIPES = {"dflash": "torchspec/demo/smollm2_dflash.yaml", "eagle3": "configs/hf_smollm2_eagle3.yaml"}
+RECIPES = {
+    "dflash": "torchspec/demo/smollm2_dflash.yaml",
+    "eagle3": "configs/hf_smollm2_eagle3.yaml",
+    "peagle": "configs/hf_smollm2_peagle.yaml",
+}
 STEPS = 40  # a draft that is accepted now and then (τ 1.1) shows all that a better one would; a CPU without bfloat16 takes 4 s a step
 MAX_NEW_TOKENS = 64
 PROMPTS = 6

@@ -11,6 +11,7 @@ from tests.interop.conftest import ROOT
 from tests.unit.tiny import HIDDEN, VOCABULARY, all_valid, lively, write_target
 from torchspec.decode.pair import load_pair
 from torchspec.nn.attention import WHOLE, BlockLayout, Sight
+from torchspec.target.frozen import FrozenTarget
 
 SPECULATORS = ROOT / ".interop" / "speculators"
 LENGTH, STEPS, IDS = 40, 3, torch.tensor([1, 2, 5, 8, 13, 21, 34, 55, 60])
@@ -27,7 +28,7 @@ ROOM = {"rtol": 1e-4, "atol": 1e-4}  # float32, logits of size 10; the sums run 
 
 @pytest.fixture(scope="module")
 def package():
-    """Its two draft classes and what their configs are made of."""
+    """Its draft classes and what their configs are made of."""
     sys.path.insert(0, str(SPECULATORS))
     from speculators import SpeculatorsConfig
     from speculators.config import VerifierConfig
@@ -35,6 +36,8 @@ def package():
     from speculators.models.dflash.core import DFlashDraftModel
     from speculators.models.eagle3.config import Eagle3SpeculatorConfig
     from speculators.models.eagle3.core import Eagle3DraftModel
+    from speculators.models.peagle.config import PEagleSpeculatorConfig
+    from speculators.models.peagle.core import PEagleDraftModel
     from speculators.proposals.greedy import GreedyTokenProposalConfig
 
     def build(kind: str, target, layers, pruned: bool, **options):
@@ -45,6 +48,7 @@ def package():
         of_config, of_model = {
             "eagle3": (Eagle3SpeculatorConfig, Eagle3DraftModel),
             "dflash": (DFlashSpeculatorConfig, DFlashDraftModel),
+            "peagle": (PEagleSpeculatorConfig, PEagleDraftModel),
         }[kind]
         size = len(IDS) if pruned else VOCABULARY
         model = of_model(of_config(transformer_layer_config=layers, draft_vocab_size=size, speculators_config=spec, **options))
@@ -107,6 +111,49 @@ def test_eagle3(package, target, text, tmp_path, layer, options, pruned):
     vocabulary = pair.method.served_vocabulary(pair.model)
     assert torch.equal(vocabulary.ids, IDS if pruned else torch.arange(VOCABULARY))
     torch.testing.assert_close(hidden @ vocabulary.head.T, expected[:, anchors - 1], **ROOM)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pruned", [False, True], ids=["all tokens", "pruned"])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm_before_residual": True, "norm_before_fc": True}, {"fc_norm": True}], ids=["plain", "norms", "fc_norm"]
+)
+@pytest.mark.parametrize("layer", [LlamaConfig, Qwen3Config])
+def test_peagle(package, target, text, tmp_path, monkeypatch, layer, options, pruned):
+    """Logits and loss of its training forward: all chains that it draws, of several lengths, with its own embedding and head."""
+    from speculators.losses import resolve_loss_config
+    from speculators.models.peagle import core
+
+    drawn, draw = [], core.generate_cod_sample_indices
+    monkeypatch.setattr(core, "generate_cod_sample_indices", lambda **asked: drawn.append(draw(**asked)) or drawn[-1])
+    aux = {"eagle_aux_hidden_state_layer_ids": [2, 4], "mask_token_id": VOCABULARY - 1}
+    theirs = package("peagle", target, layer(**LAYER, num_hidden_layers=2), pruned, **aux, **options)
+    for own in (theirs.lm_head, theirs.embed_tokens):
+        own.weight.add_(0.3 * torch.randn(own.weight.shape, generator=torch.Generator().manual_seed(1)))
+    theirs.save_pretrained(tmp_path)
+    (ids, features), document = text, torch.zeros(1, LENGTH - 1, dtype=torch.int64)
+    last, losses = torch.randn(LENGTH, HIDDEN, generator=torch.Generator().manual_seed(2)), []
+    answer = torch.arange(LENGTH - 1) > 5  # by their rows; without a prompt it draws a chain before the text
+    asked = {"loss_mask": answer[None].float(), "loss_config": resolve_loss_config("kl_div", "eager"), "num_depths": STEPS}
+    asked["verifier_last_hidden_states"] = last[None, 1:]
+    # their row t joins the features of x_t and x_{t+1}; a chain that starts there is our anchor t + 1
+    (logits,) = watched(theirs, lambda: losses.append(theirs(features[None, :-1], ids[None, 1:], document, **asked)[1]))
+    expected = dict(zip(zip(*(x.tolist() for x in drawn[0]), strict=True), logits, strict=True))
+
+    pair = load_pair(tmp_path, str(target), "float32", "cpu", False)
+    assert pair.method.layer_ids == (1, 3, 5) and pair.method.block_size == STEPS + 1 and pair.method.mask_token_id == VOCABULARY - 1
+    chains = [[t + 1 for t in range(LENGTH) if (t, n - 1) in expected and (t, n) not in expected] for n in range(1, STEPS + 1)]
+    order = [(anchor - 1, depth) for n, anchors in enumerate(chains, 1) for anchor in anchors for depth in range(n)]
+    assert all(chains) and sorted(order) == sorted(expected)  # chains of every length, and no depth without those before it
+    groups = tuple(all_valid([anchors], (LENGTH,), n + 1) for n, anchors in enumerate(chains, 1))
+    hidden = pair.method.hidden(pair.model, ids, torch.cat((features, last), dim=1), groups)
+    vocabulary, frozen = pair.method.served_vocabulary(pair.model), FrozenTarget.load(target, torch.float32)
+    assert torch.equal(vocabulary.ids, IDS if pruned else torch.arange(VOCABULARY))
+    ours = hidden @ vocabulary.head.T
+    torch.testing.assert_close(ours, torch.stack([expected[row] for row in order]), **ROOM)
+    rows = torch.tensor([row + depth for row, depth in order])  # of their targets; ours are the laws after the token behind
+    log_p, log_q = (x.log_softmax(-1) for x in (frozen.normed(last[rows + 1]) @ frozen.head[vocabulary.ids].T, ours))
+    torch.testing.assert_close((log_p.exp() * (log_p - log_q)).sum(-1)[answer[rows]].mean(), losses[0], **ROOM)
 
 
 @torch.no_grad()

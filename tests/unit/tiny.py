@@ -10,13 +10,24 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
+from torchspec.methods.base import Method
 from torchspec.methods.block.format import draft_config
-from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
+from torchspec.methods.dflash2.config import DFlash2Config
+from torchspec.methods.dflash2.method import DFlash2
+from torchspec.methods.domino.config import DominoConfig
+from torchspec.methods.domino.method import Domino
+from torchspec.methods.dspark.config import DSparkConfig
+from torchspec.methods.dspark.method import DSpark
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
+from torchspec.methods.lilicorr.config import LiLiCorrConfig
+from torchspec.methods.lilicorr.method import LiLiCorr
+from torchspec.methods.peagle import format as peagle_format
+from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.peagle.method import Peagle
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -50,10 +61,40 @@ def make_method(target: FrozenTarget, **options) -> DFlash:
     return DFlash(config, target, options, torch.ones(len(target.head)))
 
 
-def make_block(kind: type[BlockMethod], target: FrozenTarget, **options) -> BlockMethod:
-    """Of any method of blocks, as a run would."""
-    options = kind.Options(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
-    return kind(kind.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+SELECTOR = {"conv_group_size": 8, "selector_rank": 6, "selector_top_k": 5}
+
+
+def make_dflash2(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> DFlash2:
+    """counts: of the training data's tokens."""
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
+    options = DFlash2Config(**{"method": "dflash2", **shape, **SELECTOR, **options})
+    counts = torch.ones(len(target.head)) if counts is None else counts
+    return DFlash2(DFlash2.new_config(options, target, MASK), target, options, counts)
+
+
+def make_dspark(target: FrozenTarget, **options) -> DSpark:
+    """B - 1 drafts, as all methods here: in the layout that samples from the anchor a block has one row less."""
+    rows = B if options.get("sample_from_anchor") is False else B - 1
+    shape = {"num_layers": 2, "block_size": rows, "num_anchors": 100, "target_layer_ids": LAYERS, "markov_rank": 6}
+    options = DSparkConfig(**{"method": "dspark", **shape, **options})
+    return DSpark(DSpark.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+
+
+LATTICE = {"lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 24, "lilicorr_num_heads": 3, "lilicorr_factor_dim": 10}
+
+
+def make_lilicorr(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> LiLiCorr:
+    """counts: of the training data's tokens."""
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
+    options = LiLiCorrConfig(**{"method": "lilicorr", **shape, **LATTICE, **options})
+    counts = torch.ones(len(target.head)) if counts is None else counts
+    return LiLiCorr(LiLiCorr.new_config(options, target, MASK), target, options, counts)
+
+
+def make_domino(target: FrozenTarget, **options) -> Domino:
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "emb_dim": 12, "gru_hidden_dim": 10}
+    options = DominoConfig(**{"method": "domino", **shape, **options})
+    return Domino(Domino.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:
@@ -62,6 +103,15 @@ def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options
     options = Eagle3Config(**{"ttt_length": B - 1, "num_anchors": 100, "target_layer_ids": LAYERS, "draft_vocab_size": size, **options})
     vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
     return Eagle3(eagle3_format.draft_config(options, target), target, options, vocabulary)
+
+
+def make_peagle(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Peagle:
+    """Two layers; all chains whole, unless the options say otherwise. ids: a pruned draft vocabulary."""
+    size = None if ids is None else len(ids)
+    small = {"num_depths": B - 1, "num_layers": 2, "num_anchors": 100, "target_layer_ids": LAYERS, "down_sample_ratio": 1.0}
+    options = PeagleConfig(**{**small, "draft_vocab_size": size, **options})
+    vocabulary = whole_vocabulary(target) if ids is None else DraftVocabulary(target.head[ids], ids)
+    return Peagle(peagle_format.draft_config(options, target, MASK), target, options, vocabulary)
 
 
 def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -97,7 +147,7 @@ def answered(oracle: HFCapture, prompt: torch.Tensor, tokens: int, stop: set[int
     return Prompt(index, ids, torch.arange(len(ids)) >= len(prompt))
 
 
-def overfit(method: DFlash | Eagle3, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
+def overfit(method: Method, model: torch.nn.Module, samples: list[Features], steps: int, rate: float = 1e-2) -> dict:
     """Trains on the samples alone; the metrics of the last step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
     for _ in range(steps):

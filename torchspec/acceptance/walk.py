@@ -6,6 +6,7 @@ known, so one parallel pass proposes after all anchors, and a walk visits the an
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Acceptance:
     def __post_init__(self):
         self.histogram = [0] * (self.block_size + 1)  # [committed] -> steps
         self.accepted = [0] * self.block_size  # [k] -> steps whose draft token k was accepted; k = 0 is unused
-        self.offered = [0] * self.block_size  # [k] -> steps whose answer still had a token for slot k
+        self.offered = [0] * self.block_size  # [k] -> steps that proposed a token for slot k, and whose answer still had one
         self.answers: list[tuple[int, float]] = []  # (tokens, steps) of each answer tallied here
 
     @property
@@ -33,18 +34,21 @@ class Acceptance:
 
     @property
     def slot_rates(self) -> list[float]:
-        """P(draft token k is accepted), k = 1..B-1, unconditional: a rejected earlier token counts as rejection."""
+        """P(draft token k is accepted), k = 1..B-1, of those that were proposed; a rejected earlier token counts as rejection."""
         return [a / o if o else 0.0 for a, o in zip(self.accepted[1:], self.offered[1:], strict=True)]
 
-    def add_answer(self, accepted: Iterable[int], length: int) -> "Acceptance":
-        """Tallies one answer of `length` tokens from the number of accepted drafts of each step; the first token came from the prefill."""
+    def add_answer(self, accepted: Iterable[int], length: int, drafted: Iterable[int] | None = None) -> "Acceptance":
+        """Tallies one answer of `length` tokens from the number of accepted drafts of each step; the first token came from the prefill.
+
+        drafted: proposals of each step; none: B-1 at every one.
+        """
         remaining, before = length - 1, self.steps
-        for count in accepted:
+        for count, proposed in zip(accepted, repeat(self.block_size - 1) if drafted is None else drafted, strict=False):
             count = min(count, remaining)
             committed = min(count + 1, remaining)
             self.steps, self.tokens = self.steps + 1, self.tokens + committed
             self.histogram[committed] += 1
-            for slot in range(1, min(self.block_size - 1, remaining) + 1):
+            for slot in range(1, min(proposed, remaining) + 1):
                 self.offered[slot] += 1
                 self.accepted[slot] += slot <= count
             remaining -= committed

@@ -25,6 +25,9 @@ ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.12, torch.float16: 1.5e-2}
 LAW_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2**-5, torch.float16: 2**-8}
 
 
+States = tuple[torch.Tensor, ...]  # the embedding's and every layer's, before any norm: N+1 times [L, H_t]
+
+
 class Oracle(Protocol):
     """The target as Transformers runs it in this process."""
 
@@ -35,22 +38,22 @@ class Oracle(Protocol):
     def capture(self, prompt: Prompt) -> Features: ...
 
 
-def _run(oracle: Oracle, prompt: Prompt):
-    """One plain forward -> its output, and the last layer's state [1, L, H_t] before the final norm, which HF keeps to itself."""
+def _run(oracle: Oracle, prompt: Prompt) -> tuple[torch.Tensor, States]:
+    """One plain forward -> logits [L, V] and states. The last layer's comes from a hook: HF's own has passed the final norm."""
     kept, (_, layers) = [], decoder_of(oracle.model)
     hook = layers[-1].register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
     try:
         output = oracle.model(input_ids=prompt.ids.to(oracle.device)[None], use_cache=False, output_hidden_states=True)
     finally:
         hook.remove()
-    return output, kept[0]
+    return output.logits[0], tuple(state[0] for state in (*output.hidden_states[:-1], kept[0]))
 
 
 @torch.inference_mode()
 def check_target(oracle: Oracle, target: FrozenTarget, prompt: Prompt) -> None:
     """Final norm, head and law of the logits, as this project reads them, over the last layer's output give the engine's own law."""
-    output, last_state = _run(oracle, prompt)
-    check_law(target, last_state[0], output.logits[0], oracle.producer)
+    logits, states = _run(oracle, prompt)
+    check_law(target, states[-1], logits, oracle.producer)
 
 
 def check_law(target: FrozenTarget, last_state: torch.Tensor, logits: torch.Tensor, producer: str) -> None:
@@ -131,16 +134,18 @@ class NextTokenCheck:
 @torch.inference_mode()
 def check_features(features: Features, oracle: Oracle) -> None:
     """A backend's features equal hidden_states[z+1] of one plain Transformers forward; a shifted layer id is named."""
-    output, last_state = _run(oracle, features.prompt)
-    states = (*output.hidden_states[:-1], last_state)  # N+1 times [1, L, H_t]; HF's own last one is normed
+    compare_features(features, _run(oracle, features.prompt)[1])
+
+
+def compare_features(features: Features, states: States) -> None:
     for layer_id, got in zip(features.layer_ids, features.context.chunk(len(features.layer_ids), dim=-1), strict=True):
-        if _error(got, states[layer_id + 1][0]) <= ROUNDING[got.dtype]:
+        if _error(got, states[layer_id + 1]) <= ROUNDING[got.dtype]:
             continue
-        shifted = [z for z in range(-1, len(states) - 1) if _error(got, states[z + 1][0]) <= ROUNDING[got.dtype]]
+        shifted = [z for z in range(-1, len(states) - 1) if _error(got, states[z + 1]) <= ROUNDING[got.dtype]]
         cause = f"they are the output of layer {shifted[0]}, so the layer-id convention is off" if shifted else "no layer's output matches"
         raise EngineMismatch(
             f"features of layer {layer_id} captured by {features.producer} differ from Transformers by "
-            f"{_error(got, states[layer_id + 1][0]):.2g} (relative); {cause}"
+            f"{_error(got, states[layer_id + 1]):.2g} (relative); {cause}"
         )
 
 
@@ -149,7 +154,11 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((difference / size).max())
 
 
+@torch.inference_mode()
 def capture_checks(oracle: Oracle, target: FrozenTarget, prompts: Sequence[Prompt]) -> None:
+    """Both, with one plain forward of each prompt."""
     for prompt in prompts:
-        check_target(oracle, target, prompt)
-        check_features(oracle.capture(prompt), oracle)
+        logits, states = _run(oracle, prompt)
+        check_law(target, states[-1], logits, oracle.producer)
+        del logits  # of a whole vocabulary
+        compare_features(oracle.capture(prompt), states)

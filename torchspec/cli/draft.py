@@ -62,6 +62,15 @@ def evaluate(
         int, typer.Option(help="In offline mode, prompts of each data set that are also decoded, plain and speculative.", min=0)
     ] = 8,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together here; rates are then those of the batch.", min=1)] = 1,
+    least_survival: Annotated[
+        float,
+        typer.Option(
+            help="When decoding here: stop drafting where the chance that all drafts up to the next are accepted, by the draft's "
+            "confidence head, falls below. 0: draft all. Offline τ is of all drafts.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
     max_new_tokens: MaxNewTokens = 128,
     limit: Annotated[int | None, typer.Option(help="Only the first samples of each data set.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
@@ -97,12 +106,31 @@ def evaluate(
         from torchspec.serve.options import serving_options
 
         serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args)
-    settings = Settings(decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size)
+    settings = Settings(
+        decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size, least_survival
+    )
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     if batch_size > 1:
         refuse_all_but_full_attention(pair.target)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
     evaluate_draft(pair, sources, out, settings)
+
+
+def calibrate(
+    draft: Draft,
+    target: Target,
+    data: Annotated[str, typer.Option(help="Held-out conversations that the target wrote: JSONL or a prepared folder.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first conversations.", min=1)] = None,
+    cache: Annotated[Path, typer.Option(help="Where the prepared conversations are kept.")] = Path("~/.cache/torchspec"),
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+) -> None:
+    """Fit the temperatures of a draft's confidence, slot by slot, and write them into its folder as sts.json, which SGLang reads too."""
+    from torchspec.decode.pair import load_pair
+    from torchspec.evaluate.confidence import calibrate as run
+
+    run(load_pair(draft, target, dtype, device, trust_remote_code), data, cache.expanduser(), limit)
 
 
 def compare(

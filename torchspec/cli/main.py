@@ -20,6 +20,7 @@ COMMANDS = {  # in the order of --help
     "plan": run.plan,
     "doctor": run.doctor,
     "eval": draft.evaluate,
+    "calibrate": draft.calibrate,
     "compare": draft.compare,
     "generate": draft.generate,
     "export": draft.export,

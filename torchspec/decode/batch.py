@@ -47,17 +47,24 @@ def speculative_together(
     left = _still(running, list(range(len(prompts))), answers, max_new_tokens, stop)
     while left:
         proposals = [drafters[i].propose(answers[i].ids[-1], samplers[i]) for i in left]
-        verified = torch.stack([torch.cat((d.new_tensor(answers[i].ids[-1:]), d)) for i, (d, _) in zip(left, proposals, strict=True)])
+        verified = _together([torch.cat((d.new_tensor(answers[i].ids[-1:]), d)) for i, (d, _) in zip(left, proposals, strict=True)])
         logits, context = running.step(verified)
         kept = []
         for row, (i, (drafts, q)) in enumerate(zip(left, proposals, strict=True)):
-            accepted, bonus = samplers[i].verify(drafts, q, logits[row])
+            accepted, bonus = samplers[i].verify(drafts, q, logits[row, : len(drafts) + 1])
             drafters[i].extend(verified[row, : accepted + 1], context[row, : accepted + 1])
-            commit(answers[i], [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
+            commit(answers[i], len(drafts), [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
             kept.append(accepted + 1)
         running.advance(kept)
         left = _still(running, left, answers, max_new_tokens, stop)
     return _share(answers, time.perf_counter() - started)
+
+
+def _together(rows: list[Tensor]) -> Tensor:
+    """Tokens of several sequences [N, n] of the longest. What stands behind a shorter one's end is verified and thrown away: the forward of
+    a batch is as wide as its widest row.
+    """
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _still(running: Running, left: list[int], answers: list[Answer], max_new_tokens: int, stop: set[int]) -> list[int]:

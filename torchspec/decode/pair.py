@@ -11,7 +11,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.errors import UserError
 from torchspec.importers.folder import read_config
 from torchspec.importers.read import read_draft
-from torchspec.methods.base import Method, method_class
+from torchspec.methods.base import Drafter, Method, method_class
 from torchspec.nn.device import resolve_device, resolve_dtype
 from torchspec.nn.packed import pack_linears
 from torchspec.target.fetch import resolve_draft, resolve_target
@@ -27,6 +27,17 @@ class Pair:
     target: HFCapture
     method: Method
     model: nn.Module
+
+    def drafter(self, least_survival: float = 0.0) -> Drafter:
+        """least_survival: drafting stops where the chance that all drafts up to the next are accepted falls below; 0: never."""
+        if not least_survival:
+            return self.method.drafter(self.model)
+        if not self.method.confident:
+            raise UserError(
+                f"--least-survival {least_survival} asks the draft how likely its tokens are accepted, but {self.draft} has no confidence "
+                "head; leave it out"
+            )
+        return self.method.drafter(self.model, least_survival)
 
 
 def load_pair(

@@ -19,6 +19,7 @@ from torchspec.methods.base import Drafter
 class Answer:
     ids: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)  # per step: draft tokens that the verification accepted
+    drafted: list[int] = field(default_factory=list)  # per step: draft tokens that were proposed
     from_draft: list[bool] = field(default_factory=list)  # per token: proposed by the draft, or the target's own (first and bonus tokens)
     seconds: float = 0.0  # decoding after the prefill
 
@@ -70,7 +71,7 @@ def speculative_steps(
 ) -> Iterator[Answer]:
     """Yields the growing answer after the prefill and after every verification.
 
-    Each step verifies [last token, B-1 drafts] in one target forward, commits the drafts up to the first that is rejected
+    Each step verifies [last token, up to B-1 drafts] in one target forward, commits the drafts up to the first that is rejected
     (greedy: that differs from the target's choice), and the target's own token there (the bonus token). What was rejected is
     taken back from the target's cache.
     """
@@ -94,14 +95,15 @@ def speculative_steps(
         if accepted < len(drafts):
             target.take_back(verified, cache, before, accepted + 1)
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
-        commit(answer, [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
+        commit(answer, len(drafts), [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
         answer.seconds += time.perf_counter() - started
         yield answer
 
 
-def commit(answer: Answer, tokens: list[int], max_new_tokens: int, stop: set[int]) -> None:
-    """Appends the accepted drafts and the bonus token of one verification, up to a stop token or the cap."""
+def commit(answer: Answer, drafted: int, tokens: list[int], max_new_tokens: int, stop: set[int]) -> None:
+    """Appends the accepted ones of so many drafts and the bonus token of one verification, up to a stop token or the cap."""
     accepted = len(tokens) - 1
+    answer.drafted.append(drafted)
     committed = _until_stop(tokens, stop)[: max_new_tokens - len(answer.ids)]
     answer.accepted.append(accepted)
     answer.from_draft += [i < accepted for i in range(len(committed))]

@@ -17,7 +17,7 @@ def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool |
     text = chat.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     ids, stop = torch.tensor(chat.tokenizer(text, add_special_tokens=False).input_ids), stop_ids(pair.target)
     texts, printed = Texts(chat.tokenizer), 0
-    for answer in speculative_steps(pair.target, pair.method.drafter(pair.model), ids, max_new_tokens, stop, sampler):
+    for answer in speculative_steps(pair.target, pair.drafter(), ids, max_new_tokens, stop, sampler):
         for token, drafted in zip(answer.ids[printed:], answer.from_draft[printed:], strict=True):
             if token not in stop:
                 console.print(Text(texts.add(token), style="green" if drafted else ""), end="", soft_wrap=True)

@@ -57,8 +57,9 @@ class Decoded:
 class Decoder:
     """Decodes prompts; the first forwards of each shape are slow, so the first prompts are run before anything is timed."""
 
-    def __init__(self, pair: Pair, max_new_tokens: int, temperature: float, seed: int):
+    def __init__(self, pair: Pair, max_new_tokens: int, temperature: float, seed: int, least_survival: float):
         self.pair, self.max_new_tokens, self.temperature, self.seed = pair, max_new_tokens, temperature, seed
+        self.least_survival = least_survival
         self.stop, self.warm = stop_ids(pair.target), False
 
     def decode(self, prompts: list[Prompt]) -> list[Decoded]:
@@ -86,7 +87,7 @@ class Decoder:
     def _run(self, asked: list[Tensor], max_new_tokens: int, stop: set[int]) -> tuple[list[Answer], list[Answer]]:
         pair, target = self.pair, self.pair.target
         plain, speculative = ([Sampler(self.temperature, self.seed, target.device) for _ in asked] for _ in range(2))
-        drafters = [pair.method.drafter(pair.model) for _ in asked]
+        drafters = [pair.drafter(self.least_survival) for _ in asked]
         if len(asked) > 1:
             reference = plain_together(target, asked, max_new_tokens, stop, plain)
             return reference, speculative_together(target, drafters, asked, max_new_tokens, stop, speculative)
@@ -97,7 +98,7 @@ class Decoder:
 def acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
     total = Acceptance(pair.method.block_size)
     for d in decoded:
-        total.add_answer(d.speculative.accepted, len(d.speculative.ids))
+        total.add_answer(d.speculative.accepted, len(d.speculative.ids), d.speculative.drafted)
     return total
 
 
@@ -113,6 +114,7 @@ def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
     speedups = [d.speedup for d in batches]
     return {
         **acceptance(pair, decoded).to_json(),
+        "draft_tokens": sum(sum(d.speculative.drafted) for d in decoded),
         "prompts": len(decoded),
         "speedup": statistics.median(speedups),
         "speedup_interval": median_interval(speedups),

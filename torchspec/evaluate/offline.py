@@ -5,14 +5,17 @@ from collections import defaultdict
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step, evaluate_expected
 from torchspec.decode.pair import Pair
+from torchspec.evaluate.confidence import counted
 from torchspec.records import Features, Prompt
 
 FIRST_SPAN = 128  # tokens of context; each further span is as long as all before it
 
 
 def measure_offline(pair: Pair, prompt: Prompt, temperature: float) -> dict:
-    """Counts of one conversation, and where it is decoded greedily the walk of every answer: [context before it, length, accepted]."""
-    total, walks = Acceptance(pair.method.block_size), []
+    """Counts of one conversation, and where it is decoded greedily the walk of every answer: [context before it, length, accepted]; and
+    what the draft says of its own drafts.
+    """
+    total, walks, confidence = Acceptance(pair.method.block_size), [], None
     if temperature > 0:
         total = evaluate_expected(pair.method, pair.model, pair.target, [prompt], temperature)
     else:
@@ -23,7 +26,8 @@ def measure_offline(pair: Pair, prompt: Prompt, temperature: float) -> dict:
         for start, (accepted, length) in zip(starts, accepted_per_step(pair.method, pair.model, on_device), strict=True):
             total.add_answer(accepted, length)
             walks.append([start, length, accepted])
-    return {"counts": vars(total), "walks": walks}
+        confidence = counted(pair, on_device) if pair.method.confident else None
+    return {"counts": vars(total), "walks": walks, "confidence": confidence}
 
 
 def total_of(block_size: int, rows: list[dict]) -> Acceptance:

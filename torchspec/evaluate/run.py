@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from torchspec import __version__
-from torchspec.acceptance.walk import Acceptance
 from torchspec.console import console
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
@@ -20,7 +19,9 @@ from torchspec.decode.pair import Pair
 from torchspec.decode.sequence import stop_ids
 from torchspec.errors import ContractError, UserError
 from torchspec.evaluate.break_even import break_even
+from torchspec.evaluate.confidence import print_confidence, reported
 from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, examples
+from torchspec.evaluate.lines import print_acceptance, print_break_even, print_stopped
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
 from torchspec.evaluate.questions import DATA_SETS
 from torchspec.files.contents import folder_key, key
@@ -47,6 +48,7 @@ class Settings:
     serving: Serving | None = None  # servers to measure in as well
     concurrencies: tuple[int, ...] = (1, 8, 32)  # prompts sent to them at a time
     batch_size: int = 1  # prompts decoded together in this process
+    least_survival: float = 0.0  # drafting stops where all drafts up to the next are accepted with less chance; 0: never
 
 
 def evaluate_draft(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict | None = None) -> dict:
@@ -109,7 +111,9 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
     write_results(results, out / RESULTS)
     write_report(out)
     print_results(results, console)
-    _print_break_even(results["break_even"])
+    print_break_even(results["break_even"])
+    if settings.least_survival and decoding:
+        print_stopped(decoding, settings.least_survival, pair.method.block_size - 1)
     if served:
         print_served(served, console)
     wrong = [d for d in all_decoded if d.outcome == "mismatch"]
@@ -130,12 +134,13 @@ def _offline(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, k
         ]
         total = total_of(pair.method.block_size, measured[name])
         console.print(f"offline {name}: τ {total.tau:.3f} on {len(asked)} conversations ({time.perf_counter() - started:.0f} s)")
-        _print_acceptance(total)
+        print_acceptance(total)
+        print_confidence(reported(measured[name]))
     return measured
 
 
 def _decoded(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, kept: Kept) -> dict[str, list[Decoded]]:
-    decoder, decoded = Decoder(pair, settings.max_new_tokens, settings.temperature, settings.seed), {}
+    decoder, decoded = Decoder(pair, settings.max_new_tokens, settings.temperature, settings.seed, settings.least_survival), {}
     for name, asked in prompts.items():
         chosen = spread(asked, settings.decode)
         batches = [chosen[i : i + settings.batch_size] for i in range(0, len(chosen), settings.batch_size)]
@@ -166,31 +171,12 @@ def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
 
 
 def _counts(pair: Pair, rows: list[dict]) -> dict:
-    return {**total_of(pair.method.block_size, rows).to_json(), "prompts": len(rows)}
+    return {**total_of(pair.method.block_size, rows).to_json(), "prompts": len(rows), "confidence": reported(rows)}
 
 
 def _on_policy_share(pair: Pair, opened: dict[str, PromptDataset]) -> float:
     shares = [on_policy_share(pair.target, dataset, SHARE_SAMPLES) for dataset in opened.values()]
     return sum(same for same, _ in shares) / sum(total for _, total in shares)
-
-
-def _print_acceptance(acceptance: Acceptance) -> None:
-    console.print("  accepted by slot   " + "  ".join(f"{k}: {rate:.0%}" for k, rate in enumerate(acceptance.slot_rates, start=1)))
-    most = max(acceptance.histogram)
-    for committed, steps in enumerate(acceptance.histogram[1:], start=1):
-        console.print(f"  {committed:>3} tokens in {steps:>8.0f} steps  {'█' * round(40 * steps / most)}")
-
-
-def _print_break_even(rows: list[dict]) -> None:
-    for row in rows:
-        if not row["measurable"]:
-            where = f"  at concurrency {row['concurrency']:>2} break-even is not measurable"
-            console.print(f"{where}: the same forward varies by {row['noise']:.0%}, more than drafts cost")
-            continue
-        console.print(
-            f"  at concurrency {row['concurrency']:>2} {row['best_draft_tokens']} draft tokens are the best number here: predicted "
-            f"{row['speedup_at_best']:.2f}x at τ {row['tau_at_best']:.2f}; break-even τ {row['tau_needed']:.2f}"
-        )
 
 
 def _protocol(pair: Pair, opened: dict[str, PromptDataset], prompts: dict[str, list[Prompt]], settings: Settings) -> dict:
@@ -217,6 +203,7 @@ def _made_from(pair: Pair, protocol: dict, settings: Settings) -> dict:
         **protocol,
         "draft": folder_key(pair.draft),
         "seed": settings.seed,
+        "least survival": settings.least_survival,
         "hardware": _hardware(pair.target.device),
         "versions": {
             "torchspec": __version__,

@@ -77,7 +77,9 @@ def serving_tensors(weights: dict[str, Tensor], dtype_name: str) -> dict[str, Te
 
 
 def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
-    """Both spellings of the rotary settings and of the block size, and of the head's: readers differ in which they look for."""
+    """Both spellings of the rotary settings and of the block size, and of the head's: readers differ in which they look for. A draft in the
+    format of speculators has its layers' settings a second time, where vLLM looks for them if the top names no model_type.
+    """
     values = config.to_dict()
     values |= method_class(method_of(values)).repeated(values)
     rope = values["rope_parameters"]
@@ -86,6 +88,9 @@ def serving_config(config: PreTrainedConfig, dtype: str) -> dict:
     values["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
     values["dtype"] = dtype
     values.pop("_name_or_path", None)
+    if "speculators_config" in values:
+        values["transformer_layer_config"] = {key: value for key, value in values.items() if not key.startswith("speculators_")}
+        del values["model_type"]
     return values
 
 

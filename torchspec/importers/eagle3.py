@@ -17,11 +17,11 @@ QWEN3 = "Eagle3Qwen3ForCausalLM"  # the one architecture whose layer norms each 
 
 def import_eagle3(folder: Path, values: dict, target: FrozenTarget, draft_tokens: int | None) -> Draft:
     nested = dict(values.get("eagle_config") or {})
-    layer_ids = _layer_ids(values, nested, target.num_layers)
+    layer_ids = captured_layers(values, nested, target.num_layers)
     norm_before_fc = bool(nested.get("norm_before_fc", values.get("norm_before_fc")))
     settings = {
         "num_target_layers": values.get("num_target_layers") or target.num_layers,
-        "ttt_length": draft_tokens or _trained_steps(values),
+        "ttt_length": draft_tokens or trained_tokens(values.get("ttt_length")),
         "draft_vocab_size": None,
         "num_aux_hidden_states": len(layer_ids),
         "eagle_config": {**nested, AUX: layer_ids, "norm_before_fc": norm_before_fc},
@@ -39,7 +39,7 @@ def import_eagle3(folder: Path, values: dict, target: FrozenTarget, draft_tokens
     return Draft("eagle3", config, tensors, reads)
 
 
-def _layer_ids(values: dict, nested: dict, num_target_layers: int) -> list[int]:
+def captured_layers(values: dict, nested: dict, num_target_layers: int) -> list[int]:
     """z-ids. vLLM reads the top level, in layers that have run (z + 1); SGLang the nested list, in z; both have the same default."""
     for_vllm, for_sglang = ([a - 1 for a in values.get(AUX) or ()], list(nested.get(AUX) or ()))
     if for_vllm and for_sglang and for_vllm != for_sglang:
@@ -50,8 +50,7 @@ def _layer_ids(values: dict, nested: dict, num_target_layers: int) -> list[int]:
     return for_vllm or for_sglang or list(default_layer_ids(num_target_layers))
 
 
-def _trained_steps(values: dict) -> int:
-    steps = values.get("ttt_length")
-    if steps is None:
+def trained_tokens(said: int | None) -> int:
+    if said is None:
         console.print(f"the draft's config.json does not say how many tokens to draft: {DRAFT_TOKENS}; --draft-tokens K for another number")
-    return steps or DRAFT_TOKENS
+    return said or DRAFT_TOKENS

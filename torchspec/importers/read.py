@@ -7,17 +7,24 @@ from torchspec.errors import UserError
 from torchspec.importers.block import import_block
 from torchspec.importers.eagle3 import QWEN3, import_eagle3
 from torchspec.importers.own import Draft
+from torchspec.importers.peagle import drafts_at_once, import_peagle
 from torchspec.importers.speculators import is_speculators, unwrapped
 from torchspec.target.frozen import FrozenTarget
 
 READERS = {
     "DFlashDraftModel": partial(import_block, "dflash"),
+    "DFlash2DraftModel": partial(import_block, "dflash2"),
+    "Qwen3DSparkModel": partial(import_block, "dspark"),
+    "DSparkDraftModel": partial(import_block, "dspark"),
+    "LiLiCorrDraftModel": partial(import_block, "lilicorr"),
     "LlamaForCausalLMEagle3": import_eagle3,
     "Eagle3LlamaForCausalLM": import_eagle3,
     QWEN3: import_eagle3,
     "Eagle3MiniMaxM2ForCausalLM": import_eagle3,
     "Eagle3Qwen2_5vlForCausalLM": import_eagle3,
     "Eagle3Qwen3vlForCausalLM": import_eagle3,
+    "PeagleLlamaForCausalLM": import_peagle,
+    "PeagleQwen3ForCausalLM": import_peagle,
     "DominoDraftModel": partial(import_block, "domino"),
 }
 PROJECTORS = {"domino": "DominoDraftModel"}  # the two names of a draft with such a head: projector_type of a DFlashDraftModel, or its own
@@ -33,7 +40,8 @@ def read_draft(folder: Path, values: dict, target: FrozenTarget, draft_tokens: i
     if architecture == "DFlashDraftModel":
         architecture = PROJECTORS.get((values.get("dflash_config") or {}).get("projector_type"), architecture)
     if architecture not in READERS:
-        raise UserError(
-            f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators with DFlash or EAGLE-3"
-        )
-    return READERS[architecture](folder, {**values, "architectures": [architecture]}, target, draft_tokens)
+        raise UserError(f"draft {folder} is a {architecture}; supported are {', '.join(READERS)}, and folders of speculators")
+    read = READERS[architecture]
+    if read is import_eagle3 and drafts_at_once(values):  # nothing but this key tells vLLM's plain folders of both apart
+        read = import_peagle
+    return read(folder, {**values, "architectures": [architecture]}, target, draft_tokens)

@@ -1,11 +1,13 @@
-"""The config.json of vllm-project/speculators in the words of the two formats that it stands for; its tensor names are theirs."""
+"""The config.json of vllm-project/speculators in the words of the formats that it stands for; its tensor names are theirs."""
 
 from torchspec.console import console
 from torchspec.errors import UserError
 from torchspec.methods.config import FULL
-from torchspec.methods.eagle3.format import AUX
+from torchspec.methods.eagle3.format import AUX, NORMS
 
 TYPE = "speculators_model_type"
+DFLASH2 = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
+DSPARK = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
 
 
 def is_speculators(values: dict) -> bool:
@@ -13,10 +15,10 @@ def is_speculators(values: dict) -> bool:
 
 
 def unwrapped(values: dict) -> dict:
-    """-> a config.json of the z-lab format or of an EAGLE-3 checkpoint. Layer ids here are layers that have run, z + 1."""
+    """-> a config.json of the z-lab format, or of an EAGLE-3 or P-EAGLE checkpoint. Layer ids here are layers that have run, z + 1."""
     kind = values[TYPE]
     if kind not in KINDS:
-        raise UserError(f"the draft is a speculators folder of {kind!r}; supported are those of {' and '.join(KINDS)}")
+        raise UserError(f"the draft is a speculators folder of {kind!r}; supported are those of {', '.join(KINDS)}")
     layers = values.get("transformer_layer_config") or {}
     taken = {key: values[key] for key in ("draft_vocab_size", "target_hidden_size") if values.get(key) is not None}
     return {**layers, **taken, **KINDS[kind](values, layers)}
@@ -41,6 +43,24 @@ def _dflash(values: dict, layers: dict) -> dict:
     return {"architectures": ["DFlashDraftModel"], "block_size": block_size, "dflash_config": nested}
 
 
+def _dflash2(values: dict, layers: dict) -> dict:
+    settings = _dflash(values, layers)
+    head = {key: values[key] for key in DFLASH2 if key in values}
+    return {**settings, "architectures": ["DFlash2DraftModel"], "dflash_config": {**settings["dflash_config"], **head}}
+
+
+def _dspark(values: dict, layers: dict) -> dict:
+    """sample_from_anchor: readers take a missing key for false in this format, and for true in all others."""
+    settings = _dflash(values, layers)
+    head = {key: values[key] for key in DSPARK if key in values}
+    if head.get("markov_head_type") == "rnn" and not settings["dflash_config"]["sample_from_anchor"]:
+        raise UserError(
+            "the draft's recurrent Markov head was trained to remember the anchor's row, which no server shows it where "
+            "sample_from_anchor is false; its tau would not be the server's"
+        )
+    return {**settings, "architectures": ["Qwen3DSparkModel"], "dflash_config": {**settings["dflash_config"], **head}}
+
+
 def _eagle3(values: dict, layers: dict) -> dict:
     """norm_before_residual: vLLM takes a missing key for true in this format, and for false in all others."""
     flags = {name: values.get(name, False) for name in ("norm_before_fc", "fc_norm", "norm_output")}
@@ -53,10 +73,21 @@ def _eagle3(values: dict, layers: dict) -> dict:
     }
 
 
+def _peagle(values: dict, layers: dict) -> dict:
+    """norm_before_residual: false where it is missing, unlike EAGLE-3's. norm_output has nothing to go on with."""
+    return {
+        "architectures": ["PeagleQwen3ForCausalLM" if layers.get("model_type") == "qwen3" else "PeagleLlamaForCausalLM"],
+        "num_depths": _proposed(values),
+        "mask_token_id": values.get("mask_token_id"),
+        AUX: values.get(AUX),
+        **{name: values.get(name, False) for name in NORMS},
+    }
+
+
 def _proposed(values: dict) -> int | None:
     """Draft tokens of the first proposal method, which is the one that vLLM serves with."""
     methods = (values.get("speculators_config") or {}).get("proposal_methods") or [{}]
     return methods[0].get("speculative_tokens")
 
 
-KINDS = {"dflash": _dflash, "eagle3": _eagle3}
+KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3, "peagle": _peagle}

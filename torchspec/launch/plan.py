@@ -17,7 +17,7 @@ from torchspec.training.distributed import World
 
 GIB = 2.0**30
 ROOM = 0.93  # share of a GPU's memory that a run can fill: the rest goes to libraries, and to gaps between tensors
-LIGHTER = "fewer draft.num_layers (dflash), a draft.draft_vocab_size (eagle3) or a smaller draft.intermediate_size make it lighter"
+LIGHTER = "fewer draft.num_layers, a draft.draft_vocab_size (not dflash) or a smaller draft.intermediate_size make it lighter"
 CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
 
 

@@ -2,9 +2,9 @@
 
     share = (draft's own + head that it proposes from) / (target's own, of its experts those that a token is sent to, + head)
 
-Embeddings are looked up, not multiplied with, and count in neither. It is the cost of one row in one forward; a DFlash draft takes one
-forward per block, an EAGLE-3 draft one per drafted token. The target's parameters are counted in its files as they are stored. Five
-layers of Qwen3-8B's own shape, the default, are at 22% of Qwen3-8B.
+Embeddings are looked up, not multiplied with, and count in neither. It is the cost of one row in one forward; a DFlash or P-EAGLE draft
+takes one forward per block, an EAGLE-3 draft one per drafted token. The target's parameters are counted in its files as they are
+stored. Five layers of Qwen3-8B's own shape, the default, are at 22% of Qwen3-8B.
 """
 
 from math import prod

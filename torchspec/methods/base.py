@@ -39,6 +39,7 @@ class Method(Protocol):
     layer_ids: tuple[int, ...]  # z-ids of the captured target layers
     block_size: int  # most tokens committed per target forward
     head: tuple[str, ...]  # patterns of parameters that a draft of another method lacks, and that start afresh where it is gone on with
+    confident: bool  # it says how likely a draft is accepted; then it has `temperatures`, `confidences`, and drafters that stop early
     meaning: dict[str, tuple[str, ...]]  # setting of the config.json -> parameters that are others with another value, whatever their shape
 
     @classmethod

@@ -22,15 +22,24 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def sample_anchors(batch: Batch, num_anchors: int, block_size: int, seed: int) -> BlockLayout:
-    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order; on the host.
+    """Up to `num_anchors` positions t of each document with m_t = m_{t+1} = 1, without replacement, in ascending order; on the host."""
+    return laid_out(draw_anchors(batch, num_anchors, seed), batch, block_size)
 
-    The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws the same.
+
+def draw_anchors(batch: Batch, num_anchors: int, seed: int) -> list[Tensor]:
+    """Those of each document [n]. The draw depends on (seed, epoch, sample) alone, not on the batch: a resumed or re-sharded run draws
+    the same.
     """
     drawn = []
     for index, loss_mask in zip(batch.indices, batch.loss_mask.split(batch.lengths), strict=True):
         candidates = (loss_mask[:-1] & loss_mask[1:]).nonzero().flatten()
         order = torch.randperm(len(candidates), generator=seeded(seed, batch.epoch, index))
         drawn.append(candidates[order[:num_anchors]].sort().values)
+    return drawn
+
+
+def laid_out(drawn: list[Tensor], batch: Batch, block_size: int) -> BlockLayout:
+    """Blocks at the anchors drawn for each document of a batch; what documents with fewer lack is invalid."""
     count = padded(max(1, *map(len, drawn), 1), batch.context.is_cuda)
     anchors, valid = torch.zeros(len(drawn), count, dtype=torch.int64), torch.zeros(len(drawn), count, dtype=torch.bool)
     for n, positions in enumerate(drawn):

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.dflash2.config import DFlash2Config
 from torchspec.methods.domino.config import DominoConfig
+from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.lilicorr.config import LiLiCorrConfig
+from torchspec.methods.peagle.config import PeagleConfig
 
 
 @dataclass(frozen=True)
@@ -14,13 +18,18 @@ class Entry:
     config: type[BaseModel]  # the `draft` section of a run
     implementation: str  # module:class, imported when needed
     architecture: str  # in the config.json of its drafts
+    served_as: str | None = None  # its name in servers, where they have another
     projector: str | None = None  # dflash_config.projector_type, where it alone tells them from another method's of that architecture
 
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
-    "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", "domino"),
+    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel", served_as="dflash"),
+    "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
+    "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
+    "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", "dflash", "domino"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
+    "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchspec.acceptance.sampling import Sampler, largest
+from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.nn.packed import product
 from torchspec.target.frozen import FrozenTarget
@@ -50,6 +51,15 @@ class DraftVocabulary:
 
 def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:
     return DraftVocabulary(target.head, torch.arange(len(target.head), device=target.head.device))
+
+
+def frequent_vocabulary(target: FrozenTarget, dataset: PromptDataset, size: int) -> tuple[DraftVocabulary, float]:
+    """The most frequent tokens of the supervised text, and the share of it that they are."""
+    counts = dataset.token_counts(len(target.head), supervised=True)
+    ids = frequent_tokens(counts, size)
+    coverage = float(counts[ids].sum() / counts.sum())
+    ids = ids.to(target.head.device)
+    return DraftVocabulary(target.head[ids], ids), coverage
 
 
 class FrozenHead(nn.Module):

@@ -8,6 +8,7 @@ would have accepted, to the last token, without decoding.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,21 +31,48 @@ class Walk:
         slot, self.slot = self.slot, self.slot + 1
         return self.project(self.states[:, slot]) if self.at_once is None else self.at_once[slot : slot + 1]
 
+    def confidence(self, before: Tensor) -> Tensor:
+        """The token before the next slot [n] -> float32 logits [n] of the chance that the slot's draft is accepted if those before it are.
+
+        Only of methods with such a head. It must not depend on what the slot will propose: an end chosen by that would bias the text.
+        """
+        raise NotImplementedError("this draft has no confidence head")
+
     def keep(self, blocks: Tensor) -> None:
         """The blocks [m] that go on, one or more."""
         self.states = self.states[blocks]
 
 
-def draft(walk: Walk, before: Tensor, vocabulary: DraftVocabulary, sampler: Sampler, size: int) -> tuple[Tensor, Tensor | None]:
+@dataclass(frozen=True)
+class Stop:
+    """Where the drafting of a single block ends before its last slot."""
+
+    least: float  # chance that all drafts up to the next are accepted; below, the next is not drafted
+    temperatures: list[float]  # that the logits of each slot's confidence are divided by
+
+    def survival(self, walk: Walk, before: Tensor) -> float:
+        """The chance of the next slot alone."""
+        return float((walk.confidence(before) / self.temperatures[walk.slot]).sigmoid())
+
+
+def draft(
+    walk: Walk, before: Tensor, vocabulary: DraftVocabulary, sampler: Sampler, size: int, stop: Stop | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The proposals after the anchors `before` [n] -> target ids [n, S], each drawn after the one before it, and what they were drawn
-    from, [n, S, V]; none where greedy. size: V.
+    from, [n, S, V]; none where greedy. size: V. stop: of one block, whose proposals may then be fewer, or none.
     """
-    tokens, laws = [], []
+    tokens, laws, survival = [before.new_empty(len(before), 0)], [], 1.0
     for _ in range(walk.states.shape[1]):
+        if stop is not None:
+            survival *= stop.survival(walk, before)
+            if survival < stop.least:
+                break
         before, q = vocabulary.choose(walk.logits(before), sampler, size)
-        tokens.append(before)
+        tokens.append(before[:, None])
         laws.append(q)
-    return torch.stack(tokens, 1), None if laws[0] is None else torch.stack(laws, 1)
+    if sampler.temperature == 0:
+        return torch.cat(tokens, 1), None
+    return torch.cat(tokens, 1), torch.stack(laws, 1) if laws else walk.states.new_empty(len(before), 0, size, dtype=torch.float32)
 
 
 def matches(walk: Walk, before: Tensor, text: Tensor, vocabulary: DraftVocabulary) -> Tensor:
@@ -62,6 +90,18 @@ def matches(walk: Walk, before: Tensor, text: Tensor, vocabulary: DraftVocabular
         before = text[right, slot]
         walk.keep(agrees.nonzero().flatten())
     return count
+
+
+def confidences(walk: Walk, before: Tensor, text: Tensor, vocabulary: DraftVocabulary) -> tuple[Tensor, Tensor]:
+    """The text after the anchors `before` [n], [n, S] -> logits [n, S] of the confidence in greedy drafts, and bool [n, S]: are they, and
+    all before them, the text's tokens.
+    """
+    logits, right = [], []
+    for tokens in text.T:
+        logits.append(walk.confidence(before))
+        before = vocabulary.largest(walk.logits(before))
+        right.append(before == tokens)
+    return torch.stack(logits, 1), torch.stack(right, 1).cumprod(1).bool()
 
 
 def log_probabilities(walk: Walk, before: Tensor, text: Tensor, vocabulary: DraftVocabulary, temperature: float) -> Tensor:

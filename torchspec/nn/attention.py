@@ -14,6 +14,7 @@ Legend: N documents, T context rows, A blocks per document, B slots, R = N*A*B d
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,18 +108,25 @@ def structured_attention(
     return torch.cat(output)
 
 
-def flex_block_mask(layout: BlockLayout, slots: int, own: int, sight: Sight = WHOLE) -> BlockMask:
-    """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]; an invalid block sees only itself.
+class Seen(NamedTuple):
+    """The keys that each row sees: two intervals, begin to end of the context and own_begin to own_end of its block; int32 [rows]."""
 
-    slots Q, own S: rows that ask and own rows of each block. A row sees two intervals of keys, and its tiles follow from their ends:
-    rows x tiles, where evaluating the rule for every pair of rows takes gigabytes at 512 blocks of 16. The rule captures tensors
-    only: a captured number would be compiled in, and the number of context rows is another one in every batch.
+    begin: Tensor
+    end: Tensor
+    own_begin: Tensor
+    own_end: Tensor
+
+
+def seen_by_blocks(layout: BlockLayout, slots: int, own: int, sight: Sight, first: int) -> Seen:
+    """The same rule as intervals. slots Q, own S: rows that ask and own rows of each block; first: of all own rows, among the keys.
+
+    An invalid block sees only itself.
     """
     device, total, blocks = layout.anchors.device, sum(layout.lengths), layout.anchors.numel()
     slot = torch.arange(slots, device=device)
     start = layout.starts.repeat_interleave(layout.anchors.shape[1])[:, None]  # [N*A, 1] first context row of the document
     anchor = start + (layout.anchors * layout.valid).reshape(-1, 1)  # and the first that the block must not see
-    block = total + own * torch.arange(blocks, device=device)[:, None]  # its first own row
+    block = first + own * torch.arange(blocks, device=device)[:, None]  # its first own row
     back = total + slots + own if sight.window is None else sight.window - 1  # rows before itself that a row sees, or more than there are
     forward = 0 if sight.causal else back
     ends = (
@@ -126,12 +134,28 @@ def flex_block_mask(layout: BlockLayout, slots: int, own: int, sight: Sight = WH
         block + (slot - back).clamp(min=0), block + (slot + 1 + forward).clamp(max=own),
     )  # fmt: skip
     # [N*A*Q]; contiguous, since a single block's would have a stride of its own, and that would be compiled anew
-    begin, end, own_begin, own_end = (x.int().expand(blocks, slots).contiguous().flatten() for x in ends)
+    return Seen(*(x.int().expand(blocks, slots).contiguous().flatten() for x in ends))
+
+
+def flex_block_mask(layout: BlockLayout, slots: int, own: int, sight: Sight = WHOLE) -> BlockMask:
+    """The same rule as a BlockMask over KV = [T context rows ; N*A*S own rows]."""
+    total = sum(layout.lengths)
+    return flex_mask(seen_by_blocks(layout, slots, own, sight, total), total + layout.anchors.numel() * own)
+
+
+def flex_mask(seen: Seen, keys: int) -> BlockMask:
+    """The BlockMask of rows that see two intervals of keys.
+
+    Its tiles follow from their ends: rows x tiles, where evaluating the rule for every pair of rows takes gigabytes at 512 blocks of
+    16. The rule captures tensors only: a captured number would be compiled in, and the number of context rows is another one in every
+    batch.
+    """
+    begin, end, own_begin, own_end = seen
 
     def visible(batch, head, query, key):
         return ((key >= begin[query]) & (key < end[query])) | ((key >= own_begin[query]) & (key < own_end[query]))
 
-    rows, keys = blocks * slots, total + blocks * own
+    rows, device = len(begin), begin.device
     some, every = (torch.zeros(-(-rows // TILE), -(-keys // TILE), dtype=torch.int32, device=device) for _ in range(2))
     tile = TILE * torch.arange(some.shape[1], device=device)  # first key of each tile
     intervals = [(x[:, None], y[:, None]) for x, y in ((begin, end), (own_begin, own_end))]

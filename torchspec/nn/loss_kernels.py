@@ -61,13 +61,13 @@ def _losses(
         if TAUGHT:
             y = tl.load(targets + place, mask=inside, other=float("-inf")).to(tl.float32)
             peak_p, total_p = _more(y + shift, peak_p, total_p)
-    norm_q, norm_p = peak_q + tl.log(total_q), peak_p + tl.log(total_p)
+    norm_q = peak_q + tl.log(total_q)
     scale, value = ce, 0.0
     if LABELLED:
         value = ce * (norm_q - label_logit)
         tl.store(cross_entropy + row, norm_q - label_logit)
     if TAUGHT:
-        divergence, same, rising = 0.0, 0.0, 0.0
+        norm_p, divergence, same, rising = peak_p + tl.log(total_p), 0.0, 0.0, 0.0
         for start in range(0, size, BLOCK):
             place = start + tl.arange(0, BLOCK)
             inside = place < size

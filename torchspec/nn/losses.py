@@ -41,6 +41,7 @@ class HeadLosses:
     cross_entropy: Tensor | None  # [r] float32, of the labels, in nats; none without labels
     overlap: Tensor | None  # [r] float32, sum of min(p, q): the chance of acceptance; none without a teacher
     predictions: Tensor  # [r] int64, the row of the head with the largest logit, corrected but without bias
+    best: Tensor | None = None  # [r, K] int64, the K largest of them in descending order, where more than one was asked for
 
 
 def head_losses(
@@ -52,6 +53,7 @@ def head_losses(
     teacher: Teacher | None = None,
     bias: Tensor | None = None,
     correction: Correction | None = None,
+    best: int = 1,
 ) -> HeadLosses:
     """A weighted mixture of losses of q = softmax(hidden @ head.T + factor @ readout.T + bias), softmax and logarithm in float32.
 
@@ -63,16 +65,18 @@ def head_losses(
 
     hidden [r, H] (leave rows of weight zero out), head [V, H] and bias [V] without gradient, labels [r] int64, of no use without ce but for
     the report. With a pruned head both p and q run over its V rows. A bias says how many tokens a row stands for, hence it is p's as well.
+    best: K, how many of the largest logits are named; which they are has no gradient.
 
     Without a correction the gradients of single losses are finished when this returns: a loss may be weighted by what the losses are. A
     readout's gradient needs those weights, so with a correction the backward pass computes the logits once more, a third product with the
     head beside two (and a second one of the teacher); memory is a chunk in both passes.
     """
     _check(mixture, labels, teacher)
-    work = _Work(head, labels, mixture, teacher, bias)
+    named = hidden.new_empty(len(hidden), best, dtype=torch.int64) if best > 1 else None
+    work = _Work(head, labels, mixture, teacher, bias, named)
     if correction is None:
-        return HeadLosses(*_Finished.apply(hidden, work))
-    return HeadLosses(*_Recomputed.apply(hidden, correction.factor, correction.readout, work))
+        return HeadLosses(*_Finished.apply(hidden, work), named)
+    return HeadLosses(*_Recomputed.apply(hidden, correction.factor, correction.readout, work), named)
 
 
 def _check(mixture: dict[str, float], labels: Tensor | None, teacher: Teacher | None) -> None:
@@ -102,6 +106,7 @@ class _Work:
     mixture: dict[str, float]
     teacher: Teacher | None
     bias: Tensor | None
+    best: Tensor | None  # [r, K], filled in
 
     def empty(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """For the fields of HeadLosses."""
@@ -116,7 +121,7 @@ class _Work:
 
         Memory is touched once: a chunk of logits in the model's dtype, overwritten by its own gradient.
         """
-        chunk, arithmetic = _rows_at_a_time(self.head), _arithmetic(self.head)
+        chunk, arithmetic = rows_at_a_time(self.head), _arithmetic(self.head)
         size = min(chunk, len(hidden))
         logits, targets = (self.head.new_empty(n, len(self.head)) for n in (size, 0 if self.teacher is None else size))
         for start in range(0, len(hidden), chunk):
@@ -126,6 +131,8 @@ class _Work:
             torch.mm(hidden[part], self.head.T, out=rows)
             if factor is not None:
                 rows.addmm_(factor[part], readout.T)
+            if self.best is not None:
+                self.best[part] = rows.topk(self.best.shape[1]).indices
             labels, *out = (None if x is None else x[part] for x in (self.labels, *found))
             arithmetic.losses_(rows, self.bias, labels, target, row, self.mixture, *out)
             yield part, rows
@@ -172,11 +179,8 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, weights, *_):
         (hidden, factor, readout), work = ctx.saved_tensors, ctx.work
-        of_hidden, of_factor, of_readout = (
-            torch.empty_like(hidden),
-            torch.empty_like(factor),
-            torch.zeros_like(readout, dtype=torch.float32),
-        )
+        of_hidden, of_factor = torch.empty_like(hidden), torch.empty_like(factor)
+        of_readout = torch.zeros_like(readout, dtype=torch.float32)
         for part, slope in work.slopes(work.empty(hidden), hidden, factor, readout):
             torch.mm(slope, work.head, out=of_hidden[part])
             torch.mm(slope, readout, out=of_factor[part])
@@ -189,7 +193,7 @@ def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
     return (rows * weights[:, None]).to(rows.dtype)
 
 
-def _rows_at_a_time(head: Tensor) -> int:
+def rows_at_a_time(head: Tensor) -> int:
     return CUDA_CHUNK_ROWS if head.is_cuda else max(1, CHUNK_ELEMENTS // len(head))
 
 

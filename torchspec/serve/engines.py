@@ -36,13 +36,17 @@ def _get(url: str, path: str) -> dict:
     return requests.get(f"{url}/{path}", timeout=60).json()
 
 
+VLLM_METHODS = {"peagle": {"method": "eagle3", "parallel_drafting": True}}  # those that it calls otherwise
+
+
 def _vllm_arguments(target: Path, dtype: str) -> list[str]:
     """No prefix cache: a prompt that is asked twice would cost nothing the second time. Sampling by our settings alone."""
     return ["--model", str(target), "--dtype", dtype, "--no-enable-prefix-caching", "--generation-config", "vllm"]
 
 
 def _vllm_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    return ["--speculative-config", json.dumps({"method": method, "model": str(draft), "num_speculative_tokens": tokens})]
+    named = VLLM_METHODS.get(method, {"method": method})
+    return ["--speculative-config", json.dumps({**named, "model": str(draft), "num_speculative_tokens": tokens})]
 
 
 def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
@@ -61,11 +65,8 @@ def _sglang_arguments(target: Path, dtype: str) -> list[str]:
     return ["--model-path", str(target), "--dtype", dtype, "--disable-radix-cache", "--sampling-defaults", "openai"]
 
 
-SGLANG_METHODS = {"domino": "dflash"}  # those that it tells apart by the folder
-
-
 def _sglang_draft(draft: Path, method: str, tokens: int) -> list[str]:
-    words = ["--speculative-algorithm", SGLANG_METHODS.get(method, method).upper(), "--speculative-draft-model-path", str(draft)]
+    words = ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(draft)]
     words += ["--speculative-num-draft-tokens", str(tokens + 1)]  # SGLang counts the anchor, or the tree's root
     return [*words, "--speculative-num-steps", str(tokens), "--speculative-eagle-topk", "1"] if method == "eagle3" else words
 

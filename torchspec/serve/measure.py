@@ -20,7 +20,7 @@ from torchspec.decode.sequence import first_difference
 from torchspec.errors import UserError
 from torchspec.files.kept import Kept
 from torchspec.methods.base import Method, check_served
-from torchspec.methods.registry import method_of
+from torchspec.methods.registry import METHODS, method_of
 from torchspec.records import Prompt
 from torchspec.serve.client import rates
 from torchspec.serve.options import Serving
@@ -57,7 +57,7 @@ def measure_served(pair: Pair, asked: Asked, concurrencies: list[int], serving: 
 
 def served_by(method: Method, draft: Path, target: Path, dtype: torch.dtype) -> Served:
     name = method_of(method.config.to_dict())
-    return Served(target, draft, name, method.block_size - 1, str(dtype).removeprefix("torch."))
+    return Served(target, draft, METHODS[name].served_as or name, method.block_size - 1, str(dtype).removeprefix("torch."))
 
 
 def answers_of(side: list[Measured]) -> list[list[int]]:

@@ -10,14 +10,14 @@ from torchspec.training.config import TrainingConfig
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices and AdamW for norms and tables of tokens. Weight decay on matrices and tables.
+    """AdamW for everything, or Muon for the matrices and AdamW for all else. Weight decay on matrices and tables of tokens.
 
     Muon's updates are scaled to AdamW's size (`match_rms_adamw`), so that both read the same learning rates.
     """
     tables = [p for module in model.modules() if isinstance(module, TokenTable) for p in module.parameters(recurse=False)]
     rows_of_tokens = {id(p) for p in tables}
-    matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in rows_of_tokens]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in rows_of_tokens]
+    others = [p for p in model.parameters() if p.dim() != 2]
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "muon":
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

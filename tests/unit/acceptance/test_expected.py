@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from tests.unit.decode.drafters import FirstChoice
-from tests.unit.tiny import NEVER, B, answered, lively, make_eagle3, overfit, random_prompt
+from tests.unit.tiny import NEVER, B, answered, lively, make_eagle3, make_method, overfit, random_prompt
 from torchspec.acceptance import sampling
 from torchspec.acceptance.expected import add_expected
 from torchspec.acceptance.sampling import Sampler
 from torchspec.acceptance.walk import Acceptance, walk
+from torchspec.capture.hf import HFCapture
 from torchspec.decode import offline
+from torchspec.decode.batch import speculative_together
 from torchspec.decode.offline import acceptance_probabilities, evaluate_expected, evaluate_offline, read
 from torchspec.decode.sequence import plain_decode, speculative_decode
+from torchspec.methods.base import Method
 from torchspec.records import Prompt
 
 
@@ -121,23 +124,39 @@ def test_near_temperature_zero_it_is_the_greedy_tau(name, request):
 ANSWERS, TOKENS = 40, 60
 
 
-@pytest.fixture(params=["dflash", "eagle3, pruned"])
-def case(request, tiny_target):
-    """Method, oracle and a draft with a law of its own, quite another one than the target's."""
-    if request.param == "dflash":
-        method, oracle = request.getfixturevalue("tiny_method"), request.getfixturevalue("tiny_oracle")
-        return method, oracle, lively(method.skeleton())
-    method, oracle = make_eagle3(tiny_target, ids=torch.arange(0, 64, 2)), request.getfixturevalue("eagle3_oracle")
+Case = tuple[Method, HFCapture, torch.nn.Module]
+
+
+@pytest.fixture(scope="module")
+def dflash(tiny_target, tiny_oracle) -> Case:
+    """Method, oracle and a draft with a law of its own, quite another one than the target's. One layer: the law is the sampler's work."""
+    method = make_method(tiny_target, num_layers=1)
+    return method, tiny_oracle, lively(method.skeleton())
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_target, eagle3_oracle) -> Case:
+    method = make_eagle3(tiny_target, ids=torch.arange(0, 64, 2))
     model = lively(method.skeleton())
     model.keep(method.vocabulary)
-    return method, oracle, model
+    return method, eagle3_oracle, model
 
 
-def decoded(method, oracle, model, temperature: float) -> list[tuple[Prompt, Acceptance]]:
-    drafter, results = method.drafter(model), []
-    for seed in range(ANSWERS):
-        prompt = random_prompt(seed % 4, 8)
-        answer = speculative_decode(oracle, drafter, prompt, TOKENS, NEVER, Sampler(temperature, seed))
+@pytest.fixture(scope="module", params=["dflash", "pruned"])
+def case(request) -> Case:
+    return request.getfixturevalue(request.param)
+
+
+def decoded(case: Case, answers: int = ANSWERS, drafting=lambda drafter: drafter) -> list[tuple[Prompt, Acceptance]]:
+    """At temperature 1. Together, which saves three target forwards of four; the first one is written alone as well."""
+    method, oracle, model = case
+    prompts = [random_prompt(seed % 4, 8) for seed in range(answers)]
+    drafters = [drafting(method.drafter(model)) for _ in prompts]
+    together = speculative_together(oracle, drafters, prompts, TOKENS, NEVER, [Sampler(1.0, seed) for seed in range(answers)])
+    alone = speculative_decode(oracle, drafters[0], prompts[0], TOKENS, NEVER, Sampler(1.0, 0))
+    assert (alone.ids, alone.accepted) == (together[0].ids, together[0].accepted)
+    results = []
+    for seed, (prompt, answer) in enumerate(zip(prompts, together, strict=True)):
         text = Prompt(seed, torch.cat((prompt, torch.tensor(answer.ids))), torch.arange(8 + TOKENS) >= 8)
         results.append((text, Acceptance(B).add_answer(answer.accepted, TOKENS)))
     return results
@@ -154,8 +173,9 @@ def surprise(oracle, texts: list[Prompt], temperature: float) -> float:
     return total / math.sqrt(variance)
 
 
-def disagreement(method, oracle, model, results: list[tuple[Prompt, Acceptance]], temperature: float) -> float:
+def disagreement(case: Case, results: list[tuple[Prompt, Acceptance]], temperature: float) -> float:
     """Counts of decoding minus those expected given its text, in standard errors over answers; the largest of steps and slots."""
+    method, oracle, model = case
     rows = []
     for text, counted in results:
         predicted = numbers(evaluate_expected(method, model, oracle, [text], temperature))
@@ -166,12 +186,11 @@ def disagreement(method, oracle, model, results: list[tuple[Prompt, Acceptance]]
 
 def test_decoding_keeps_the_law_and_takes_the_steps_that_its_text_says(case):
     """Normal approximation: one of these 5 numbers is beyond 5 with a probability of 3e-6."""
-    method, oracle, model = case
-    results = decoded(method, oracle, model, 1.0)
+    results = decoded(case)
     assert 1.1 < sum(a.tokens for _, a in results) / sum(a.steps for _, a in results) < B - 1
-    assert abs(surprise(oracle, [text for text, _ in results], 1.0)) < 5
-    assert disagreement(method, oracle, model, results, 1.0) < 5
-    assert disagreement(method, oracle, model, results, 0.5) > 5  # planted: offline at another temperature than was decoded at
+    assert abs(surprise(case[1], [text for text, _ in results], 1.0)) < 5
+    assert disagreement(case, results, 1.0) < 5
+    assert disagreement(case, results, 0.5) > 5  # planted: offline at another temperature than was decoded at
 
 
 def test_drafts_that_are_no_draws_are_accepted_where_the_sampled_text_holds_them(case):
@@ -180,23 +199,19 @@ def test_drafts_that_are_no_draws_are_accepted_where_the_sampled_text_holds_them
     Oracle: rejection sampling with a draft whose probability is 1.
     """
     method, oracle, model = case
-    drafter, counted, texts = FirstChoice(method.drafter(model)), Acceptance(B), []
-    for seed in range(ANSWERS // 4):  # exact, so that few answers show it
-        prompt = random_prompt(seed % 4, 8)
-        answer = speculative_decode(oracle, drafter, prompt, TOKENS, NEVER, Sampler(1.0, seed))
-        texts.append(Prompt(seed, torch.cat((prompt, torch.tensor(answer.ids))), torch.arange(8 + TOKENS) >= 8))
-        counted.add_answer(answer.accepted, TOKENS)
+    results = decoded(case, ANSWERS // 4, FirstChoice)  # exact, so that few answers show it
+    texts, counted = [text for text, _ in results], sum(numbers(counts) for _, counts in results)
     assert abs(surprise(oracle, texts, 1.0)) < 5
-    assert numbers(evaluate_offline(method, model, oracle, texts)).tolist() == numbers(counted).tolist()
-    assert 1.01 < counted.tau < 0.97 * evaluate_expected(method, model, oracle, texts, 1.0).tau
+    assert torch.equal(numbers(evaluate_offline(method, model, oracle, texts)), counted)
+    tau = counted[1] / counted[0]
+    assert 1.01 < tau < 0.97 * evaluate_expected(method, model, oracle, texts, 1.0).tau
 
 
-def test_a_planted_draw_from_the_target_in_place_of_the_residual_is_found(tiny_method, tiny_oracle, monkeypatch):
+def test_a_planted_draw_from_the_target_in_place_of_the_residual_is_found(dflash, monkeypatch):
     monkeypatch.setattr(sampling, "residual", lambda p, q: p)
-    model = lively(tiny_method.skeleton())
-    results = decoded(tiny_method, tiny_oracle, model, 1.0)
-    assert abs(surprise(tiny_oracle, [text for text, _ in results], 1.0)) > 5
-    assert disagreement(tiny_method, tiny_oracle, model, results, 1.0) > 5
+    results = decoded(dflash)
+    assert abs(surprise(dflash[1], [text for text, _ in results], 1.0)) > 5
+    assert disagreement(dflash, results, 1.0) > 5
 
 
 def test_a_seed_decides_the_answer_and_stop_and_cap_hold(tiny_method, tiny_oracle):

@@ -9,68 +9,11 @@ import torch
 from tests.unit.capture.conftest import REAL_LAYERS
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
-from torchspec.capture.check import CHECK_EVERY, NextTokenCheck, capture_checks, check_features, check_law
+from torchspec.capture.check import CHECK_EVERY, NextTokenCheck, capture_checks, check_features, check_law, compare_features
 from torchspec.errors import ContractError, EngineMismatch
 from torchspec.nn.logits import LogitLaw
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
-
-
-def features_of(prompt: Prompt, states, layers: tuple[int, ...], labels: tuple[int, ...]) -> Features:
-    return Features(prompt, torch.cat([states[z + 1] for z in layers], dim=-1), labels, "planted")
-
-
-def test_the_honest_target_passes_every_check(real_oracle, real_target, real_prompt):
-    capture_checks(real_oracle, real_target, [real_prompt])
-
-
-def test_other_rounding_is_no_difference(real_oracle, real_prompt, real_states):
-    """One more rounding to bfloat16 moves a value by up to 2^-8 of itself, either way."""
-    g = torch.Generator().manual_seed(0)
-    honest = features_of(real_prompt, real_states, REAL_LAYERS, REAL_LAYERS)
-    noise = 1 + (torch.rand(honest.context.shape, generator=g) * 2 - 1) * 2**-7
-    check_features(replace(honest, context=(honest.context.float() * noise).to(torch.bfloat16)), real_oracle)
-
-
-@pytest.mark.parametrize("z", range(28))  # real_states hold the output of layer 29 behind the final norm only
-def test_a_layer_id_that_is_off_by_one_is_named_at_every_layer(real_oracle, real_prompt, real_states, z):
-    """Captured z + 1, called z: what a backend does that counts "layers already run" where z-ids are meant."""
-    with pytest.raises(ContractError, match=f"layer {z} .*they are the output of layer {z + 1}, so the layer-id convention is off"):
-        check_features(features_of(real_prompt, real_states, (z + 1,), (z,)), real_oracle)
-
-
-def test_the_embedding_called_layer_zero_is_named(real_oracle, real_prompt, real_states):
-    with pytest.raises(ContractError, match="layer 0 .*they are the output of layer -1"):
-        check_features(features_of(real_prompt, real_states, (-1,), (0,)), real_oracle)
-
-
-@pytest.mark.parametrize("row", [0, 1, 40, 95])
-@pytest.mark.parametrize("z", [1, 15, 27])
-def test_a_single_stale_row_is_noticed(real_oracle, real_prompt, real_states, z, row):
-    """A row of another position, as a prefix cache or a reused buffer leaves behind."""
-    planted = features_of(real_prompt, real_states, (z,), (z,))
-    context = planted.context.clone()
-    context[row] = planted.context[(row + 7) % 96]
-    with pytest.raises(ContractError, match=f"features of layer {z} captured by planted differ"):
-        check_features(replace(planted, context=context), real_oracle)
-
-
-def test_rows_that_are_shifted_by_one_token_are_noticed(real_oracle, real_prompt, real_states):
-    planted = features_of(real_prompt, real_states, (1, 15), (1, 15))
-    with pytest.raises(ContractError, match="no layer's output matches"):
-        check_features(replace(planted, context=planted.context.roll(1, dims=0)), real_oracle)
-
-
-def test_the_last_layer_is_compared_before_the_final_norm(real_oracle, real_prompt, real_states, last):
-    """EAGLE-3 captures it; HF's own hidden_states hold it behind the norm, and so does a backend that takes it too late."""
-    check_features(Features(real_prompt, last[0], (29,), "honest"), real_oracle)
-    with pytest.raises(ContractError, match="features of layer 29 captured by planted differ"):
-        check_features(features_of(real_prompt, real_states, (29,), (29,)), real_oracle)
-
-
-def test_swapped_column_blocks_are_noticed_and_named(real_oracle, real_prompt, real_states):
-    with pytest.raises(ContractError, match="features of layer 1 .*they are the output of layer 8"):
-        check_features(features_of(real_prompt, real_states, (8, 1), (1, 8)), real_oracle)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +26,75 @@ def last(real_oracle, real_prompt) -> tuple[torch.Tensor, torch.Tensor]:
     hook.remove()
     state = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
     return state.view(len(real_prompt.ids), -1), logits
+
+
+@pytest.fixture(scope="module")
+def states(real_states, last) -> tuple[torch.Tensor, ...]:
+    """What every planted bug is compared with, computed once: `check_features` runs the target for them, which takes a second."""
+    return (*real_states[:-1], last[0])
+
+
+@pytest.fixture
+def planted(real_prompt, states):
+    """Features of some layers under the names of others."""
+
+    def planted(layers: tuple[int, ...], labels: tuple[int, ...], source=states) -> Features:
+        return Features(real_prompt, torch.cat([source[z + 1] for z in layers], dim=-1), labels, "planted")
+
+    return planted
+
+
+def test_the_honest_target_passes_every_check(real_oracle, real_target, real_prompt):
+    capture_checks(real_oracle, real_target, [real_prompt])
+
+
+def test_other_rounding_is_no_difference(planted, states):
+    """One more rounding to bfloat16 moves a value by up to 2^-8 of itself, either way."""
+    g = torch.Generator().manual_seed(0)
+    honest = planted(REAL_LAYERS, REAL_LAYERS)
+    noise = 1 + (torch.rand(honest.context.shape, generator=g) * 2 - 1) * 2**-7
+    compare_features(replace(honest, context=(honest.context.float() * noise).to(torch.bfloat16)), states)
+
+
+@pytest.mark.parametrize("z", range(29))
+def test_a_layer_id_that_is_off_by_one_is_named_at_every_layer(planted, states, z):
+    """Captured z + 1, called z: what a backend does that counts "layers already run" where z-ids are meant."""
+    with pytest.raises(ContractError, match=f"layer {z} .*they are the output of layer {z + 1}, so the layer-id convention is off"):
+        compare_features(planted((z + 1,), (z,)), states)
+
+
+def test_the_embedding_called_layer_zero_is_named(planted, states):
+    with pytest.raises(ContractError, match="layer 0 .*they are the output of layer -1"):
+        compare_features(planted((-1,), (0,)), states)
+
+
+@pytest.mark.parametrize("row", [0, 1, 40, 95])
+@pytest.mark.parametrize("z", [1, 15, 27])
+def test_a_single_stale_row_is_noticed(planted, states, z, row):
+    """A row of another position, as a prefix cache or a reused buffer leaves behind."""
+    honest = planted((z,), (z,))
+    context = honest.context.clone()
+    context[row] = honest.context[(row + 7) % 96]
+    with pytest.raises(ContractError, match=f"features of layer {z} captured by planted differ"):
+        compare_features(replace(honest, context=context), states)
+
+
+def test_rows_that_are_shifted_by_one_token_are_noticed(planted, states):
+    honest = planted((1, 15), (1, 15))
+    with pytest.raises(ContractError, match="no layer's output matches"):
+        compare_features(replace(honest, context=honest.context.roll(1, dims=0)), states)
+
+
+def test_the_last_layer_is_compared_before_the_final_norm(real_oracle, real_states, planted, states):
+    """EAGLE-3 captures it; HF's own hidden_states hold it behind the norm, and so does a backend that takes it too late."""
+    check_features(planted((29,), (29,)), real_oracle)
+    with pytest.raises(ContractError, match="features of layer 29 captured by planted differ"):
+        compare_features(planted((29,), (29,), real_states), states)
+
+
+def test_swapped_column_blocks_are_noticed_and_named(planted, states):
+    with pytest.raises(ContractError, match="features of layer 1 .*they are the output of layer 8"):
+        compare_features(planted((8, 1), (1, 8)), states)
 
 
 def test_final_norm_and_head_over_the_last_state_give_the_targets_own_logits(real_target, last):

@@ -169,7 +169,7 @@ def test_bad_rows_name_their_reason(chat_format, name, messages, reason):
         chat.encode(chat.texts(messages))
 
 
-def test_target_without_chat_template(target_folder, other_target):
+def test_target_without_chat_template(other_target):
     (other_target / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"other has no chat template.*put the model's chat_template.jinja"):
         ChatFormat.load(other_target, None, False)

@@ -17,8 +17,8 @@ OWN = 2  # <|im_end|>, the tokenizer's eos
 
 
 @pytest.fixture
-def tokenizer(target_folder):
-    return AutoTokenizer.from_pretrained(target_folder)
+def tokenizer(small_folder):
+    return AutoTokenizer.from_pretrained(small_folder)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_a_tokenizer_without_eos(tokenizer, tmp_path):
     assert stop_ids(tmp_path, tokenizer) == set()
 
 
-def test_training_regeneration_and_evaluation_stop_at_the_same_ids(tiny_folder, target_folder, tmp_path):
-    for file in [*tiny_folder.iterdir(), *(f for f in target_folder.iterdir() if "token" in f.name or "template" in f.name)]:
+def test_training_regeneration_and_evaluation_stop_at_the_same_ids(tiny_folder, small_folder, tmp_path):
+    for file in [*tiny_folder.iterdir(), *(f for f in small_folder.iterdir() if "token" in f.name or "template" in f.name)]:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
     capture, chat = HFCapture(CaptureSpec(tmp_path, (1,), torch.float32)), ChatFormat.load(tmp_path, None, False)

@@ -34,10 +34,10 @@ STOP = {
 
 
 @pytest.fixture
-def chat_format(target_folder):
+def chat_format(small_folder):
     def build(name: str, thinking: bool | None = None) -> ChatFormat:
         family = re.match("[a-z]+", name)[0]
-        tokenizer = AutoTokenizer.from_pretrained(target_folder)
+        tokenizer = AutoTokenizer.from_pretrained(small_folder)
         tokenizer.add_tokens(SPECIAL[family], special_tokens=True)
         tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
         return ChatFormat(tokenizer, thinking, False, frozenset(tokenizer.convert_tokens_to_ids(STOP[family])))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.tiny import VOCABULARY
 from torchspec.chat.format import ChatFormat
 from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
@@ -29,10 +30,10 @@ def source(write_jsonl) -> str:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, target_folder) -> Path:
+def prepared(tmp_path_factory, small_folder) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "data.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in CONVERSATIONS))
-    prepare([str(folder / "data.jsonl")], folder / "out", target_folder, progress=False)
+    prepare([str(folder / "data.jsonl")], folder / "out", small_folder, progress=False)
     return folder / "out"
 
 
@@ -42,8 +43,8 @@ def folder(prepared, tmp_path) -> Path:
     return shutil.copytree(prepared, tmp_path / "prepared")
 
 
-def test_samples_are_the_encoded_conversations(folder, target_folder):
-    dataset, chat = PromptDataset(folder), ChatFormat.load(target_folder, None, False)
+def test_samples_are_the_encoded_conversations(folder, small_folder):
+    dataset, chat = PromptDataset(folder), ChatFormat.load(small_folder, None, False)
     assert len(dataset) == len(CONVERSATIONS) == dataset.manifest.samples
     for i in (0, 1, 299):
         (expected,) = chat.encode(chat.texts(CONVERSATIONS[i]))
@@ -60,11 +61,11 @@ def test_samples_are_the_encoded_conversations(folder, target_folder):
 def test_token_counts(folder):
     dataset = PromptDataset(folder)
     expected = Counter(token for i in range(len(dataset)) for token in dataset[i].ids.tolist())
-    counts = dataset.token_counts(49152)
-    assert counts.shape == (49152,) and counts.sum() == dataset.manifest.tokens
+    counts = dataset.token_counts(VOCABULARY)
+    assert counts.shape == (VOCABULARY,) and counts.sum() == dataset.manifest.tokens
     assert {token: int(counts[token]) for token in counts.nonzero().flatten().tolist()} == expected
     supervised = Counter(token for i in range(len(dataset)) for token in dataset[i].ids[dataset[i].loss_mask].tolist())
-    counts = dataset.token_counts(49152, supervised=True)
+    counts = dataset.token_counts(VOCABULARY, supervised=True)
     assert {token: int(counts[token]) for token in counts.nonzero().flatten().tolist()} == supervised and supervised != expected
     with pytest.raises(ContractError, match="but the vocabulary has 100 tokens"):
         dataset.token_counts(100)
@@ -89,20 +90,20 @@ def test_folder_that_lost_samples(folder):
         PromptDataset(folder)
 
 
-def test_prepares_once_per_content_and_options(source, tmp_path, target_folder):
+def test_prepares_once_per_content_and_options(source, tmp_path, small_folder):
     def open_(**options: object) -> PromptDataset:
-        return open_or_prepare(source, tmp_path / "cache", target_folder, Options(**options), progress=False)
+        return open_or_prepare(source, tmp_path / "cache", small_folder, Options(**options), progress=False)
 
     first = open_()
     written = (first.folder / "manifest.json").stat().st_mtime_ns
     assert open_().folder == first.folder and (first.folder / "manifest.json").stat().st_mtime_ns == written
-    assert open_(max_length=40).folder != first.folder
+    assert open_(max_length=60).folder != first.folder
     with open(source, "a") as file:
         file.write(json.dumps({"messages": CONVERSATIONS[0][:1] + [{"role": "assistant", "content": "New."}]}) + "\n")
     assert len(open_()) == len(first) + 1
 
 
-def test_same_size_and_time_with_other_contents_is_prepared_anew(source, tmp_path, target_folder):
+def test_same_size_and_time_with_other_contents_is_prepared_anew(source, tmp_path, small_folder):
     """Also through the `datasets` library, which knows files by their time."""
     folder, contents, seen = tmp_path / "set", Path(source).read_text(), []
     folder.mkdir()
@@ -110,19 +111,19 @@ def test_same_size_and_time_with_other_contents_is_prepared_anew(source, tmp_pat
         for file in (Path(source), folder / "train.jsonl"):
             file.write_text(contents.replace("Question", question))
             os.utime(file, ns=(10**18, 10**18))
-        seen += [open_or_prepare(str(path), tmp_path / "cache", target_folder, progress=False).manifest for path in (source, folder)]
+        seen += [open_or_prepare(str(path), tmp_path / "cache", small_folder, progress=False).manifest for path in (source, folder)]
     assert [m.samples for m in seen] == [20] * 4 and seen[0].fingerprint == seen[1].fingerprint != seen[2].fingerprint == seen[
         3
     ].fingerprint
 
 
-def test_prepared_folder_must_fit_the_target(folder, tmp_path, target_folder, other_target):
+def test_prepared_folder_must_fit_the_target(folder, tmp_path, small_folder, other_target):
     cache = tmp_path / "cache"
-    assert len(open_or_prepare(str(folder), cache, target_folder)) == len(CONVERSATIONS)
+    assert len(open_or_prepare(str(folder), cache, small_folder)) == len(CONVERSATIONS)
     with pytest.raises(ContractError, match=r"prepared for .*template_hash \w+\) but the target is .*other .*template_hash \w+\)"):
         open_or_prepare(str(folder), cache, other_target)
     with pytest.raises(ContractError, match=r"thinking=None, template_hash .*thinking=True, template_hash"):
-        open_or_prepare(str(folder), cache, target_folder, Options(thinking=True))
+        open_or_prepare(str(folder), cache, small_folder, Options(thinking=True))
     content = (other_target / "tokenizer.json").read_text()
     os.unlink(other_target / "tokenizer.json")
     (other_target / "tokenizer.json").write_text(content + "\n")
@@ -131,9 +132,9 @@ def test_prepared_folder_must_fit_the_target(folder, tmp_path, target_folder, ot
     assert not cache.exists()
 
 
-def test_open_or_prepare_names_a_missing_file(tmp_path, target_folder):
+def test_open_or_prepare_names_a_missing_file(tmp_path, small_folder):
     with pytest.raises(UserError, match=f"no file at {tmp_path}/missing.jsonl"):
-        open_or_prepare(str(tmp_path / "missing.jsonl"), tmp_path, target_folder)
+        open_or_prepare(str(tmp_path / "missing.jsonl"), tmp_path, small_folder)
 
 
 def test_show(folder):
@@ -151,13 +152,13 @@ def test_show(folder):
     assert "sample 1 ·" in plain and "sample 2 ·" not in plain
 
 
-def test_mixed_datasets_are_one_after_the_other(prepared, source, tmp_path, target_folder):
-    one, two = PromptDataset(prepared), open_or_prepare(source, tmp_path / "cache", target_folder, progress=False)
+def test_mixed_datasets_are_one_after_the_other(prepared, source, tmp_path, small_folder):
+    one, two = PromptDataset(prepared), open_or_prepare(source, tmp_path / "cache", small_folder, progress=False)
     both = pickle.loads(pickle.dumps(MixedDataset([one, two], [1.0, 0.5])))
     assert len(both) == 320 and [(p.samples, p.passes) for p in both.parts] == [(300, 1.0), (20, 0.5)]
     for i, (dataset, own) in {0: (one, 0), 299: (one, 299), 300: (two, 0), 319: (two, 19)}.items():
         assert torch.equal(both[i].ids, dataset[own].ids) and both[i].index == i and both.where(i) == dataset.where(own)
     assert (both.lengths == [*one.lengths, *two.lengths]).all() and both.manifest.tokens == both.lengths.sum()
-    assert torch.equal(both.token_counts(49152), one.token_counts(49152) + two.token_counts(49152))
+    assert torch.equal(both.token_counts(VOCABULARY), one.token_counts(VOCABULARY) + two.token_counts(VOCABULARY))
     other = MixedDataset([one, two], [1.0, 0.25])
     assert len({d.manifest.fingerprint for d in (one, two, both, other)}) == 4

@@ -88,10 +88,10 @@ def records(leaf: st.SearchStrategy, texts: st.SearchStrategy) -> st.SearchStrat
 
 
 @pytest.fixture(scope="module")
-def encoder(target_folder):
+def encoder(small_folder):
     @cache
     def encoder(family: str) -> Encoder:
-        tokenizer = AutoTokenizer.from_pretrained(target_folder)
+        tokenizer = AutoTokenizer.from_pretrained(small_folder)
         tokenizer.add_tokens(SPECIAL[family], special_tokens=True)
         tokenizer.chat_template = (TEMPLATES / f"{FORMATS[family]}.jinja").read_text()
         chat = ChatFormat(tokenizer, None, False, frozenset(tokenizer.convert_tokens_to_ids(STOP[family])))

@@ -9,6 +9,7 @@ import datasets
 import psutil
 import pytest
 
+from tests.tiny import VOCABULARY
 from torchspec.chat.format import ChatFormat
 from torchspec.data import encode
 from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
@@ -31,14 +32,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def run(write_jsonl, tmp_path, target_folder):
+def run(write_jsonl, tmp_path, small_folder):
     def run(rows: list, **options: object) -> Manifest:
-        return prepare([write_jsonl("data.jsonl", rows)], tmp_path / "out", target_folder, Options(**options), progress=False)
+        return prepare([write_jsonl("data.jsonl", rows)], tmp_path / "out", small_folder, Options(**options), progress=False)
 
     return run
 
 
-def test_manifest_sums_are_the_datas(run, tmp_path, target_folder):
+def test_manifest_sums_are_the_datas(run, tmp_path, small_folder):
     manifest = run([conversation(i) for i in range(600)], thinking=False)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     assert rows.features["ids"].feature.dtype == "int32" and rows.features["loss_mask"].feature.dtype == "bool"
@@ -47,16 +48,16 @@ def test_manifest_sums_are_the_datas(run, tmp_path, target_folder):
     assert manifest.loss_tokens == sum(rows["loss_tokens"]) == sum(sum(mask) for mask in rows["loss_mask"])
     assert manifest.mask_share == manifest.loss_tokens / manifest.tokens
     assert manifest.rejected == manifest.filtered == {}
-    assert manifest.tokenizer_hash == tokenizer_hash(target_folder)
-    assert manifest.template_hash == ChatFormat.load(target_folder, False, False).template_hash
+    assert manifest.tokenizer_hash == tokenizer_hash(small_folder)
+    assert manifest.template_hash == ChatFormat.load(small_folder, False, False).template_hash
     assert Manifest.load(tmp_path / "out") == manifest
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_samples_are_the_encoded_conversations_in_order(run, tmp_path, target_folder):
+def test_samples_are_the_encoded_conversations_in_order(run, tmp_path, small_folder):
     conversations = [conversation(i) for i in range(20)]
     run(conversations)
-    chat = ChatFormat.load(target_folder, None, False)
+    chat = ChatFormat.load(small_folder, None, False)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     for i, row in enumerate(rows):
         (expected,) = chat.encode(chat.texts(conversations[i]["messages"]))
@@ -70,7 +71,7 @@ def test_every_row_left_out_is_counted_and_listed(run, tmp_path):
         "[]",
         {"x": 1},
         conversation(1, " "),
-        {"prompt_ids": [1, 2], "response_ids": [49152]},
+        {"prompt_ids": [1, 2], "response_ids": [VOCABULARY]},
         {"prompt_ids": [-1], "response_ids": [3]},
     ]
     manifest = run([*(conversation(i) for i in range(20)), *bad, conversation(3), "not json"], max_rejected=0.5)
@@ -87,18 +88,18 @@ def test_every_row_left_out_is_counted_and_listed(run, tmp_path):
     counts = Counter((entry["kind"], entry["reason"].split(": ")[0]) for entry in entries)
     assert counts == {("rejected", k): n for k, n in manifest.rejected.items()} | {("filtered", "exact duplicate"): 1}
     assert [entry["where"].rpartition(":")[2] for entry in entries] == [str(line) for line in range(21, 29)]
-    assert entries[4]["reason"] == "token id outside the target's vocabulary: ids reach from 1 to 49152 of 49152"
+    assert entries[4]["reason"] == f"token id outside the target's vocabulary: ids reach from 1 to {VOCABULARY} of {VOCABULARY}"
 
 
-def test_token_truth_wins_over_tokenizing(run, tmp_path, target_folder):
-    run([{**conversation(1), "prompt_ids": [1, 5], "response_ids": [7, 9, 2], "tokenizer": tokenizer_hash(target_folder)}])
+def test_token_truth_wins_over_tokenizing(run, tmp_path, small_folder):
+    run([{**conversation(1), "prompt_ids": [1, 5], "response_ids": [7, 9, 2], "tokenizer": tokenizer_hash(small_folder)}])
     (row,) = datasets.load_from_disk(str(tmp_path / "out"))
     assert row["ids"] == [1, 5, 7, 9, 2] and row["loss_mask"] == [False, False, True, True, True]
 
 
-def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, target_folder):
+def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, small_folder):
     """By name where the row has one, by its own last message where it has none, and on trust where it has neither."""
-    tokenizer = ChatFormat.load(target_folder, None, False).tokenizer
+    tokenizer = ChatFormat.load(small_folder, None, False).tokenizer
     prompt, answer = tokenizer("Question 1?").input_ids, tokenizer("The answer is 1,\nas always.<|im_end|>").input_ids
     ids = {"prompt_ids": prompt, "response_ids": answer}
     asked = {"messages": conversation(1)["messages"][:1]}
@@ -112,13 +113,13 @@ def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, target_folder):
     rows = datasets.load_from_disk(str(tmp_path / "out"))
     assert [row["ids"] for row in rows] == [prompt + answer, [*prompt, 7], [1, 7, 8]]
     assert manifest.rejected == {"token ids of another tokenizer": 1, "token ids are not the row's own messages": 2}
-    own = tokenizer_hash(target_folder)
+    own = tokenizer_hash(small_folder)
     assert f"the row names '0123456789abcdef' and the target has '{own}'" in listing(tmp_path / "out")[0]["reason"]
 
 
-def test_filters(run, tmp_path, target_folder):
+def test_filters(run, tmp_path, small_folder):
     short, long = conversation(1, "No."), conversation(2, "word " * 100)
-    chat = ChatFormat.load(target_folder, None, False)
+    chat = ChatFormat.load(small_folder, None, False)
     (encoded,) = chat.encode(chat.texts(long["messages"]))
     prompt_length = encoded.loss_mask.index(True)
     manifest = run([short, long], min_loss_tokens=50)
@@ -154,12 +155,12 @@ def test_too_many_rejected_rows_leave_the_old_dataset_alone(run, tmp_path):
     assert len(listing(tmp_path / "out.partial")) == 2  # stays for the user to read
 
 
-def test_interrupted_run_leaves_the_old_dataset_alone(run, write_jsonl, tmp_path, target_folder):
+def test_interrupted_run_leaves_the_old_dataset_alone(run, write_jsonl, tmp_path, small_folder):
     run([conversation(i) for i in range(5)])
     before = snapshot(tmp_path / "out")
     inputs = [write_jsonl("data.jsonl", [conversation(9)]), write_jsonl("empty.jsonl", [])]
     with pytest.raises(UserError, match="empty.jsonl is empty"):
-        prepare(inputs, tmp_path / "out", target_folder, progress=False)
+        prepare(inputs, tmp_path / "out", small_folder, progress=False)
     assert snapshot(tmp_path / "out") == before
     assert run([conversation(7)]).samples == 1  # the next run does not stumble over the unfinished one
 
@@ -199,35 +200,35 @@ def test_target_without_vocab_size(write_jsonl, tmp_path, other_target):
         prepare([write_jsonl("data.jsonl", [conversation(1)])], tmp_path / "out", other_target, progress=False)
 
 
-def test_cut_samples_are_counted(run, target_folder):
+def test_cut_samples_are_counted(run, small_folder):
     """Oracle: the lengths of the uncut samples."""
     conversations = [conversation(i, "word " * (5 * i) + "{i}") for i in range(1, 9)]
-    chat = ChatFormat.load(target_folder, None, False)
+    chat = ChatFormat.load(small_folder, None, False)
     lengths = [len(sample.ids) for c in conversations for sample in chat.encode(chat.texts(c["messages"]))]
     limit = sorted(lengths)[4]
     assert run(conversations, max_length=limit).truncated == sum(length > limit for length in lengths) == 3
     assert run(conversations).truncated == 0
 
 
-def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, target_folder, monkeypatch):
+def test_processes_prepare_the_same_bytes(write_jsonl, tmp_path, small_folder, monkeypatch):
     """More rows than are encoded before the processes start; broken ones among them."""
     monkeypatch.setattr(encode, "ROWS_ALONE", CHUNK)
     rows = [conversation(i) if i % 50 else "{" for i in range(3 * CHUNK + 7)]
     path = write_jsonl("data.jsonl", rows)
-    alone = prepare([path], tmp_path / "alone", target_folder, workers=1, progress=False)
-    together = prepare([path], tmp_path / "together", target_folder, workers=2, progress=False)
+    alone = prepare([path], tmp_path / "alone", small_folder, workers=1, progress=False)
+    together = prepare([path], tmp_path / "together", small_folder, workers=2, progress=False)
     assert together == alone and alone.rejected == {"not valid JSON": (len(rows) + 49) // 50}
     arrow = "data-00000-of-00001.arrow"
     assert (tmp_path / "together" / arrow).read_bytes() == (tmp_path / "alone" / arrow).read_bytes()
     assert listing(tmp_path / "together") == listing(tmp_path / "alone")
 
 
-def test_limit_takes_the_first_rows(write_jsonl, tmp_path, target_folder):
+def test_limit_takes_the_first_rows(write_jsonl, tmp_path, small_folder):
     path = write_jsonl("data.jsonl", [conversation(i) for i in range(9)])
-    assert prepare([path], tmp_path / "out", target_folder, limit=4, progress=False).samples == 4
+    assert prepare([path], tmp_path / "out", small_folder, limit=4, progress=False).samples == 4
 
 
-def test_a_killed_process_is_one_sentence(target_folder):
+def test_a_killed_process_is_one_sentence(small_folder):
     """As the kernel does when memory runs out: the reader kills the pool after the rows of its first chunks."""
 
     def rows():
@@ -239,7 +240,7 @@ def test_a_killed_process_is_one_sentence(target_folder):
             yield Row(f"here:{i}", problem="broken")
 
     with pytest.raises(UserError, match="one of 2 preparing processes died.*--workers 1"):
-        list(encode_rows(rows(), target_folder, Options(), 49152, workers=2))
+        list(encode_rows(rows(), small_folder, Options(), VOCABULARY, workers=2))
 
 
 def test_progress_tells_rate_and_time_left():

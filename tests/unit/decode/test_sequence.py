@@ -195,8 +195,8 @@ def test_a_clear_gap_is_no_tie_in_bfloat16(twins):
 # --- texts and stop tokens
 
 
-def test_token_texts_add_up_to_the_text_and_split_no_character(target_folder):
-    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+def test_token_texts_add_up_to_the_text_and_split_no_character(small_folder):
+    tokenizer = AutoTokenizer.from_pretrained(small_folder)
     for text in ("The sky is blue.", "naïve café – 東京 is 🥳🥳 fun!\n\n  x = 1", "🧑‍🚀", ""):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         pieces = token_texts(tokenizer, ids)
@@ -204,9 +204,9 @@ def test_token_texts_add_up_to_the_text_and_split_no_character(target_folder):
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_the_text_of_a_token_costs_the_same_wherever_it_stands(target_folder):
+def test_the_text_of_a_token_costs_the_same_wherever_it_stands(small_folder):
     """Counted: tokens that are decoded to show one more, of a text with characters of several tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    tokenizer = AutoTokenizer.from_pretrained(small_folder)
     ids, most, decode = tokenizer("東京 is 🧑‍🚀 fun, " * 100, add_special_tokens=False).input_ids, 0, tokenizer.decode
 
     def counted(tokens: list[int]) -> str:
@@ -218,8 +218,8 @@ def test_the_text_of_a_token_costs_the_same_wherever_it_stands(target_folder):
     assert "".join(token_texts(tokenizer, ids)) == decode(ids) and most <= 2 * WHOLE
 
 
-def test_bytes_that_are_no_character_are_shown_and_do_not_pile_up(target_folder):
-    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+def test_bytes_that_are_no_character_are_shown_and_do_not_pile_up(small_folder):
+    tokenizer = AutoTokenizer.from_pretrained(small_folder)
     byte = tokenizer.convert_tokens_to_ids("\u0122")  # 0x80, which continues a character that never began
     assert "".join(token_texts(tokenizer, [byte] * 80)) == "\ufffd" * 80
 

@@ -123,8 +123,8 @@ def test_sliding_layers_are_causal_as_they_were_trained(tmp_path, tiny_folder, l
         ({**DFLASH, "aux_hidden_state_layer_ids": [2, 6]}, r"target_layer_ids=\[1, 5\]"),
         ({**DFLASH, "mask_token_id": None}, "mask_token_id=None"),
         ({**DFLASH, "block_size": None}, "lacks block_size or aux_hidden_state_layer_ids"),
-        ({**DFLASH, "speculators_model_type": "dspark"}, "a speculators folder of 'dspark'; supported are those of dflash and eagle3"),
-        ({**DFLASH, "speculators_model_type": "peagle"}, "'peagle'"),
+        ({**DFLASH, "speculators_model_type": "dspark"}, "a speculators folder of 'dspark'; supported are those of dflash, eagle3, peagle"),
+        ({**DFLASH, "speculators_model_type": "peagle", "mask_token_id": None}, "names none of mask_token_id, pard_token, ptd_token_id"),
         ({**DFLASH, "speculators_model_type": "mtp"}, "'mtp'"),
     ],
 )

@@ -7,28 +7,40 @@ from types import ModuleType
 
 import torch
 
-from tests.unit.tiny import EAGLE3_LAYERS, LAYERS, B, lively, make_block, make_eagle3, make_method
+from tests.unit.tiny import (
+    EAGLE3_LAYERS,
+    LAYERS,
+    B,
+    lively,
+    make_dflash2,
+    make_domino,
+    make_dspark,
+    make_eagle3,
+    make_lilicorr,
+    make_method,
+    make_peagle,
+)
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
 from torchspec.methods.block import method as block
 from torchspec.methods.block.method import BlockMethod
-from torchspec.methods.domino.method import Domino
 from torchspec.methods.eagle3 import method as eagle3
+from torchspec.methods.peagle import method as peagle
+from torchspec.nn import chain_attention
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Batch
 from torchspec.target.frozen import FrozenTarget
 
 PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
-DOMINO = {"emb_dim": 12, "gru_hidden_dim": 10}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
 CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
 def blocks_of_masks(method: BlockMethod, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
-    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), B, -1)
+    return model(*method.inputs(batch.ids, batch.context, layout)).view(layout.anchors.numel(), method.rows, -1)
 
 
 def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
@@ -37,6 +49,10 @@ def chains_of_text(method: eagle3.Eagle3, model: torch.nn.Module, batch: Batch, 
     places = (layout.anchors + starts).flatten()[:, None] + torch.arange(B - 1)
     labels = batch.ids[places]
     return method.hidden(model, batch.ids, batch.context, layout, lambda step, _: method.embed(labels[:, step])).transpose(0, 1)
+
+
+def rows_at_once(method: peagle.Peagle, model: torch.nn.Module, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+    return method.hidden(model, batch.ids, batch.context, (layout,)).view(layout.anchors.numel(), B - 1, -1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,13 @@ class Case:
     module: ModuleType = eagle3  # where it takes its attention from
     states: Callable[[Method, torch.nn.Module, Batch, BlockLayout], torch.Tensor] = chains_of_text  # hidden ones [blocks, rows, H]
     windows: tuple[int | None, ...] = (None,)  # of each layer; one that slides is causal
+    candidates: bool = False  # a slot proposes from the best few tokens of the vocabulary
+    of_context: int = 0  # first rows of a block that are rows of the context, which its own attention has no part in
+
+
+def at_once(make: Callable[[FrozenTarget], Method], **settings) -> Case:
+    parts = [[(peagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
+    return Case(make, EAGLE3_LAYERS, parts, module=chain_attention, states=rows_at_once, of_context=1, **settings)
 
 
 CASES = {
@@ -76,15 +99,28 @@ CASES = {
         module=block_attention,
         states=blocks_of_masks,
     ),  # fmt: skip
-    "domino": Case(
-        lambda target: make_block(Domino, target, **DOMINO),
+    "dflash2": Case(make_dflash2, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),
+    "dflash2, sliding": Case(
+        lambda target: make_dflash2(target, sliding_window=WINDOW, conv_kernel_size=3, selector_loss={"ce": 1.0}),
         LAYERS,
         BLOCKS,
         module=block_attention,
         states=blocks_of_masks,
+        windows=(WINDOW, WINDOW),
+        candidates=True,
     ),  # fmt: skip
+    "dspark": Case(make_dspark, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
+    "dspark, rnn, bonus anchor": Case(
+        lambda target: make_dspark(target, markov_head_type="rnn", sample_from_anchor=False, confidence_loss=0.0),
+        EAGLE3_LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+    ),  # fmt: skip
+    "lilicorr": Case(make_lilicorr, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),  # fmt: skip
+    "domino": Case(make_domino, LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
     "domino, DFlash's rows": Case(
-        lambda target: make_block(Domino, target, **DOMINO, shift_label=False, pure_draft_prefix_len=0),
+        lambda target: make_domino(target, shift_label=False, pure_draft_prefix_len=0),
         LAYERS,
         BLOCKS,
         module=block_attention,
@@ -95,6 +131,11 @@ CASES = {
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, other norms": Case(lambda target: make_eagle3(target, norm_before_residual=True, norm_before_fc=True), EAGLE3_LAYERS, CHAINS),
     "eagle3, pruned": Case(lambda target: make_eagle3(target, PRUNED), EAGLE3_LAYERS, CHAINS, vocabulary=PRUNED),
+    "peagle": at_once(make_peagle),
+    "peagle, own shape, all norms": at_once(
+        lambda target: make_peagle(target, **SHAPE, num_layers=3, norm_before_residual=True, norm_before_fc=True, fc_norm=True)
+    ),
+    "peagle, pruned, one layer": at_once(lambda target: make_peagle(target, PRUNED, num_layers=1), vocabulary=PRUNED),
 }
 
 

@@ -1,6 +1,7 @@
 """DFlash written out from its definition in float64, one block and one token at a time; nothing is shared with the package."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,8 +19,17 @@ def turn(x: Tensor, position: Tensor, theta: float) -> Tensor:
     return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
 
 
-def block_hidden(w: dict[str, Tensor], config, embedding: Tensor, features: Tensor, anchor: int, token: int) -> Tensor:
-    """The block after the first `anchor` tokens of one document, whose token at the anchor is `token`: [B, H]."""
+def bare(_layer: dict[str, Tensor], _name: str, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    return sublayer(x)
+
+
+def block_hidden(
+    w: dict[str, Tensor], config, embedding: Tensor, features: Tensor, anchor: int, token: int, around: Callable[..., Tensor] = bare
+) -> Tensor:
+    """The block after the first `anchor` tokens of one document, whose token at the anchor is `token`: [B, H].
+
+    around: what stands around attention and MLP, given the layer's weights, "attention" or "mlp", the normed rows [B, H] and the sublayer.
+    """
     eps, size, theta = config.rms_norm_eps, config.head_dim, config.rope_parameters["rope_theta"]
     groups = config.num_attention_heads // config.num_key_value_heads
     c = rms(features[:anchor] @ w["fc.weight"].T, w["hidden_norm.weight"], eps)
@@ -27,21 +37,25 @@ def block_hidden(w: dict[str, Tensor], config, embedding: Tensor, features: Tens
     position = torch.arange(anchor + config.block_size)
     for i in range(config.num_hidden_layers):
         layer = {name.removeprefix(f"layers.{i}."): value for name, value in w.items() if name.startswith(f"layers.{i}.")}
-        u = rms(e, layer["input_layernorm.weight"], eps)
-        rows = torch.cat((c, u))
-        q = rms((u @ layer["self_attn.q_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.q_norm.weight"], eps)
-        k = rms((rows @ layer["self_attn.k_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.k_norm.weight"], eps)
-        v = (rows @ layer["self_attn.v_proj.weight"].T).unflatten(1, (-1, size)).repeat_interleave(groups, dim=1)
-        q, k = turn(q, position[anchor:], theta), turn(k, position, theta).repeat_interleave(groups, dim=1)
-        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(size)
-        if config.layer_types[i] == "sliding_attention":  # a slot sees itself and the window - 1 positions before it, none behind it
-            away = position[anchor:, None] - position
-            scores = scores.masked_fill((away < 0) | (away >= config.sliding_window), -math.inf)
-        weights = scores.softmax(-1)
-        e = e + torch.einsum("hqk,khd->qhd", weights, v).flatten(1) @ layer["self_attn.o_proj.weight"].T
-        z = rms(e, layer["post_attention_layernorm.weight"], eps)
-        gate = z @ layer["mlp.gate_proj.weight"].T
-        e = e + (gate * gate.sigmoid() * (z @ layer["mlp.up_proj.weight"].T)) @ layer["mlp.down_proj.weight"].T
+
+        def attend(u: Tensor, layer=layer, kind=config.layer_types[i]) -> Tensor:
+            rows = torch.cat((c, u))
+            q = rms((u @ layer["self_attn.q_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.q_norm.weight"], eps)
+            k = rms((rows @ layer["self_attn.k_proj.weight"].T).unflatten(1, (-1, size)), layer["self_attn.k_norm.weight"], eps)
+            v = (rows @ layer["self_attn.v_proj.weight"].T).unflatten(1, (-1, size)).repeat_interleave(groups, dim=1)
+            q, k = turn(q, position[anchor:], theta), turn(k, position, theta).repeat_interleave(groups, dim=1)
+            scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(size)
+            if kind == "sliding_attention":  # a slot sees itself and the window - 1 positions before it, none behind it
+                away = position[anchor:, None] - position
+                scores = scores.masked_fill((away < 0) | (away >= config.sliding_window), -math.inf)
+            return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1) @ layer["self_attn.o_proj.weight"].T
+
+        def mlp(z: Tensor, layer=layer) -> Tensor:
+            gate = z @ layer["mlp.gate_proj.weight"].T
+            return (gate * gate.sigmoid() * (z @ layer["mlp.up_proj.weight"].T)) @ layer["mlp.down_proj.weight"].T
+
+        e = e + around(layer, "attention", rms(e, layer["input_layernorm.weight"], eps), attend)
+        e = e + around(layer, "mlp", rms(e, layer["post_attention_layernorm.weight"], eps), mlp)
     return rms(e, w["norm.weight"], eps)
 
 

@@ -26,10 +26,10 @@ R1, R1_AGAIN = "<｜begin▁of▁sentence｜><｜User｜>Hi.<｜Assistant｜>", 
 
 
 @pytest.fixture
-def chat_format(target_folder):
+def chat_format(small_folder):
     def build(name: str, thinking: bool | None, special: list[str] = ()) -> ChatFormat:
         family = re.match("[a-z]+", name)[0]
-        tokenizer = AutoTokenizer.from_pretrained(target_folder)
+        tokenizer = AutoTokenizer.from_pretrained(small_folder)
         tokenizer.add_tokens([*SPECIAL.get(family, []), *special], special_tokens=True)
         tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
         return ChatFormat(tokenizer, thinking, False, frozenset(tokenizer.convert_tokens_to_ids(STOP.get(family, ["<|im_end|>"]))))

@@ -1,5 +1,8 @@
 """Counters of the engines, from text and answers as vLLM 0.32 and SGLang 0.5.23 send them; and what is refused before anything starts."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from torchspec.errors import UserError
@@ -26,6 +29,12 @@ def test_vllm_counters_add_up_over_its_engines(monkeypatch):
     monkeypatch.setattr(engines.requests, "get", lambda url, timeout: answer)
     assert ENGINES["vllm"].count("http://x", [], 3) == Steps(120, [54, 25, 0])
     assert Steps(120, [54, 25, 0]).since(Steps(20, [4, 5, 0])) == Steps(100, [50, 20, 0])
+
+
+def test_vllm_is_told_its_own_name_of_a_method():
+    for method, expected in {"dflash": {"method": "dflash"}, "peagle": {"method": "eagle3", "parallel_drafting": True}}.items():
+        option, text = ENGINES["vllm"].with_draft(Path("draft"), method, 7)
+        assert option == "--speculative-config" and json.loads(text) == {**expected, "model": "draft", "num_speculative_tokens": 7}
 
 
 def test_sglang_histograms_become_counts_per_slot():

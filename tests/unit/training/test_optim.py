@@ -65,6 +65,7 @@ def model() -> nn.Module:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_belongs_to_one_group_and_only_matrices_decay(name):
     m = model()
+    m.mask_hidden = nn.Parameter(torch.zeros(1, 1, 6))  # of P-EAGLE: a vector, which Muon would refuse
     optimizers = build_optimizers(m, TrainingConfig(optimizer=name, learning_rate=0.01, weight_decay=0.3, adam_beta2=0.9))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     owned = [id(p) for group in groups for p in group["params"]]

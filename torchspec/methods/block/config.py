@@ -31,9 +31,14 @@ class BlockConfig(DraftShape):
     untaught: ClassVar[dict] = {"loss": {"ce": 1.0}}  # options of a draft that is not trained
 
     @property
-    def taught(self) -> bool:
-        """Whether training asks for the target's law."""
+    def compares(self) -> bool:
+        """Whether `loss` asks for the target's law."""
         return self.loss.keys() != {"ce"}
+
+    @property
+    def taught(self) -> bool:
+        """Whether training asks for the target's law, in whatever loss."""
+        return self.compares
 
     @model_validator(mode="after")
     def _layers(self):

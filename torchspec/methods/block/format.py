@@ -97,12 +97,13 @@ def check_windows(values: dict) -> None:
 def check_serves(config: PreTrainedConfig, target: FrozenTarget, asked: dict[str, bool]) -> None:
     """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here.
 
-    Servers obey these keys; a tau measured without them would not be theirs. asked: of the method's head, for check_computed.
+    Servers obey these keys; a tau measured without them would not be theirs. asked: of the method's head, for check_computed; it has
+    the last word on what it computes.
     """
     values = config.to_dict()
     check_keys(values, ("num_target_layers", "block_size", "dflash_config"))
     check_computed(
-        {"a hidden_act other than silu": values["hidden_act"] != "silu", **asked, **unusual({**values, **values["dflash_config"]})}
+        {"a hidden_act other than silu": values["hidden_act"] != "silu", **unusual({**values, **values["dflash_config"]}), **asked}
     )
     check_windows(values)
     check_made_for(config, target)

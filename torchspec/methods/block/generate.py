@@ -21,10 +21,17 @@ class BlockDrafter:
     """Drafts for one sequence. `extend` takes the features of newly committed tokens, `propose` drafts after the last token."""
 
     def __init__(
-        self, model: BlockDraft, target: FrozenTarget, vocabulary: DraftVocabulary, proposing: slice, walk_of: Callable[[Blocks], Walk]
+        self,
+        model: BlockDraft,
+        target: FrozenTarget,
+        vocabulary: DraftVocabulary,
+        proposing: slice,
+        walk_of: Callable[[Blocks], Walk],
+        stop: walk.Stop | None = None,
     ):
-        """proposing: rows of a block; walk_of: the method's walk over some blocks."""
-        self.model, self.target, self.vocabulary, self.proposing, self.walk_of = model, target, vocabulary, proposing, walk_of
+        """proposing: rows of a block; walk_of: the method's walk over some blocks; stop: where fewer are proposed than these rows could."""
+        self.proposing, self.stop = proposing, stop
+        self.model, self.target, self.vocabulary, self.walk_of = model, target, vocabulary, walk_of
         self.block_size = len(range(model.config.block_size)[proposing]) + 1
         self.rows, self.mask_token_id = model.config.block_size, model.config.dflash_config["mask_token_id"]
         self.sights = sights(model.config)
@@ -41,7 +48,7 @@ class BlockDrafter:
 
     def propose(self, last_token: int, sampler: Sampler) -> tuple[Tensor, Tensor | None]:
         """The last committed token (its features do not exist yet) -> the next tokens [S], each from its own slot's law, and these laws
-        [S, V]; none where greedy.
+        [S, V]; none where greedy. S may be less than all slots, and 0, where drafting stops early.
         """
         features = torch.cat(self.pending)
         device, end = features.device, self.committed + len(features)
@@ -53,7 +60,7 @@ class BlockDrafter:
         finish = partial(blocks_of, rows[:1], last, self.proposing)
         blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
-        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding))
+        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding), self.stop)
         return tokens[0], None if q is None else q[0]
 
     def _attention(self, layer: int) -> Attend:

@@ -9,7 +9,7 @@ Parameter names are the serving format's tensor names. T context rows, R draft r
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,15 @@ class BlockLayer(nn.Module):
 
 
 class BlockDraft(VocabularyHolder):
+    Layer: ClassVar[type[BlockLayer]] = BlockLayer
+
     def __init__(self, config: Qwen3Config, head_dtype: torch.dtype):
         super().__init__()
         self.config, values = config, config.to_dict()
         features = values.get("target_hidden_size", config.hidden_size) * len(config.dflash_config["target_layer_ids"])
         self.fc = nn.Linear(features, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(self.Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         if values.get("draft_vocab_size") is not None:  # drafts of others; ours read the target's head

@@ -7,14 +7,13 @@ from pydantic import Field, PositiveInt, model_validator
 from torchspec.methods.config import DraftShape
 
 
-class Eagle3Config(DraftShape):
-    method: Literal["eagle3"] = "eagle3"
-    ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
+class EagleShape(DraftShape):
+    """What EAGLE-3 and P-EAGLE have in common."""
+
     num_anchors: PositiveInt = Field(512, description="chains per document and epoch, sampled without replacement")
     loss: Literal["kl", "tv", "lk"] = Field(
         "kl", description="forward KL to the target; tv: total variation, 1 - acceptance; lk: KL that gives way to tv as acceptance rises"
     )
-    loss_step_decay: float = Field(0.8, gt=0, le=1, strict=False, description="step i weighs decay^i")
     target_layer_ids: tuple[int, ...] | None = Field(
         None, strict=False, description="captured layers as z-ids; default: 1, N/2-1, N-4, as servers assume"
     )
@@ -24,6 +23,12 @@ class Eagle3Config(DraftShape):
     norm_before_residual: bool = Field(False, description="the residual stream starts from the normed features")
     norm_before_fc: bool = Field(False, description="one norm over all captured layers before fc")
     fc_norm: bool = Field(False, description="a norm for each captured layer before fc (EAGLE-3.1)")
+
+
+class Eagle3Config(EagleShape):
+    method: Literal["eagle3"] = "eagle3"
+    ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
+    loss_step_decay: float = Field(0.8, gt=0, le=1, strict=False, description="step i weighs decay^i")
     norm_output: bool = Field(False, description="the next step continues from the normed output (EAGLE-3.1)")
 
     @model_validator(mode="after")

@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
-from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.eagle3.config import Eagle3Config, EagleShape
 from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
 from torchspec.methods.taken_over import taken_over
 from torchspec.methods.vocabulary import check_vocabulary
 from torchspec.target.frozen import FrozenTarget
 
 AUX = "eagle_aux_hidden_state_layer_ids"
-NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
-KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS)
+NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm")
+KEYS = ("num_target_layers", "ttt_length", "draft_vocab_size", "num_aux_hidden_states", "eagle_config", AUX, *NORMS, "norm_output")
 # setting -> parameters that are others with it
 MEANING = {f"eagle_config.{AUX}": ("fc.*", "fc_norm.*", "input_norm.*"), "head_dim": ("*.self_attn.*",)}
 
@@ -32,11 +32,24 @@ def default_layer_ids(num_target_layers: int) -> tuple[int, ...]:
 
 def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
     """The draft's config.json (keys of docs/eagle3.md)."""
+    values, layer_ids = eagle_settings(options, target)
+    return LlamaConfig(
+        **values,
+        architectures=["LlamaForCausalLMEagle3"],
+        num_hidden_layers=1,
+        ttt_length=options.ttt_length,
+        norm_output=options.norm_output,
+        eagle_config={AUX: list(layer_ids), "use_aux_hidden_state": True, "norm_before_fc": options.norm_before_fc},
+    )
+
+
+def eagle_settings(options: EagleShape, target: FrozenTarget) -> tuple[dict, tuple[int, ...]]:
+    """Keys of the config.json of an EAGLE-3 and a P-EAGLE draft, and the captured layers as z-ids."""
     model, (vocab_size, hidden_size) = target.config, target.embedding.shape
     if model.hidden_size != hidden_size:
         raise UserError(
-            f"draft.method=eagle3 needs a target whose layers are as wide as its embedding, but {target.folder} has {model.hidden_size} "
-            f"and {hidden_size}; use draft.method=dflash"
+            f"draft.method={options.method} needs a target whose layers are as wide as its embedding, but {target.folder} has "
+            f"{model.hidden_size} and {hidden_size}; use draft.method=dflash"
         )
     if options.draft_vocab_size is not None and options.draft_vocab_size >= vocab_size:
         raise UserError(
@@ -45,23 +58,19 @@ def draft_config(options: Eagle3Config, target: FrozenTarget) -> LlamaConfig:
     if options.num_attention_heads is not None and hidden_size % options.num_attention_heads:
         raise UserError(
             f"draft.num_attention_heads={options.num_attention_heads} does not divide the target's width {hidden_size}, as the Llama "
-            "config of an EAGLE-3 draft demands; set one that does, and draft.head_dim to what a head shall have"
+            "config of an EAGLE draft demands; set one that does, and draft.head_dim to what a head shall have"
         )
     layer_ids = options.target_layer_ids
     layer_ids = check_layer_ids(default_layer_ids(model.num_hidden_layers) if layer_ids is None else layer_ids, model.num_hidden_layers)
-    return LlamaConfig(
+    return {
         **taken_over(options, model, hidden_size),
-        architectures=["LlamaForCausalLMEagle3"],
-        vocab_size=vocab_size,
-        draft_vocab_size=options.draft_vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=1,
-        ttt_length=options.ttt_length,
-        num_aux_hidden_states=len(layer_ids),
-        eagle_config={AUX: list(layer_ids), "use_aux_hidden_state": True, "norm_before_fc": options.norm_before_fc},
-        **{AUX: [z + 1 for z in layer_ids]},
+        "vocab_size": vocab_size,
+        "draft_vocab_size": options.draft_vocab_size,
+        "hidden_size": hidden_size,
+        "num_aux_hidden_states": len(layer_ids),
+        AUX: [z + 1 for z in layer_ids],
         **{name: vars(options)[name] for name in NORMS},
-    )
+    }, layer_ids
 
 
 def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
@@ -92,10 +101,15 @@ def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None
             f"{folder}: {AUX} is {config[AUX]} for vLLM and {layer_ids} for SGLang, with {config['num_aux_hidden_states']} layers counted; "
             "the first must be the second plus one, or the two capture different layers"
         )
-    if config["draft_vocab_size"] is not None:
+    check_own_vocabulary(folder, config, tensors)
+
+
+def check_own_vocabulary(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+    size = config["draft_vocab_size"]
+    if size is not None:
         check_vocabulary(tensors["d2t"], tensors["t2d"])
-        if tensors["lm_head.weight"].shape[0] != config["draft_vocab_size"] or len(tensors["d2t"]) != config["draft_vocab_size"]:
-            raise ContractError(f"{folder}: lm_head and d2t must have draft_vocab_size={config['draft_vocab_size']} rows; export it again")
+        if tensors["lm_head.weight"].shape[0] != size or len(tensors["d2t"]) != size:
+            raise ContractError(f"{folder}: lm_head and d2t must have draft_vocab_size={size} rows; export it again")
 
 
 def sglang_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]:

@@ -29,7 +29,7 @@ from torchspec.methods.eagle3.format import AUX, MEANING, check_folder, check_se
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
-from torchspec.methods.vocabulary import DraftVocabulary, frequent_tokens, whole_vocabulary
+from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk, log_probabilities, matches
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.losses import Teacher, head_losses, loss_values
@@ -49,6 +49,7 @@ class Eagle3:
     repeated = staticmethod(repeated)
     meaning = MEANING
     head = ()
+    confident = False
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
@@ -61,11 +62,7 @@ class Eagle3:
         """A new draft for a target and its training data."""
         config, vocabulary = draft_config(options, target), whole_vocabulary(target)
         if options.draft_vocab_size is not None:
-            counts = dataset.token_counts(len(target.head), supervised=True)
-            ids = frequent_tokens(counts, options.draft_vocab_size)
-            config.draft_vocab_coverage = float(counts[ids].sum() / counts.sum())
-            ids = ids.to(target.head.device)
-            vocabulary = DraftVocabulary(target.head[ids], ids)
+            vocabulary, config.draft_vocab_coverage = frequent_vocabulary(target, dataset, options.draft_vocab_size)
         return cls(config, target, options, vocabulary)
 
     @classmethod

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from torchspec.methods.eagle3.format import AUX
 from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
@@ -27,19 +26,20 @@ Follow = Callable[[int, Tensor], Tensor]  # step 1.., hidden [R, H] of the step 
 
 
 class Eagle3Attention(nn.Module):
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, width: int):
+        """width: of what it reads."""
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, bias = config.head_dim, config.attention_bias
         query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(2 * config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(2 * config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(width, query_size, bias=bias)
+        self.k_proj = nn.Linear(width, kv_size, bias=bias)
+        self.v_proj = nn.Linear(width, kv_size, bias=bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=bias)
         norms_heads = config.model_type == "qwen3"  # drafts of others; ours are Llama layers
         self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.rms_norm_eps) if norms_heads else nn.Identity() for _ in range(2))
 
     def forward(self, z: Tensor, rope: Rope, asking: Tensor | slice, past: tuple[KeyValue, ...], attend: Attend) -> tuple[Tensor, KeyValue]:
-        """z [rows, 2H] -> what the asking rows read, and the keys and values of all rows."""
+        """z [rows, width] -> what the asking rows read, and the keys and values of all rows."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p, x in ((self.q_proj, z[asking]), (self.k_proj, z), (self.v_proj, z)))
         q, key_value = rotate(self.q_norm(q), tuple(x[asking] for x in rope)), (rotate(self.k_norm(k), rope), v)
         return self.o_proj(attend(q, (*past, key_value)).flatten(1)), key_value
@@ -51,7 +51,7 @@ class Eagle3Layer(nn.Module):
         self.norm_before_residual = config.norm_before_residual
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Eagle3Attention(config)
+        self.self_attn = Eagle3Attention(config, 2 * config.hidden_size)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
@@ -65,26 +65,27 @@ class Eagle3Layer(nn.Module):
         return y + self.mlp(self.post_attention_layernorm(y)), key_value
 
 
-class Eagle3Draft(VocabularyHolder):
+class EagleDraft(VocabularyHolder):
+    """What a draft is around its layers: features in, the last norm, the tokens that it can propose. A subclass adds `layers`."""
+
     def __init__(self, config: LlamaConfig, head_dtype: torch.dtype):
         super().__init__()
         self.config = config
-        count, width = len(config.eagle_config[AUX]), config.hidden_size
+        count, width = config.num_aux_hidden_states, config.hidden_size
         self.input_norm = RMSNorm(count * width, config.rms_norm_eps) if config.norm_before_fc else None
         self.fc_norm = nn.ModuleList(RMSNorm(width, config.rms_norm_eps) for _ in range(count)) if config.fc_norm else None
         self.fc = nn.Linear(count * width, width, bias=False)
-        self.midlayer = Eagle3Layer(config)
-        self.layers = (self.midlayer,)  # what the trainer shards, compiles and checkpoints; a tuple adds no second name
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
         if config.draft_vocab_size is not None:
             self.hold_vocabulary(config.draft_vocab_size, config.vocab_size, width, head_dtype)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
-        """Normal(0, 0.02) matrices, what the layer adds to the residual stream smaller by sqrt(2); norm_scale: start of the final norm."""
+        """Normal(0, 0.02) matrices, what a layer adds to the residual stream smaller by sqrt(2 D); norm_scale: start of the final norm."""
+        depth = (2 * len(self.layers)) ** -0.5
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                scale = 0.5**0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                scale = depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 nn.init.normal_(weight, std=self.config.initializer_range * scale, generator=generator)
             else:
                 nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
@@ -97,6 +98,13 @@ class Eagle3Draft(VocabularyHolder):
             chunks = features.chunk(len(self.fc_norm), dim=-1)
             features = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(features)
+
+
+class Eagle3Draft(EagleDraft):
+    def __init__(self, config: LlamaConfig, head_dtype: torch.dtype):
+        super().__init__(config, head_dtype)
+        self.midlayer = Eagle3Layer(config)
+        self.layers = (self.midlayer,)  # what the trainer shards, compiles and checkpoints; a tuple adds no second name
 
     def forward(self, e: Tensor, features: Tensor, positions: Tensor, starts: Tensor, steps: int, follow: Follow, attend: Attend) -> Tensor:
         """Context rows: e [T, H] embeds the token after each, features [T, K*H], positions [T]; starts [R]: where chains start.

@@ -1,0 +1,209 @@
+"""P-EAGLE as the trainer and the evaluator see it: chains of several lengths, divergence from the target, proposals, drafter.
+
+Alignment of one chain of 3 depths (B = 4), anchor 10. f_t: captured features of x_t, m: mask_hidden.
+
+      depth d      0             1             2
+      slot k       1             2             3
+      input        x_10, f_9     mask, m       mask, m        the same in training and serving: no row waits for another's token
+      position     9             10            11
+      target       p(.|..x_10)   p(.|..x_11)   p(.|..x_12)    from the last layer's state of x_10, x_11, x_12
+      label        x_11          x_12          x_13           what accuracy is counted against; weight decay^d
+      sees         rows 0 .. 9, and the chain's own rows up to itself; row t joins f_t and x_{t+1}
+
+The row of depth 0 is row 9 of the context itself: it sees rows 0 .. 9 whatever chain begins there. Mask rows are a block that sees the
+rows strictly before its anchor, as in EAGLE-3 and DFlash, and is causal in itself.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from torchspec.acceptance.sampling import GREEDY
+from torchspec.chat.stops import stop_ids
+from torchspec.data.dataset import PromptDataset
+from torchspec.errors import ContractError
+from torchspec.methods import walk
+from torchspec.methods.block.mask_token import choose_mask_token
+from torchspec.methods.blocks import Slots, block_labels, following_tokens, slot_metrics
+from torchspec.methods.eagle3.format import repeated, vllm_traps
+from torchspec.methods.peagle.chains import draw_chains, shares
+from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.peagle.format import MEANING, check_folder, check_serves, draft_config, layer_ids, sglang_traps
+from torchspec.methods.peagle.generate import PeagleDrafter
+from torchspec.methods.peagle.memory import kept_values
+from torchspec.methods.peagle.model import PeagleDraft
+from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
+from torchspec.nn.attention import BlockLayout
+from torchspec.nn.chain_attention import chain_attention
+from torchspec.nn.losses import Teacher, head_losses, loss_values
+from torchspec.nn.send import send
+from torchspec.records import Batch, Features
+from torchspec.target.frozen import FrozenTarget
+
+Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
+PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
+
+
+class Peagle:
+    check_folder = staticmethod(check_folder)
+    sglang_traps = staticmethod(sglang_traps)
+    vllm_traps = staticmethod(vllm_traps)
+    repeated = staticmethod(repeated)
+    meaning = MEANING
+    head = ()
+    confident = False
+
+    def __init__(self, config: LlamaConfig, target: FrozenTarget, options: PeagleConfig, vocabulary: DraftVocabulary | None):
+        """vocabulary: what is trained; none for a draft from a folder that brings its own."""
+        self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
+        self.block_size, self.mask_token_id = config.num_depths + 1, config.mask_token_id
+        self.layer_ids = (*layer_ids(config), config.num_target_layers - 1)  # the last one for the target's distribution
+
+    @classmethod
+    def for_run(cls, options: PeagleConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Peagle":
+        """A new draft for a target and its training data."""
+        counts = dataset.token_counts(len(target.embedding))
+        mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id, stop_ids(target.folder, tokenizer))
+        config, vocabulary = draft_config(options, target, mask_token_id), whole_vocabulary(target)
+        if options.draft_vocab_size is not None:
+            vocabulary, config.draft_vocab_coverage = frequent_vocabulary(target, dataset, options.draft_vocab_size)
+        return cls(config, target, options, vocabulary)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Peagle":
+        """For a draft folder, ours or another's; training options play no part at inference."""
+        check_serves(config, target)
+        return cls(config, target, PeagleConfig(), whole_vocabulary(target) if config.draft_vocab_size is None else None)
+
+    def skeleton(self) -> PeagleDraft:
+        return PeagleDraft(self.config, self.target.head.dtype)
+
+    def build(self, generator: torch.Generator) -> PeagleDraft:
+        """A fresh draft whose logits have variance 1 or less."""
+        model = self.skeleton()
+        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
+        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        if self.config.draft_vocab_size is not None:
+            model.keep(self.vocabulary)
+        return model
+
+    def served_vocabulary(self, model: PeagleDraft) -> DraftVocabulary:
+        """The one that came with the draft, or all of the target's."""
+        return self.vocabulary if self.config.draft_vocab_size is None else model.kept()
+
+    def drafter(self, model: PeagleDraft) -> PeagleDrafter:
+        return PeagleDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
+
+    def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int:
+        """Values alive when the backward pass of a micro-batch begins: documents of so many chains each, and so many tokens in all."""
+        head, chains = self.vocabulary.head, documents * blocks
+        scored = round(chains * sum(shares(self.options)))  # the first row of each is one of the context
+        return kept_values(self.config, tokens + scored - chains, scored, compiled) + loss_values(scored, head.shape[1], len(head), laws=2)
+
+    def loss(
+        self, model: Model, batch: Batch, seed: int, _progress: float = 0.0
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
+        groups, device = draw_chains(batch, self.options, seed), batch.context.device
+        scored = Scored.of(batch, groups)
+        hidden = self.hidden(model, batch.ids, batch.context, groups)
+        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
+        teacher = Teacher(last_states, scored.states, self.target.law)
+        states = hidden.index_select(0, send(scored.places, device))
+        found = head_losses(states, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
+        weights, label = self.options.loss_step_decay ** send(scored.depths, device).float(), send(scored.labels, device)
+        right = self.vocabulary.ids[found.predictions] == label
+        metrics = self._metrics(scored, groups, found.loss.detach(), right)
+        if self.config.draft_vocab_size is not None:
+            metrics["vocabulary_coverage"] = (self.vocabulary.holds(label).sum(), metrics["slot_loss"][1].sum())
+        return (found.loss * weights).sum(), weights.sum(), metrics
+
+    def _metrics(self, scored: "Scored", groups: tuple[BlockLayout, ...], losses: Tensor, right: Tensor) -> dict:
+        """Per slot over the chains of all lengths; the acceptance length over whole chains alone: the others end before their drafts do."""
+        sizes, parts = [len(slots.rows) for slots in scored.slots], []
+        for slots, layout, *values in zip(scored.slots, groups, losses.split(sizes), right.split(sizes), strict=True):
+            parts.append(slot_metrics(slots.to(losses.device), send(layout.valid, losses.device), *values))
+        totals = {"block_tau": parts[-1]["block_tau"]}
+        for name in ("slot_loss", "slot_accuracy"):
+            filled = [[nn.functional.pad(x, (0, self.block_size - 1 - len(x))) for x in part[name]] for part in parts]
+            totals[name] = tuple(torch.stack(each).sum(0) for each in zip(*filled, strict=True))
+        return totals
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.target.embedding)
+
+    def hidden(self, model: Model, ids: Tensor, context: Tensor, groups: tuple[BlockLayout, ...]) -> Tensor:
+        """The draft's normed outputs for all depths of all chains, a group behind the other: [sum of N*A*(B-1), H]."""
+        features, device, total = context[:, : -self.target.head.shape[1]], context.device, len(context)
+        after = send(ids.roll(-1), device)  # a document's last row holds a token of the next one: no chain sees that row
+        groups = tuple(layout.to(device) for layout in groups)
+        masks = tuple(replace(layout, block_size=layout.block_size - 2) for layout in groups)
+        asking, first = [], total
+        for layout, behind in zip(groups, masks, strict=True):
+            starts = (layout.starts[:, None] + layout.anchors - 1).flatten()[:, None]
+            rows = torch.arange(first, first + len(starts) * behind.block_size, device=device).view(len(starts), -1)
+            asking.append(torch.cat((starts, rows), dim=1).flatten())
+            first += rows.numel()
+        positions = groups[0].positions[0], torch.cat([layout.positions[1] for layout in masks])
+        attend = chain_attention(groups[0].lengths, tuple(layout for layout in masks if layout.block_size), device)
+        mask = self.target.embedding[self.mask_token_id]
+        return model(self.embed(after), mask, features, positions, torch.cat(asking), lambda _layer: attend)
+
+    def propose(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Tensor:
+        """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
+        vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
+        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
+        return torch.cat([walk.draft(steps, before, vocabulary, GREEDY, size)[0] for steps, before, _ in walks])
+
+    def text_log_probabilities(self, model: PeagleDraft, features: Features, anchors: Tensor, temperature: float) -> Tensor:
+        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""
+        vocabulary = self.served_vocabulary(model)
+        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
+        return torch.cat([walk.log_probabilities(*steps, vocabulary, temperature) for steps in walks])
+
+    def matches(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Tensor:
+        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n]."""
+        vocabulary = self.served_vocabulary(model)
+        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
+        return torch.cat([walk.matches(*steps, vocabulary) for steps in walks])
+
+    @staticmethod
+    def _walk(vocabulary: DraftVocabulary, hidden: Tensor, text: Tensor) -> tuple[walk.Walk, Tensor, Tensor]:
+        """No depth looks at another's token."""
+        return walk.Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:]
+
+    def _chains(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normed states of whole chains after n' anchors of a document at a time, [n', B-1, H], and the text from the anchors on, [n', B]."""
+        ids = features.prompt.ids
+        if len(anchors) and int(anchors.min()) < 1:
+            raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; P-EAGLE drafts after a prompt only")
+        for part in anchors.split(PROPOSAL_CHAINS):
+            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
+            hidden = self.hidden(model, ids, features.context, (layout,))
+            text = torch.cat((ids[part, None], following_tokens(ids, part, self.block_size)), dim=1)
+            yield hidden.view(len(part), self.block_size - 1, -1), text
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows of a loss, a group of chains behind the other; on the host."""
+
+    slots: tuple[Slots, ...]  # of each group
+    places: Tensor  # [r] among the outputs of all depths of all chains
+    states: Tensor  # [r] context rows whose last states give the targets
+    labels: Tensor  # [r]
+    depths: Tensor  # [r]
+
+    @classmethod
+    def of(cls, batch: Batch, groups: tuple[BlockLayout, ...]) -> "Scored":
+        slots, rows, first = tuple(block_labels(batch, layout) for layout in groups), [], 0
+        for here, layout in zip(slots, groups, strict=True):
+            chain, depth = here.rows // layout.block_size, here.rows % layout.block_size - 1  # slot k belongs to depth k - 1
+            start = (layout.starts[:, None] + layout.anchors).flatten()[chain]
+            places = first + chain * (layout.block_size - 1) + depth
+            rows.append((places, start + depth, here.pick(here.labels.flatten()), depth))
+            first += layout.anchors.numel() * (layout.block_size - 1)
+        return cls(slots, *map(torch.cat, zip(*rows, strict=True)))
