@@ -12,6 +12,7 @@ from torchspec.config import RunConfig, load_config
 from torchspec.errors import UserError
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.eagle3.config import Eagle3Config
+from torchspec.methods.registry import METHODS
 
 MINIMAL = {"output_dir": "out", "model": {"target_model_path": "target"}, "dataset": {"train_data_path": "chats.jsonl"}}
 
@@ -46,7 +47,7 @@ def test_the_method_decides_which_keys_the_draft_section_has(file):
     assert isinstance(load_config(file, ["draft.num_layers=2"]).draft, DFlashConfig)  # where none is named
     for method, key in (("eagle3", "block_size"), ("dflash", "ttt_length")):
         assert f"draft.{key} is not a known key" in refused(file, f"draft.method={method}", f"draft.{key}=4")
-    assert "draft.method='eagle9' is refused: choose one of dflash, domino, eagle3" in refused(file, "draft.method=eagle9")
+    assert f"draft.method='eagle9' is refused: choose one of {', '.join(METHODS)}" in refused(file, "draft.method=eagle9")
 
 
 @pytest.mark.parametrize(

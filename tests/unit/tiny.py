@@ -12,11 +12,12 @@ from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
 from torchspec.methods.base import Method
 from torchspec.methods.block.format import draft_config
-from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
 from torchspec.methods.dflash2.config import DFlash2Config
 from torchspec.methods.dflash2.method import DFlash2
+from torchspec.methods.domino.config import DominoConfig
+from torchspec.methods.domino.method import Domino
 from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.method import DSpark
 from torchspec.methods.eagle3 import format as eagle3_format
@@ -90,10 +91,10 @@ def make_lilicorr(target: FrozenTarget, counts: torch.Tensor | None = None, **op
     return LiLiCorr(LiLiCorr.new_config(options, target, MASK), target, options, counts)
 
 
-def make_block(kind: type[BlockMethod], target: FrozenTarget, **options) -> BlockMethod:
-    """Of any method of blocks, as a run would."""
-    options = kind.Options(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
-    return kind(kind.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+def make_domino(target: FrozenTarget, **options) -> Domino:
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "emb_dim": 12, "gru_hidden_dim": 10}
+    options = DominoConfig(**{"method": "domino", **shape, **options})
+    return Domino(Domino.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

@@ -32,7 +32,7 @@ def import_block(method: str, folder: Path, values: dict, target: FrozenTarget, 
     config = our_config(Qwen3Config, {**values, **settings})
     config.architectures = [kind.architecture]
     kind.check_serves(config, target)
-    tensors = kind.fitted(named_as_ours(read_tensors(folder), kind.named_by_others), config)
+    tensors = kind.fitted(named_as_ours(read_tensors(folder), {}), config)
     reads = _with_mask_embedding(folder, take_embedding(tensors, target), mask_token_id)
     rows = take_vocabulary(tensors, target, values.get("draft_vocab_size"))
     if rows is not None or "draft_vocab_size" in values:

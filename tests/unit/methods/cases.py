@@ -12,8 +12,8 @@ from tests.unit.tiny import (
     LAYERS,
     B,
     lively,
-    make_block,
     make_dflash2,
+    make_domino,
     make_dspark,
     make_eagle3,
     make_lilicorr,
@@ -25,7 +25,6 @@ from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
 from torchspec.methods.block import method as block
 from torchspec.methods.block.method import BlockMethod
-from torchspec.methods.domino.method import Domino
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.peagle import method as peagle
 from torchspec.nn import chain_attention
@@ -35,7 +34,6 @@ from torchspec.target.frozen import FrozenTarget
 
 PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
-DOMINO = {"emb_dim": 12, "gru_hidden_dim": 10}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
 CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
@@ -120,14 +118,14 @@ CASES = {
         states=blocks_of_masks,
     ),  # fmt: skip
     "domino": Case(
-        lambda target: make_block(Domino, target, **DOMINO),
+        make_domino,
         LAYERS,
         BLOCKS,
         module=block_attention,
         states=blocks_of_masks,
     ),  # fmt: skip
     "domino, DFlash's rows": Case(
-        lambda target: make_block(Domino, target, **DOMINO, shift_label=False, pure_draft_prefix_len=0),
+        lambda target: make_domino(target, shift_label=False, pure_draft_prefix_len=0),
         LAYERS,
         BLOCKS,
         module=block_attention,

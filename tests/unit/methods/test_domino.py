@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
 from tests.unit.methods import reference
-from tests.unit.methods.cases import DOMINO, lively_draft
-from tests.unit.tiny import B, make_block, make_method, random_features
+from tests.unit.methods.cases import lively_draft
+from tests.unit.tiny import B, make_domino, make_method, random_features
 from torchspec.config import RunConfig
 from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
@@ -34,7 +34,7 @@ HEAD = {
 
 @pytest.fixture(params=LAYOUTS, scope="module")
 def method(request, tiny_target) -> Domino:
-    return make_block(Domino, tiny_target, **DOMINO, **LAYOUTS[request.param])
+    return make_domino(tiny_target, **LAYOUTS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_backbones_share_falls_from_one_to_nothing_and_is_then_not_computed(
 def test_a_fresh_head_changes_nothing(method):
     fresh = method.build(torch.Generator().manual_seed(0))
     assert float(fresh.embed_proj[2].weight.abs().max()) == 0.0 < float(fresh.prefix_gru.weight_hh_l0.std())
-    plain = make_block(Domino, method.target, **DOMINO, shift_label=method.config.dflash_config["shift_label"], pure_draft_prefix_len=2)
+    plain = make_domino(method.target, shift_label=method.config.dflash_config["shift_label"], pure_draft_prefix_len=2)
     anchors = torch.arange(3, 14)  # a head that begins later
     assert torch.equal(method.propose(fresh, SAMPLES[1], anchors), plain.propose(fresh, SAMPLES[1], anchors))
 
@@ -195,7 +195,7 @@ def test_what_is_left_out_is_specforges_default_and_what_cannot_be_computed_is_r
 
 def test_a_run_starts_from_a_plain_dflash_draft_and_says_that_its_head_is_new(tmp_path, tiny_target):
     same = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}
-    folder, method = write(tmp_path, {**ZLAB, **same}, tensors(DFLASH_SHAPES)), make_block(Domino, tiny_target, **DOMINO)
+    folder, method = write(tmp_path, {**ZLAB, **same}, tensors(DFLASH_SHAPES)), make_domino(tiny_target)
     found = fit(read_source(folder, tiny_target), method, method.build(torch.Generator().manual_seed(0)))
     assert found.taken.keys() == DFLASH_SHAPES.keys() and set(found.fresh) == HEAD.keys() and found.share == 1.0
     assert "starts at random: " in found.lines()[-1]

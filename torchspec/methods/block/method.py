@@ -62,7 +62,6 @@ class BlockMethod:
     meaning = format.MEANING
     proposing_rows = staticmethod(format.proposing_rows)
     head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
-    named_by_others: ClassVar[dict[str, str]] = {}  # beginnings of the names that its tensors have elsewhere -> ours
     candidates = 1  # of each slot that its head chooses among, by the logits before it has changed them
     factor_width = 0  # E, where the head adds factor @ readout.T to the logits
     confident = False  # it says how likely a draft is accepted

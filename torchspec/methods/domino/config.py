@@ -1,6 +1,6 @@
 """The `draft` section of a run with `method: domino`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -8,7 +8,9 @@ from torchspec.methods.block.config import BlockConfig
 
 
 class DominoConfig(BlockConfig):
-    method: Literal["domino"] = "domino"
+    untaught: ClassVar[dict] = {"method": "domino", "loss": {"ce": 1.0}}
+
+    method: Literal["domino"]
     emb_dim: PositiveInt = Field(256, description="rank E of what is added to the logits")
     gru_hidden_dim: PositiveInt = Field(1024, description="size G of the state that reads the block's tokens")
     pure_draft_prefix_len: int = Field(1, ge=0, description="first proposals that nothing is added to; SGLang serves 1 alone")

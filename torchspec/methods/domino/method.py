@@ -24,7 +24,6 @@ class Domino(BlockMethod):
     Draft = DominoDraft
     architecture = "DFlashDraftModel"
     head = ("prefix_gru.*", "embed_proj.*")
-    named_by_others = {"logit_head.": ""}  # SpecForge's older checkpoints
 
     @property
     def factor_width(self) -> int:
@@ -43,6 +42,11 @@ class Domino(BlockMethod):
         said = {key: said[key] for key in KEYS if said.get(key) is not None}
         check_keys(said, KEYS)
         return {"projector_type": PROJECTOR, **said}
+
+    @staticmethod
+    def fitted(tensors: dict[str, Tensor], _config: PreTrainedConfig) -> dict[str, Tensor]:
+        """SpecForge's older checkpoints have a prefix before the head's names."""
+        return {name.removeprefix("logit_head."): value for name, value in tensors.items()}
 
     @staticmethod
     def proposing_rows(nested: dict) -> slice:
