@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.unit.methods import lilicorr_reference, reference
-from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, lively, make_lilicorr, random_features
+from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, answered, lively, make_lilicorr, overfit, random_features, random_prompt
 from torchspec.acceptance.sampling import GREEDY
+from torchspec.acceptance.walk import Acceptance
+from torchspec.decode.offline import accepted_per_step
 from torchspec.methods import walk
 from torchspec.methods.block.blocks import Blocks
 from torchspec.methods.lilicorr import lesson, model
@@ -171,6 +173,18 @@ def test_drawn_negatives_give_the_loss_of_the_whole_vocabulary_where_they_are_al
     assert torch.isfinite(drawn[0]) and not torch.equal(drawn[0], whole[0])
     exact = make_lilicorr(loud, counts, lilicorr_loss=ALL, lilicorr_candidate_topk=8, loss_negatives=64)
     assert torch.equal(losses(exact, draft)[0], whole[0])
+
+
+def test_one_answer_is_learned_until_every_walk_is_right(tiny_target, eagle3_oracle):
+    """From the published start, by the published losses; the trainer's tau is that of the walk over the text."""
+    method, sample = make_lilicorr(tiny_target), eagle3_oracle.capture(answered(eagle3_oracle, random_prompt(2, 8), 19))
+    fresh = method.build(torch.Generator().manual_seed(0))
+    metrics = overfit(method, fresh, [sample], steps=80)
+    assert metrics["slot_accuracy"][0].tolist() == metrics["slot_accuracy"][1].tolist() == [18, 17, 16]
+    acceptance = Acceptance(B)
+    for accepted, length in accepted_per_step(method, fresh.eval(), sample):
+        acceptance.add_answer(accepted, length)
+    assert (acceptance.steps, acceptance.tokens) == (5, 18)  # 4 + 4 + 4 + 4 + 2
 
 
 def test_a_draft_that_learns_from_labels_alone_captures_no_last_layer(tiny_target):
