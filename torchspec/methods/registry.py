@@ -23,10 +23,10 @@ class Entry:
 
 METHODS = {
     "dflash": Entry(DFlashConfig, "torchspec.methods.dflash.method:DFlash", "DFlashDraftModel"),
-    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel"),
     "dspark": Entry(DSparkConfig, "torchspec.methods.dspark.method:DSpark", "Qwen3DSparkModel"),
-    "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
+    "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel"),
     "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", projector="domino"),
+    "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
     "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }
