@@ -83,8 +83,7 @@ def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(w
     assert [row["step"] for row in rows if row["kind"] == "train"] == [2, 4, 6, 8]
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [4, 8]
     assert all(row["tau"] >= 1 for row in rows if row["kind"] == "eval")
-    command = [sys.executable, "-m", "torchspec.train_entry", "--config", str(work / "run.yaml")]
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = torchspec("train", "-c", work / "run.yaml")
     assert again.returncode == 0 and "step 8 of 8" in again.stdout
     assert [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()] == rows
 
