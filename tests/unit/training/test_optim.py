@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchspec.nn.layers import TokenTable
+from torchspec.nn.layers import TokenEmbedding, TokenReadout, TokenTable
 from torchspec.training.config import TrainingConfig
 from torchspec.training.optim import build_optimizers, learning_rate
 
@@ -118,3 +118,20 @@ def test_muon_leaves_tables_of_tokens_and_kernels_of_three_dimensions_to_adamw()
     muon, adamw = build_optimizers(m, TrainingConfig(optimizer="muon", weight_decay=0.3))
     assert [group["params"] for group in muon.param_groups] == [[m["table"].projection.weight]]
     assert [(group["params"], group["weight_decay"]) for group in adamw.param_groups] == [([m["table"].rows], 0.3), ([m.kernel], 0.0)]
+
+
+def test_muon_leaves_tables_of_tokens_to_adamw_where_unseen_rows_stay():
+    """A row without an example has no gradient: AdamW does not move it, an orthogonal update of the whole table would."""
+    torch.manual_seed(0)
+    m = nn.ModuleDict({"table": TokenEmbedding(6, 4), "readout": TokenReadout(4, 6, bias=False), "matrix": nn.Linear(4, 4, bias=False)})
+    before = m["table"].weight.detach().clone()
+    optimizers = build_optimizers(m, TrainingConfig(optimizer="muon", learning_rate=0.01, min_lr=0.0, weight_decay=0.0))
+    of_muon = [
+        p for optimizer in optimizers if isinstance(optimizer, torch.optim.Muon) for g in optimizer.param_groups for p in g["params"]
+    ]
+    assert [id(p) for p in of_muon] == [id(m["matrix"].weight)]
+    m["readout"](m["matrix"](m["table"](torch.tensor([1, 3])))).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    moved = (m["table"].weight.detach() != before).any(1)
+    assert moved.tolist() == [False, True, False, True, False, False]
