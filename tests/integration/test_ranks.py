@@ -8,7 +8,20 @@ import pytest
 import torch
 
 from tests.integration.ranks import Ranks
-from tests.tiny import DFLASH, DFLASH2, DOMINO, DSPARK, EAGLE3, LILICORR, PEAGLE, recipe, timeless_metrics, write_chats, write_tiny_target
+from tests.tiny import (
+    DFLASH,
+    DFLASH2,
+    DOMINO,
+    DSPARK,
+    EAGLE3,
+    LILICORR,
+    PEAGLE,
+    XPRESS,
+    recipe,
+    timeless_metrics,
+    write_chats,
+    write_tiny_target,
+)
 from torchspec.training.checkpoints import LATEST, latest
 from torchspec.training.tensors import read_weights
 
@@ -20,6 +33,7 @@ METHODS = {
     "domino": DOMINO,
     "dspark": DSPARK,
     "lilicorr": LILICORR,
+    "xpress": XPRESS,
     "eagle3": EAGLE3,
     "peagle": PEAGLE,
 }

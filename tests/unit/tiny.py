@@ -29,6 +29,8 @@ from torchspec.methods.peagle import format as peagle_format
 from torchspec.methods.peagle.config import PeagleConfig
 from torchspec.methods.peagle.method import Peagle
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
+from torchspec.methods.xpress.config import XPressConfig
+from torchspec.methods.xpress.method import XPress
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
@@ -95,6 +97,12 @@ def make_domino(target: FrozenTarget, **options) -> Domino:
     shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "emb_dim": 12, "gru_hidden_dim": 10}
     options = DominoConfig(**{"method": "domino", **shape, **options})
     return Domino(Domino.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+
+
+def make_xpress(target: FrozenTarget, **options) -> XPress:
+    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "xpress_rank": 6, "xpress_mlp_hidden": 10}
+    options = XPressConfig(**{"method": "xpress", **shape, "xpress_num_passes": 2, **options})
+    return XPress(XPress.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

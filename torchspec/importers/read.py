@@ -26,6 +26,7 @@ READERS = {
     "PeagleLlamaForCausalLM": import_peagle,
     "PeagleQwen3ForCausalLM": import_peagle,
     "DominoDraftModel": partial(import_block, "domino"),
+    "Qwen3XPressModel": partial(import_block, "xpress"),
 }
 PROJECTORS = {"domino": "DominoDraftModel"}  # the two names of a draft with such a head: projector_type of a DFlashDraftModel, or its own
 

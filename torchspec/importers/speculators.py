@@ -61,6 +61,18 @@ def _dspark(values: dict, layers: dict) -> dict:
     return {**settings, "architectures": ["Qwen3DSparkModel"], "dflash_config": {**settings["dflash_config"], **head}}
 
 
+def _xpress(values: dict, layers: dict) -> dict:
+    """Its own inference refines all tokens; the width of the MLP is said in units of the rank."""
+    settings, rank = _dflash(values, layers), values.get("xpress_rank", 256)
+    head = {
+        "xpress_rank": rank,
+        "xpress_mlp_hidden": rank * values.get("xpress_mlp_ratio", 2),
+        "xpress_num_passes": values.get("num_jacobi_passes", 6),
+        "xpress_topc": 0,
+    }
+    return {**settings, "architectures": ["Qwen3XPressModel"], "dflash_config": {**settings["dflash_config"], **head}}
+
+
 def _eagle3(values: dict, layers: dict) -> dict:
     """norm_before_residual: vLLM takes a missing key for true in this format, and for false in all others."""
     flags = {name: values.get(name, False) for name in ("norm_before_fc", "fc_norm", "norm_output")}
@@ -90,4 +102,4 @@ def _proposed(values: dict) -> int | None:
     return methods[0].get("speculative_tokens")
 
 
-KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3, "peagle": _peagle}
+KINDS = {"dflash": _dflash, "dflash2": _dflash2, "dspark": _dspark, "eagle3": _eagle3, "peagle": _peagle, "xpress": _xpress}

@@ -11,6 +11,7 @@ from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
 from torchspec.methods.peagle.config import PeagleConfig
+from torchspec.methods.xpress.config import XPressConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ METHODS = {
     "dflash2": Entry(DFlash2Config, "torchspec.methods.dflash2.method:DFlash2", "DFlash2DraftModel"),
     "domino": Entry(DominoConfig, "torchspec.methods.domino.method:Domino", "DFlashDraftModel", projector="domino"),
     "lilicorr": Entry(LiLiCorrConfig, "torchspec.methods.lilicorr.method:LiLiCorr", "LiLiCorrDraftModel"),
+    "xpress": Entry(XPressConfig, "torchspec.methods.xpress.method:XPress", "Qwen3XPressModel"),
     "eagle3": Entry(Eagle3Config, "torchspec.methods.eagle3.method:Eagle3", "LlamaForCausalLMEagle3"),
     "peagle": Entry(PeagleConfig, "torchspec.methods.peagle.method:Peagle", "PeagleLlamaForCausalLM"),
 }

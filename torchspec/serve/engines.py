@@ -44,7 +44,7 @@ def _named(method: str, of_engine: dict[str, str]) -> str:
 
 
 # methods that an engine calls otherwise; what they are it reads from the folder
-VLLM = {"dflash2": "dflash", "lilicorr": "dflash", "peagle": "eagle3"}
+VLLM = {"dflash2": "dflash", "lilicorr": "dflash", "xpress": "dflash", "peagle": "eagle3"}
 SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
 
 

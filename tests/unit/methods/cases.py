@@ -19,6 +19,7 @@ from tests.unit.tiny import (
     make_lilicorr,
     make_method,
     make_peagle,
+    make_xpress,
 )
 from torchspec.capture.hf import HFCapture
 from torchspec.methods.base import Method
@@ -132,6 +133,15 @@ CASES = {
         states=blocks_of_masks,
     ),  # fmt: skip
     "lilicorr": Case(make_lilicorr, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),  # fmt: skip
+    "xpress": Case(make_xpress, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
+    "xpress, a shortlist": Case(
+        lambda target: make_xpress(target, loss={"ce": 1.0}, xpress_num_passes=3, xpress_topc=9),
+        LAYERS,
+        BLOCKS,
+        module=block_attention,
+        states=blocks_of_masks,
+        variety=6,
+    ),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),

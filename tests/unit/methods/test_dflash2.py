@@ -146,7 +146,7 @@ def test_a_walk_chooses_by_the_token_before_from_the_candidates_alone(ours, weig
     states = weights(*ours.inputs(batch.ids, batch.context, all_valid([[4, 7]], (15,)))).view(2, B, -1)[:, 1:]
     ours.config.dflash_config.update(output_multiplier=0.5, final_logit_softcapping=3.0)
     anchors = batch.ids[[4, 7]]
-    blocks = Blocks(states, anchors, torch.zeros(2, HIDDEN))
+    blocks = Blocks(states, anchors, torch.zeros(2, HIDDEN), states)
     tokens, q = draft(ours.walk(weights, blocks), anchors, ours.whole_vocabulary, Sampler(0.7, seed=0), 64)
     ours.config.dflash_config.update(output_multiplier=1.0, final_logit_softcapping=None)
     for n in range(2):

@@ -126,7 +126,8 @@ def random_blocks(seed: int = 0) -> Blocks:
     g = torch.Generator().manual_seed(seed)
     context = torch.randn(2, HIDDEN, generator=g)
     context[1] = 0  # the second block's anchor is the first token of its text
-    return Blocks(torch.randn(2, B - 1, HIDDEN, generator=g), torch.tensor([5, 6]), context)
+    states = torch.randn(2, B - 1, HIDDEN, generator=g)
+    return Blocks(states, torch.tensor([5, 6]), context, states)
 
 
 def by_definition(method, draft, blocks: Blocks, n: int) -> tuple:
