@@ -71,6 +71,10 @@ class XPress(BlockMethod):
     def sglang_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
         return ["SGLang has no XPress"]
 
+    @staticmethod
+    def llamacpp_traps(_config: PreTrainedConfig, _target_type: str | None) -> list[str]:
+        return ["llama.cpp has no XPress"]
+
     # --- training
 
     @property
