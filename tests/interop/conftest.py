@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.interop.grafted import graft
 from torchspec.config import load_config
 from torchspec.data.dataset import open_or_prepare
 from torchspec.decode.pair import Pair, load_pair
@@ -54,12 +55,19 @@ def method(request) -> str:
 
 @pytest.fixture(scope="session")
 def draft(method, target_folder, tmp_path_factory, testrun_uid) -> Path:
-    """The processes that test side by side train it once."""
-    folder = tmp_path_factory.getbasetemp().parent / f"interop-{method}-{testrun_uid}"
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "draft").is_dir():
-            train_and_export(method, target_folder, folder)
-    return folder / "draft"
+    return made(method, target_folder, tmp_path_factory.getbasetemp().parent / f"interop-{testrun_uid}")
+
+
+def made(method: str, target_folder: Path, shared: Path) -> Path:
+    """The processes that test side by side make it once."""
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / f"{method}.lock"):
+        if not (shared / method / "draft").is_dir():
+            if method in RECIPES:
+                train_and_export(method, target_folder, shared / method)
+            else:
+                graft(method, made("dflash", target_folder, shared), target_folder, shared / method / "draft")
+    return shared / method / "draft"
 
 
 def train_and_export(method: str, target_folder: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from torchspec.serve.options import Serving
 from torchspec.serve.side import Asked
 
 LLAMACPP = ROOT / ".interop" / "llamacpp"
+pytestmark = pytest.mark.parametrize("method", ["dflash", "eagle3", "dspark", "dflash2"], indirect=True)
 PROMPTS, TOKENS = 4, 32  # its bfloat16 is slow on a CPU: some hundred steps, each compared
 ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a machine that others use as well
 
