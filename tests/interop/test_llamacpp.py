@@ -13,6 +13,7 @@ from torchspec.serve.side import Asked
 LLAMACPP = ROOT / ".interop" / "llamacpp"
 pytestmark = pytest.mark.parametrize("method", ["dflash", "eagle3", "dspark", "dflash2"], indirect=True)
 PROMPTS, TOKENS = 4, 32  # its bfloat16 is slow on a CPU: some hundred steps, each compared
+ALONE = 1  # with several sequences at a time it drafts EAGLE-3 tokens that it does not draft alone, of the same texts
 ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a machine that others use as well
 
 
@@ -21,7 +22,7 @@ def served(pair, method, conversations, tmp_path_factory) -> dict:
     folder = tmp_path_factory.getbasetemp() / "llamacpp"  # the target is converted once for all methods
     serving = Serving("llamacpp", llamacpp=str(LLAMACPP), arguments=ONE_THREAD)
     asked = Asked(conversations[:PROMPTS], TOKENS, 0.0, 0, tuple(stop_ids(pair.target)))
-    return measure_served(pair, asked, [2], serving, Kept(folder / f"{method}.jsonl", {}), folder / method)
+    return measure_served(pair, asked, [ALONE], serving, Kept(folder / f"{method}.jsonl", {}), folder / method)
 
 
 def test_llamacpp_speculative_text_is_its_plain_text_up_to_ties(served, method):
