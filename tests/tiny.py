@@ -57,7 +57,8 @@ DFLASH2 = {**DFLASH, "method": "dflash2", "conv_group_size": 8, "selector_rank":
 LILICORR = {"method": "lilicorr", **DFLASH, "lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 32, "lilicorr_num_heads": 4}
 DOMINO = {"method": "domino", **DFLASH, "emb_dim": 16, "gru_hidden_dim": 16}
 DSPARK = {**DFLASH, "method": "dspark", "block_size": 3, "markov_rank": 8, "markov_head_type": "rnn"}
-XPRESS = {**DFLASH, "method": "xpress", "xpress_rank": 8, "xpress_mlp_hidden": 8}
+# without rounds that read the draft's own tokens: these are largest logits, which a rounding decides between ranks
+XPRESS = {**DFLASH, "method": "xpress", "xpress_rank": 8, "xpress_mlp_hidden": 8, "consistency_loss": 0}
 EAGLE3 = {"method": "eagle3", "ttt_length": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
 
 PEAGLE = {"method": "peagle", "num_layers": 2, "num_depths": 3, "num_anchors": 8, "target_layer_ids": [1, 3], "draft_vocab_size": 64}
