@@ -10,6 +10,7 @@ from torchspec.serve import engines
 from torchspec.serve.client import Group, Reply, rates
 from torchspec.serve.engines import ENGINES, Steps
 from torchspec.serve.options import serving_options, training_serving
+from torchspec.serve.records import Served
 from torchspec.training.config import EvaluationConfig
 
 VLLM = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
@@ -33,7 +34,7 @@ def test_vllm_counters_add_up_over_its_engines(monkeypatch):
 
 def test_vllm_is_told_its_own_name_of_a_method():
     for method, expected in {"dflash": {"method": "dflash"}, "peagle": {"method": "eagle3", "parallel_drafting": True}}.items():
-        option, text = ENGINES["vllm"].with_draft(Path("draft"), method, 7)
+        option, text = ENGINES["vllm"].with_draft(Served(Path("target"), Path("draft"), method, 7, "bfloat16", {}))
         assert option == "--speculative-config" and json.loads(text) == {**expected, "model": "draft", "num_speculative_tokens": 7}
 
 
