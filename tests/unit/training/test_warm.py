@@ -136,7 +136,7 @@ def test_other_shapes_and_other_norms_are_left(tmp_path, tiny_target):
         ({"vocab_size": 65}, (), "made for a target with vocabulary 65, width 32 and 6 layers"),
         ({"num_target_layers": 7}, (), "and 7 layers"),
         ({"hidden_act": "gelu"}, (), "a hidden_act other than silu, which is not computed here"),
-        ({"architectures": ["DFlash9DraftModel"]}, (), "is a DFlash9DraftModel; supported are"),
+        ({"architectures": ["MedusaModel"]}, (), "is a MedusaModel; supported are"),
         ({}, ("layers.0.", "layers.1."), r"fills 10% .*\(no layers.0.input_layernorm.weight; no layers.0"),
     ],
 )
