@@ -241,8 +241,8 @@ def test_dspark(package, target, text, tmp_path, kind, from_anchor, pruned):
     assert pair.method.rows == STEPS + 1 == pair.method.block_size - from_anchor
     first = 0 if from_anchor else 1
     ours = pair.model(*pair.method.inputs(ids, features, all_valid([rows[:: STEPS + 1].tolist()], (LENGTH,), STEPS + 1)))
-    ours = ours.view(6, STEPS + 1, HIDDEN)[:, first:]
-    walk = pair.method.walk(pair.model, Blocks(ours, block[:, 0], torch.zeros(6, HIDDEN)))
+    ours = ours.view(6, STEPS + 1, HIDDEN)
+    walk = pair.method.walk(pair.model, Blocks(ours[:, first:], block[:, 0], torch.zeros(6, HIDDEN), ours))
     for slot in range(first, STEPS + 1):
         torch.testing.assert_close(walk.confidence(before[:, slot]), confidence[:, slot], **ROOM)
         torch.testing.assert_close(walk.logits(before[:, slot]), logits[:, slot], **ROOM)
