@@ -141,6 +141,7 @@ CASES = {
         module=block_attention,
         states=blocks_of_masks,
         variety=6,
+        candidates=True,
     ),  # fmt: skip
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
