@@ -79,8 +79,19 @@ class Subject:
     def target(self) -> FrozenTarget:
         return FrozenTarget.load(self.folder, torch.float32)
 
+    @cached_property
+    def captures(self) -> dict[tuple[int, ...], HFCapture]:
+        return {}
+
     def capture(self, layers: tuple[int, ...]) -> HFCapture:
-        return HFCapture(CaptureSpec(self.folder, layers, torch.float32, target=self.target))
+        if layers not in self.captures:
+            self.captures[layers] = HFCapture(CaptureSpec(self.folder, layers, torch.float32, target=self.target))
+        return self.captures[layers]
+
+    @cached_property
+    def answers(self) -> list[Prompt]:
+        """What it writes by itself: the first is learned by each draft, the second by none."""
+        return [answered(self.capture((*LAYERS, DEPTH - 1)), random_prompt(seed, 12), ANSWER) for seed in (1, 2)]
 
 
 @pytest.fixture(params=WORKING, scope="module")
@@ -89,18 +100,17 @@ def subject(request, tmp_path_factory) -> Subject:
 
 
 @pytest.fixture(params=METHODS, scope="module")
-def pair(request, subject, tmp_path_factory) -> tuple[Pair, Prompt]:
-    """A draft that has learned a little of one answer, exported and loaded again, and that answer."""
+def pair(request, subject, tmp_path_factory) -> Pair:
+    """A draft that has learned a little of one answer, exported and loaded again."""
     target, root = subject.target, tmp_path_factory.mktemp("draft")
     method = method_class(request.param).for_run(METHODS[request.param], target, AutoTokenizer.from_pretrained(subject.folder), Text())
     model, capture = method.build(torch.Generator().manual_seed(0)), subject.capture(method.layer_ids)
     capture.verify([Prompt(0, subject.text, torch.arange(24) > 5)])
-    answer = answered(capture, random_prompt(1, 12), ANSWER)
-    sample = capture.capture(answer)
+    sample = capture.capture(subject.answers[0])
     check_step(method, model, sample)
     overfit(method, model, [sample], STEPS)
     draft = export_checkpoint(save_checkpoint(root / "checkpoints", method, model, "float32"), root / "draft")
-    return load_pair(draft, str(subject.folder), "float32", "cpu", False), answer
+    return load_pair(draft, str(subject.folder), "float32", "cpu", False)
 
 
 def check_step(method, model, sample) -> None:
@@ -126,28 +136,27 @@ def test_features_are_hidden_states(subject):
     torch.testing.assert_close(features.context, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_tau_says(pair):
+def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_tau_says(subject, pair):
     """An answer that it has learned and one that it has not, so that drafts are accepted here and rejected there."""
-    pair, learned = pair
-    answers, total = [learned, answered(pair.target, random_prompt(2, 12), ANSWER)], Acceptance(B)
-    for answer in answers:
+    total = Acceptance(B)
+    for answer in subject.answers:
         prompt, text = answer.ids[:-ANSWER], answer.ids[-ANSWER:].tolist()
         decoded = speculative_decode(pair.target, pair.method.drafter(pair.model), prompt, ANSWER, NEVER)
         assert decoded.ids == text
         total.add_answer(decoded.accepted, ANSWER)
     assert 0 < sum(total.accepted) < sum(total.offered)
-    assert torch.equal(evaluate_offline(pair.method, pair.model, pair.target, answers).counts(), total.counts())
+    assert torch.equal(evaluate_offline(pair.method, pair.model, pair.target, subject.answers).counts(), total.counts())
 
 
 @pytest.mark.parametrize("pair", ["dflash"], indirect=True)
 def test_decoded_together_or_refused(subject, pair):
-    pair, prompts = pair[0], [random_prompt(2, 9), random_prompt(3, 14)]
-    alone = [plain_decode(pair.target, prompt, 8, NEVER).ids for prompt in prompts]
-    drafters = [pair.method.drafter(pair.model) for _ in prompts]
+    prompts = [random_prompt(2, 9), random_prompt(3, 14)]
     if not subject.family.together:
         with pytest.raises(UserError, match="--batch-size"):
             plain_together(pair.target, prompts, 8, NEVER, [GREEDY] * 2)
         return
+    alone = [plain_decode(pair.target, prompt, 8, NEVER).ids for prompt in prompts]
+    drafters = [pair.method.drafter(pair.model) for _ in prompts]
     assert [answer.ids for answer in plain_together(pair.target, prompts, 8, NEVER, [GREEDY] * 2)] == alone
     assert [answer.ids for answer in speculative_together(pair.target, drafters, prompts, 8, NEVER, [GREEDY] * 2)] == alone
 
