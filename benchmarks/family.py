@@ -2,8 +2,7 @@
 
 DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
 A row of FILE per method and seed: held-out tau with its interval, the slots' shares, decoding beside plain decoding in this process,
-parameters, what a proposal costs, and with --llamacpp tau and rates of llama.cpp's own server. `--draw FILE` writes the table of
-RESULTS.md and its picture from the rows. Nothing else may compute meanwhile: rates and minutes are measured.
+parameters, and what a proposal costs. Nothing else may compute meanwhile: rates and minutes are measured.
 """
 
 import argparse
@@ -19,9 +18,16 @@ from torchspec.evaluate.run import Settings, evaluate_draft
 FILE = Path(__file__).parent / "results" / "family.jsonl"
 DECODED = 12  # prompts decoded in this process, plain and speculative
 EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
-METHODS = {  # all propose five tokens at a time from two layers
+PEAGLE_BASE = Path(__file__).parents[1] / "configs" / "hf_smollm2_peagle.yaml"
+METHODS = {  # all propose five tokens at a time; ranks in proportion to a draft of ten million parameters and a table of 49,152 tokens
     "dflash": Setting("dflash", SETTINGS["recipe"]),
-    "eagle3": Setting("eagle3", [], EAGLE3_BASE),
+    "dspark": Setting("dspark", ["draft.method=dspark", "draft.block_size=5", "draft.markov_rank=64"]),
+    "dflash2": Setting("dflash2", ["draft.method=dflash2", "draft.selector_rank=64", "draft.selector_top_k=8"]),
+    "domino": Setting("domino", ["draft.method=domino", "draft.emb_dim=64", "draft.gru_hidden_dim=256"]),
+    "lilicorr": Setting("lilicorr", ["draft.method=lilicorr", "draft.lilicorr_hidden_size=256"]),
+    "xpress": Setting("xpress", ["draft.method=xpress", "draft.xpress_rank=64", "draft.xpress_mlp_hidden=128"]),
+    "eagle3": Setting("eagle3", ["draft.ttt_length=5"], EAGLE3_BASE),
+    "peagle": Setting("peagle", [], PEAGLE_BASE),
 }
 
 
