@@ -26,7 +26,8 @@ def here(tmp_path_factory, target_folder) -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
 def test_the_recipe_loads_and_plans(recipe, here):
-    config = load_config(str(recipe), here)
+    pruned = ["draft.draft_vocab_size=1000"] if "draft_vocab_size" in recipe.read_text() else []  # the target here has 4,096 tokens
+    config = load_config(str(recipe), [*here, *pruned])
     with console.capture() as printed:
         print_plan(config)
     text = printed.get()

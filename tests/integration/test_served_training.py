@@ -38,7 +38,9 @@ def run(tmp_path_factory, target_folder):
         committed += end - start - 1
     (folder / "answers.json").write_text(json.dumps(known))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], module="tests.unit.serve.engine"))
+        patch.setitem(
+            engines.ENGINES, "vllm", dataclasses.replace(engines.ENGINES["vllm"], command=engines.module("tests.unit.serve.engine"))
+        )
         arguments = f"--answers {shlex.quote(str(folder / 'answers.json'))}"
         overrides = ["evaluation.served=vllm", f"evaluation.served_python={sys.executable}", f"evaluation.served_args='{arguments}'"]
         config = load_config(str(folder / "run.yaml"), overrides)

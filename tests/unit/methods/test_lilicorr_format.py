@@ -111,7 +111,7 @@ def test_a_shorter_block_has_the_first_slots_and_their_distances(method, folder,
 
 
 def replace_states(blocks, slots: int):
-    return type(blocks)(blocks.states[:, :slots], blocks.anchors, blocks.context)
+    return type(blocks)(blocks.states[:, :slots], blocks.anchors, blocks.context, blocks.rows)
 
 
 def test_an_own_head_is_used_only_where_the_config_says_so(folder, tiny_folder, tmp_path, capsys):
