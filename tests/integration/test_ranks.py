@@ -27,7 +27,7 @@ from torchspec.training.tensors import read_weights
 
 STEPS = 6
 # ranks add gradients in another order: after six AdamW steps, weights of size 0.02 part by a few float32 roundings; one of a gradient near
-# zero, which AdamW divides by its own size, by 3e-5. A step is 3e-4 and more
+# zero, which AdamW divides by its own size, by 3e-5. A step is 1e-4 and more
 TOLERANCE = 5e-5
 METHODS = {
     "dflash": DFLASH,
