@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.tiny import write_tiny_target
 from torchspec.target.fetch import fetch_smollm2
 
 
@@ -18,4 +17,6 @@ def target_folder() -> Path:
 @pytest.fixture(scope="session")
 def small_folder(target_folder, tmp_path_factory) -> Path:
     """Of a tiny target that is only read: its tokenizer loads in 10 ms."""
+    from tests.tiny import write_tiny_target  # not above: tests/cuda pretends a card before anything loads Transformers
+
     return write_tiny_target(tmp_path_factory.mktemp("small") / "target", target_folder)

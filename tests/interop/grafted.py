@@ -15,7 +15,7 @@ from torchspec.target.frozen import FrozenTarget
 
 # options of the draft section; parameters -> size of what is added to them, so that logits move by about one
 HEADS = {
-    "dspark": ({"markov_rank": 16, "sample_from_anchor": False}, {"markov_head.*": 0.5, "confidence_head.*": 0.05}),
+    "dspark": ({"markov_rank": 16, "sample_from_anchor": False}, {"markov_head.*": 0.3, "confidence_head.*": 0.05}),
     "dflash2": (
         {"selector_rank": 16, "selector_top_k": 8},
         {"*_codebook": 0.5, "*.hidden_projection.*": 0.1, "*_conv.*": 0.02},
