@@ -20,6 +20,7 @@ ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a 
 @pytest.fixture(scope="session")
 def served(pair, method, conversations, tmp_path_factory) -> dict:
     folder = tmp_path_factory.getbasetemp() / "llamacpp"  # the target is converted once for all methods
+    folder.mkdir(exist_ok=True)
     serving = Serving("llamacpp", llamacpp=str(LLAMACPP), arguments=ONE_THREAD)
     asked = Asked(conversations[:PROMPTS], TOKENS, 0.0, 0, tuple(stop_ids(pair.target)))
     return measure_served(pair, asked, [ALONE], serving, Kept(folder / f"{method}.jsonl", {}), folder / method)
