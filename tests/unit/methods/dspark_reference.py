@@ -42,8 +42,10 @@ def rows(
     return block_hidden(w, config, embedding, features, anchor, token)[int(bonus) :]
 
 
-def loss(w: dict, method, tables: tuple[Tensor, Tensor], documents: list[tuple], alpha: float) -> tuple[Tensor, dict]:
-    """0.1 CE + 0.9 L1 + alpha BCE with D-PACE's weights; every candidate of every (ids, mask, features, log p [L, V]) is an anchor."""
+def loss(
+    w: dict, method, tables: tuple[Tensor, Tensor], documents: list[tuple], alpha: float, ce_l1: tuple = (0.1, 0.9)
+) -> tuple[Tensor, dict]:
+    """CE, L1 and alpha BCE with D-PACE's weights; every candidate of every (ids, mask, features, log p [L, V]) is an anchor."""
     config, (embedding, head) = method.config, tables
     kind, bonus = config.dflash_config["markov_head_type"], not config.dflash_config["sample_from_anchor"]
     total, sums = torch.zeros((), dtype=torch.float64), {"weight": 0.0, "overlap": 0.0, "count": 0}
@@ -58,7 +60,7 @@ def loss(w: dict, method, tables: tuple[Tensor, Tensor], documents: list[tuple],
                     break
                 q, p = logits.softmax(0), law[anchor + k].exp()
                 ce, overlap = -q[text[k]].log(), torch.minimum(p, q).sum().detach()
-                term = 0.1 * ce + 0.9 * (p - q).abs().sum()
+                term = ce_l1[0] * ce + ce_l1[1] * (p - q).abs().sum()
                 if confidence is not None:
                     c = confidence.sigmoid()
                     term = term - alpha * (overlap * c.log() + (1 - overlap) * (1 - c).log())

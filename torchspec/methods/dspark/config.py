@@ -31,6 +31,6 @@ class DSparkConfig(BlockConfig):
     untaught: ClassVar[dict] = {"method": "dspark", "loss": {"ce": 1.0}, "confidence_loss": 0.0}
 
     @property
-    def taught(self) -> bool:
-        """The chance of acceptance follows from the target's law, whatever the other losses."""
-        return super().taught or self.confidence_loss > 0
+    def compares(self) -> bool:
+        """The chance of acceptance, which the confidence learns, follows from the target's law, whatever the other losses."""
+        return super().compares or self.confidence_loss > 0
