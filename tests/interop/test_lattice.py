@@ -40,11 +40,11 @@ def test_an_engines_own_head_gives_our_scores_and_our_walk(method, engine, tmp_p
     }  # fmt: skip
     shapes, theirs = in_engine(engine, "lattice_engine.py", request, tmp_path)["shapes"], load_file(found)
     assert shapes == {name: list(value.shape) for name, value in ours.items()}
-    mine = method.walk(draft, blocks)
+    mine = method.walk(draft, blocks, method.whole_vocabulary)
     assert torch.equal(theirs["tokens"], mine.states)
     torch.testing.assert_close(theirs["scores"], mine.scores, **ROOM)
     if engine == "sgl":
-        proposals, _ = walk.draft(method.walk(draft, blocks), blocks.anchors, method.whole_vocabulary, GREEDY, 64)
+        proposals, _ = walk.draft(method.walk(draft, blocks, method.whole_vocabulary), blocks.anchors, method.whole_vocabulary, GREEDY, 64)
         assert torch.equal(theirs["greedy"], proposals)
         before = blocks.anchors
         for slot, tokens in enumerate(theirs["drawn"].T):

@@ -52,8 +52,10 @@ def test_an_engines_own_draft_gives_our_scores_and_our_walk(engine, tmp_path):
         across = convolve(torch.nn.functional.silu(across), own[:, 1], conv.base_kernel[1], 2 * B)
         assert not torch.allclose(across, theirs["convolved"], rtol=1e-2)
         assert torch.equal(theirs["walked"], proposed)
-    block = Blocks(states[0][None], torch.tensor([TOKEN]), torch.zeros(1, HIDDEN), states[0][None])
-    walk, before, place = method.walk(model, block), TOKEN, 0
+    block = Blocks(
+        states[0][None], torch.tensor([TOKEN]), states[0][None], c=torch.zeros(1, HIDDEN), last=torch.zeros(1, dtype=torch.int64)
+    )
+    walk, before, place = method.walk(model, block, method.whole_vocabulary), TOKEN, 0
     for slot in range(B - 1):
         candidates, scores = theirs["candidates"][slot], theirs["scores"][slot, place]
         torch.testing.assert_close(walk.logits(torch.tensor([before]))[0][candidates], scores, **ROOM)

@@ -202,7 +202,7 @@ def test_dflash2(package, target, text, tmp_path):
     prompt = Prompt(0, ids, answer.bool())
     found = next(pair.method._blocks(pair.model, Features(prompt, features, (1, 3), "random"), anchors))
     torch.testing.assert_close(found[0].states @ pair.method.target.head.T, logits[0].unflatten(0, (-1, STEPS + 1))[:, 1:], **ROOM)
-    walk, last = pair.method.walk(pair.model, found[0]), found[0].anchors
+    walk, last = pair.method.walk(pair.model, found[0], pair.method.whole_vocabulary), found[0].anchors
     for slot in range(STEPS):
         ours = walk.logits(last)
         assert (ours > -torch.inf).sum(1).tolist() == [5] * len(anchors)
@@ -242,7 +242,8 @@ def test_dspark(package, target, text, tmp_path, kind, from_anchor, pruned):
     first = 0 if from_anchor else 1
     ours = pair.model(*pair.method.inputs(ids, features, all_valid([rows[:: STEPS + 1].tolist()], (LENGTH,), STEPS + 1)))
     ours = ours.view(6, STEPS + 1, HIDDEN)
-    walk = pair.method.walk(pair.model, Blocks(ours[:, first:], block[:, 0], torch.zeros(6, HIDDEN), ours))
+    blocks = Blocks(ours[:, first:], block[:, 0], ours, c=torch.zeros(6, HIDDEN), last=torch.arange(6))
+    walk = pair.method.walk(pair.model, blocks, pair.method.served_vocabulary(pair.model))
     for slot in range(first, STEPS + 1):
         torch.testing.assert_close(walk.confidence(before[:, slot]), confidence[:, slot], **ROOM)
         torch.testing.assert_close(walk.logits(before[:, slot]), logits[:, slot], **ROOM)

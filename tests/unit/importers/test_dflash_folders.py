@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, dflash_by_hand, proposed, pruned, tensors, write
 from tests.unit.tiny import MASK, NEVER, VOCABULARY, B, random_prompt
-from torchspec.acceptance.sampling import Sampler
+from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.decode.offline import accepted_per_step
 from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
@@ -153,6 +153,18 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, tiny_folder, weights, name):
 
 
 @torch.no_grad()
+def test_a_drafter_makes_its_vocabulary_once(tmp_path, tiny_folder, weights, monkeypatch):
+    """Its maps are checked and its head laid out when it is made; at every proposal that would cost more than the proposal."""
+    pair = load(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)
+    made, kept = [], type(pair.model).kept
+    monkeypatch.setattr(type(pair.model), "kept", lambda model: made.append(model) or kept(model))
+    drafter, context = pair.method.drafter(pair.model), pair.target.capture(Prompt(0, torch.arange(9), torch.arange(9) > 3)).context
+    for end in (4, 5, 6):
+        drafter.extend(torch.arange(end - 1, end), context[end - 1 : end])
+        drafter.propose(end, GREEDY)
+    assert len(made) == 1
+
+
 def test_a_draft_with_its_own_vocabulary_decodes_without_loss_and_as_measured(tmp_path, tiny_folder, weights):
     """Decoded: the target's own tokens. Measured offline on them: the same accepted drafts at every step."""
     pair = load(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)

@@ -146,8 +146,8 @@ def test_a_walk_chooses_by_the_token_before_from_the_candidates_alone(ours, weig
     states = weights(*ours.inputs(batch.ids, batch.context, all_valid([[4, 7]], (15,)))).view(2, B, -1)[:, 1:]
     ours.config.dflash_config.update(output_multiplier=0.5, final_logit_softcapping=3.0)
     anchors = batch.ids[[4, 7]]
-    blocks = Blocks(states, anchors, torch.zeros(2, HIDDEN), states)
-    tokens, q = draft(ours.walk(weights, blocks), anchors, ours.whole_vocabulary, Sampler(0.7, seed=0), 64)
+    blocks = Blocks(states, anchors, states, c=torch.zeros(2, HIDDEN), last=torch.arange(2))
+    tokens, q = draft(ours.walk(weights, blocks, ours.whole_vocabulary), anchors, ours.whole_vocabulary, Sampler(0.7, seed=0), 64)
     ours.config.dflash_config.update(output_multiplier=1.0, final_logit_softcapping=None)
     for n in range(2):
         before = int(anchors[n])
@@ -157,7 +157,7 @@ def test_a_walk_chooses_by_the_token_before_from_the_candidates_alone(ours, weig
             expected[candidates] = (found / 0.7).softmax(0)
             torch.testing.assert_close(q[n, k].double(), expected, rtol=1e-4, atol=1e-6)
             before = int(tokens[n, k])
-    plain = log_probabilities(ours.walk(weights, blocks), anchors, tokens, ours.whole_vocabulary, 0.7)
+    plain = log_probabilities(ours.walk(weights, blocks, ours.whole_vocabulary), anchors, tokens, ours.whole_vocabulary, 0.7)
     assert (plain.exp() - q.gather(2, tokens[:, :, None])[:, :, 0]).abs().max() > 0.01  # ours, with no multiplier and no cap, is another
 
 

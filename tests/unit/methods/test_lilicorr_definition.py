@@ -127,7 +127,7 @@ def random_blocks(seed: int = 0) -> Blocks:
     context = torch.randn(2, HIDDEN, generator=g)
     context[1] = 0  # the second block's anchor is the first token of its text
     states = torch.randn(2, B - 1, HIDDEN, generator=g)
-    return Blocks(states, torch.tensor([5, 6]), context, states)
+    return Blocks(states, torch.tensor([5, 6]), states, c=context, last=torch.arange(2))
 
 
 def by_definition(method, draft, blocks: Blocks, n: int) -> tuple:
@@ -144,7 +144,7 @@ def test_the_walk_is_the_definitions_also_where_the_lattice_is_as_wide_as_the_dr
     method = make_lilicorr(tiny_target, lilicorr_hidden_size=width or HIDDEN, lilicorr_num_heads=4)
     method.config.dflash_config["lilicorr_hidden_size"] = width  # 0 stands for the draft's
     draft, blocks = very_lively(method), random_blocks()
-    found, proposals = method.walk(draft, blocks), []
+    found, proposals = method.walk(draft, blocks, method.whole_vocabulary), []
     for n in range(2):
         tokens, start, pair = by_definition(method, draft, blocks, n)
         torch.testing.assert_close(found.scores[n, 0].double(), start.expand(4, -1), rtol=1e-4, atol=1e-4)

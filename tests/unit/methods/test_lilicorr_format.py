@@ -1,6 +1,7 @@
 """The folder of a LiLiCorr draft: config and tensors in the words of its readers, shorter blocks, other heads, faults that are named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,11 +108,11 @@ def test_a_shorter_block_has_the_first_slots_and_their_distances(method, folder,
     assert torch.equal(of_head.slot_embedding, trained.lilicorr.slot_embedding[:, :, :drafts])
     assert torch.equal(of_head._bias(drafts, 4), trained.lilicorr._bias(B - 1, 4)[:, : 4 * drafts, : 4 * drafts])
     assert of_head._bias(drafts, 4).unique().numel() > drafts and pair.method.drafter(pair.model).block_size == drafts + 1
-    assert pair.method.walk(pair.model, replace_states(blocks, drafts)).scores.shape == (2, drafts, 4, 4)
+    assert pair.method.walk(pair.model, replace_states(blocks, drafts), pair.method.whole_vocabulary).scores.shape == (2, drafts, 4, 4)
 
 
 def replace_states(blocks, slots: int):
-    return type(blocks)(blocks.states[:, :slots], blocks.anchors, blocks.context, blocks.rows)
+    return replace(blocks, states=blocks.states[:, :slots])
 
 
 def test_an_own_head_is_used_only_where_the_config_says_so(folder, tiny_folder, tmp_path, capsys):
@@ -125,7 +126,7 @@ def test_an_own_head_is_used_only_where_the_config_says_so(folder, tiny_folder, 
     blocks = random_blocks()
     with torch.no_grad():
         best = (blocks.states @ own["lm_head.weight"].T).topk(4).indices
-        assert torch.equal(said.method.walk(said.model, blocks).states, best)
+        assert torch.equal(said.method.walk(said.model, blocks, said.method.served_vocabulary(said.model)).states, best)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,14 @@ class Blocks:
 
     states: Tensor  # [n, S, H] after the last norm
     anchors: Tensor  # [n] the last committed token
-    context: Tensor  # [n, H] the row of c of the token before the anchor; zero where there is none
     rows: Tensor  # [n, B, H] the states of all rows, also of those that propose nothing
+    c: Tensor  # [T, H] rows of the context
+    last: Tensor  # [n] which of them is the token's before the anchor; -1 where there is none
+
+    @property
+    def context(self) -> Tensor:
+        """[n, H] the row of c of the token before the anchor; zero where there is none."""
+        return self.c[self.last.clamp(min=0)] * (self.last >= 0)[:, None]
 
 
 def blocks_of(anchors: Tensor, last: Tensor, proposing: slice, draft: BlockDraft, states: Tensor, c: Tensor) -> Blocks:
@@ -25,9 +31,8 @@ def blocks_of(anchors: Tensor, last: Tensor, proposing: slice, draft: BlockDraft
 
     anchors [n] tokens, last [n] context rows before them (-1: none), proposing: rows of a block; states [n * rows, H], c [T, H].
     """
-    context = c[last.clamp(min=0)] * (last >= 0)[:, None]
     rows = states.view(len(anchors), -1, states.shape[-1])
-    return Blocks(rows[:, proposing], anchors, context, rows)
+    return Blocks(rows[:, proposing], anchors, rows, c, last)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class BlockDrafter:
         target: FrozenTarget,
         vocabulary: DraftVocabulary,
         proposing: slice,
-        walk_of: Callable[[Blocks], Walk],
+        walk_of: Callable[[BlockDraft, Blocks, DraftVocabulary], Walk],
         stop: walk.Stop | None = None,
     ):
         """proposing: rows of a block; walk_of: the method's walk over some blocks; stop: where drafting ends before the last of them."""
@@ -56,11 +56,12 @@ class BlockDrafter:
         rows[0] = last_token
         positions = torch.arange(self.committed, end + self.rows, device=device)
         embedded = torch.nn.functional.embedding(rows, self.target.embedding)
-        last = torch.tensor([len(features) - 1], device=device)
+        last = torch.arange(len(features) - 1, len(features), device=device)
         finish = partial(blocks_of, rows[:1], last, self.proposing)
         blocks = self.model(embedded, features, (positions[: len(features)], positions[len(features) :]), self._attention, finish)
         self.committed, self.pending = end, []
-        tokens, q = walk.draft(self.walk_of(blocks), rows[:1], self.vocabulary, sampler, len(self.target.embedding), self.stop)
+        steps = self.walk_of(self.model, blocks, self.vocabulary)
+        tokens, q = walk.draft(steps, rows[:1], self.vocabulary, sampler, len(self.target.embedding), self.stop)
         return tokens[0], None if q is None else q[0]
 
     def _attention(self, layer: int) -> Attend:

@@ -225,28 +225,28 @@ class BlockMethod:
 
     # --- inference
 
-    def walk(self, model: BlockDraft, blocks: Blocks) -> Walk:
-        """The blocks' logits, slot after slot."""
-        return Walk(blocks.states, self.served_vocabulary(model).project)
+    def walk(self, model: BlockDraft, blocks: Blocks, vocabulary: DraftVocabulary) -> Walk:
+        """The blocks' logits, slot after slot. vocabulary: the served one, made once: that checks its maps and lays out its head."""
+        return Walk(blocks.states, vocabulary.project)
 
     def drafter(self, model: BlockDraft) -> BlockDrafter:
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model))
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, self.walk)
 
     def propose(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, S]."""
         vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
         parts = self._blocks(model, features, anchors)
-        return torch.cat([walk.draft(self.walk(model, b), b.anchors, vocabulary, GREEDY, size)[0] for b, _ in parts])
+        return torch.cat([walk.draft(self.walk(model, b, vocabulary), b.anchors, vocabulary, GREEDY, size)[0] for b, _ in parts])
 
     def matches(self, model: Model, features: Features, anchors: Tensor) -> Tensor:
         """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n]."""
         vocabulary, parts = self.served_vocabulary(model), self._blocks(model, features, anchors)
-        return torch.cat([walk.matches(self.walk(model, b), b.anchors, text, vocabulary) for b, text in parts])
+        return torch.cat([walk.matches(self.walk(model, b, vocabulary), b.anchors, text, vocabulary) for b, text in parts])
 
     def text_log_probabilities(self, model: Model, features: Features, anchors: Tensor, temperature: float) -> Tensor:
         """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, S]."""
         vocabulary, parts = self.served_vocabulary(model), self._blocks(model, features, anchors)
-        log_q = [walk.log_probabilities(self.walk(model, b), b.anchors, text, vocabulary, temperature) for b, text in parts]
+        log_q = [walk.log_probabilities(self.walk(model, b, vocabulary), b.anchors, text, vocabulary, temperature) for b, text in parts]
         return torch.cat(log_q)
 
     def _blocks(self, model: Model, features: Features, anchors: Tensor) -> Iterator[tuple[Blocks, Tensor]]:

@@ -17,6 +17,7 @@ from torchspec.methods.dflash2.lesson import Candidates, choice_losses, with_lab
 from torchspec.methods.dflash2.memory import conv_values, selector_values
 from torchspec.methods.dflash2.model import DFlash2Draft
 from torchspec.methods.dflash2.walk import SelectorWalk
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.chosen import chosen_products
 from torchspec.nn.losses import HeadLosses
 from torchspec.nn.send import send
@@ -82,6 +83,6 @@ class DFlash2(BlockMethod):
 
     # --- inference
 
-    def walk(self, model: DFlash2Draft, blocks: Blocks) -> SelectorWalk:
-        project, law = self.served_vocabulary(model).project, format.logit_law(self.config)
-        return SelectorWalk(blocks.states, project, model.candidate_selector, self.candidates, law)
+    def walk(self, model: DFlash2Draft, blocks: Blocks, vocabulary: DraftVocabulary) -> SelectorWalk:
+        law = format.logit_law(self.config)
+        return SelectorWalk(blocks.states, vocabulary.project, model.candidate_selector, self.candidates, law)

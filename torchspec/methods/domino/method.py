@@ -12,6 +12,7 @@ from torchspec.methods.domino.config import DominoConfig
 from torchspec.methods.domino.model import DominoDraft
 from torchspec.methods.domino.walk import DominoWalk
 from torchspec.methods.format import check_keys
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.losses import Correction
 
 PROJECTOR = "domino"
@@ -104,8 +105,8 @@ class Domino(BlockMethod):
 
     # --- inference
 
-    def walk(self, model: DominoDraft, blocks: Blocks) -> DominoWalk:
-        return DominoWalk(model, blocks.states, self.served_vocabulary(model), self.target.embedding, self.pure)
+    def walk(self, model: DominoDraft, blocks: Blocks, vocabulary: DraftVocabulary) -> DominoWalk:
+        return DominoWalk(model, blocks.states, vocabulary, self.target.embedding, self.pure)
 
     @property
     def pure(self) -> int:

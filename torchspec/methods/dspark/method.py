@@ -3,8 +3,6 @@
 Trained with the text's own tokens before the slots: up to the first wrong draft, decoding has the same.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -20,6 +18,7 @@ from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.model import DSparkDraft
 from torchspec.methods.dspark.walk import MarkovWalk
 from torchspec.methods.temperatures import FILE
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.losses import Correction
 from torchspec.records import Features
 from torchspec.target.frozen import FrozenTarget
@@ -64,13 +63,13 @@ class DSpark(BlockMethod):
 
     # --- inference
 
-    def walk(self, model: DSparkDraft, blocks: Blocks) -> MarkovWalk:
-        return MarkovWalk(blocks.states, self.served_vocabulary(model).project, model)
+    def walk(self, model: DSparkDraft, blocks: Blocks, vocabulary: DraftVocabulary) -> MarkovWalk:
+        return MarkovWalk(blocks.states, vocabulary.project, model)
 
     def drafter(self, model: DSparkDraft, least_survival: float = 0.0) -> BlockDrafter:
         """least_survival: drafting stops where the chance that all drafts up to the next are accepted falls below; 0: never."""
         stop = walk.Stop(least_survival, self.temperatures) if least_survival else None
-        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, partial(self.walk, model), stop)
+        return BlockDrafter(model, self.target, self.served_vocabulary(model), self.proposing, self.walk, stop)
 
     @property
     def temperatures(self) -> list[float]:
@@ -83,7 +82,7 @@ class DSpark(BlockMethod):
     def confidences(self, model: Model, features: Features, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Of greedy drafts after each anchor of a document: logits of confidence [n, S], and whether all drafts so far are right [n, S]."""
         vocabulary, parts = self.served_vocabulary(model), self._blocks(model, features, anchors)
-        found = [walk.confidences(self.walk(model, b), b.anchors, text, vocabulary) for b, text in parts]
+        found = [walk.confidences(self.walk(model, b, vocabulary), b.anchors, text, vocabulary) for b, text in parts]
         logits, right = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(right)
 

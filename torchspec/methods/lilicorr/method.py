@@ -14,6 +14,7 @@ from torchspec.methods.lilicorr.lesson import path_losses, taught_logits, text_p
 from torchspec.methods.lilicorr.memory import lattice_values
 from torchspec.methods.lilicorr.model import LiLiCorrDraft
 from torchspec.methods.lilicorr.walk import LatticeWalk
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.candidates import Candidates, top_candidates
 from torchspec.target.frozen import FrozenTarget
 
@@ -57,8 +58,7 @@ class LiLiCorr(BlockMethod):
         )
 
     @torch.no_grad()
-    def walk(self, model: LiLiCorrDraft, blocks: Blocks) -> LatticeWalk:
-        vocabulary = self.served_vocabulary(model)
+    def walk(self, model: LiLiCorrDraft, blocks: Blocks, vocabulary: DraftVocabulary) -> LatticeWalk:
         rows = blocks.states.flatten(0, 1)
         candidates = top_candidates(rows, vocabulary.head, model.lilicorr.count, project=vocabulary.project)
         places = candidates.tokens.view(*blocks.states.shape[:2], -1)

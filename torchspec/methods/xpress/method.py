@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 from torchspec.methods.block import format
 from torchspec.methods.block.blocks import Blocks, Lesson
 from torchspec.methods.block.method import BlockMethod
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.methods.xpress.config import XPressConfig
 from torchspec.methods.xpress.model import XPressDraft
 from torchspec.methods.xpress.walk import XPressWalk
@@ -115,6 +116,6 @@ class XPress(BlockMethod):
 
     # --- inference
 
-    def walk(self, model: XPressDraft, blocks: Blocks) -> XPressWalk:
-        said, vocabulary = self.config.dflash_config, self.served_vocabulary(model)
+    def walk(self, model: XPressDraft, blocks: Blocks, vocabulary: DraftVocabulary) -> XPressWalk:
+        said = self.config.dflash_config
         return XPressWalk(model.xpress_head, blocks.rows, blocks.anchors, vocabulary, said["xpress_num_passes"], said["xpress_topc"])
