@@ -69,13 +69,20 @@ def test_help_answers_and_loads_no_torch(command):
     assert "Usage" in result.stdout
 
 
-def test_help_takes_under_half_a_second():
-    times = []
+def test_help_takes_hardly_longer_than_typer_itself():
+    """In turns with an application of no commands, so that neither the machine nor what else it does decides."""
+    empty = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
+    ours, bare = [], []
     for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "torchspec", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.5  # the fastest of five: the machine may be busy with something else
+        ours.append(seconds("-m", "torchspec", "--help"))
+        bare.append(seconds("-c", empty, "--help"))
+    assert min(ours) < 1.5 * min(bare)  # 1.1 on a quiet machine; with torch it would be 20
+
+
+def seconds(*arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    return time.perf_counter() - started
 
 
 def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(work):

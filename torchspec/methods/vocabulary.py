@@ -46,7 +46,7 @@ class DraftVocabulary:
 
     def row(self, tokens: Tensor) -> Tensor:
         """The rows of target ids [r], and any row for those that are not among the draft's."""
-        return torch.searchsorted(self.ids, tokens).clamp(max=len(self.ids) - 1)
+        return torch.searchsorted(self.ids, tokens.contiguous()).clamp(max=len(self.ids) - 1)
 
 
 def whole_vocabulary(target: FrozenTarget) -> DraftVocabulary:

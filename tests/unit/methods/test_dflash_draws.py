@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from tests.unit.tiny import B, make_method, random_features
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.block.format import check_layer_ids, default_layer_ids
-from torchspec.methods.block.mask_token import choose_mask_token
 from torchspec.methods.blocks import padded, sample_anchors
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.dflash.method import DFlash
+from torchspec.methods.mask_token import choose_mask_token
 from torchspec.training.stream import pack
 
 MASKS = ["0" * 5 + "1" * 20, "0011" + "0" * 3 + "1" * 9, "1" * 7 + "0", "0100"]

@@ -32,11 +32,11 @@ from torchspec.methods.block.attention import attention
 from torchspec.methods.block.blocks import Blocks, Lesson, blocks_of
 from torchspec.methods.block.config import BlockConfig
 from torchspec.methods.block.generate import BlockDrafter
-from torchspec.methods.block.mask_token import choose_mask_token
 from torchspec.methods.block.memory import kept_values
 from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.block.weights import decay_weights, dpace_weights
 from torchspec.methods.blocks import Slots, block_labels, following_tokens, sample_anchors, seeded, slot_metrics
+from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
 from torchspec.nn.attention import BlockLayout

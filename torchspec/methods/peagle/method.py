@@ -26,9 +26,9 @@ from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.errors import ContractError
 from torchspec.methods import walk
-from torchspec.methods.block.mask_token import choose_mask_token
 from torchspec.methods.blocks import Slots, block_labels, following_tokens, slot_metrics
 from torchspec.methods.eagle3.format import repeated, vllm_traps
+from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.peagle.chains import draw_chains, shares
 from torchspec.methods.peagle.config import PeagleConfig
 from torchspec.methods.peagle.format import (
