@@ -15,7 +15,7 @@ from torchspec.config import RunConfig
 from torchspec.doctor.finding import Finding
 from torchspec.errors import UserError
 from torchspec.launch.plan import GIB, topology
-from torchspec.nn.device import resolve_device
+from torchspec.nn.device import emulates_bfloat16, resolve_device
 
 # lowest version that is asked for, and newest on which the tests have run (constraints.txt; tests/interop for the engines)
 CORE = {"torch": ("2.11", "2.13"), "transformers": ("5.17", "5.23"), "datasets": ("5.2", "5.2"), "safetensors": ("0.5", "0.8")}
@@ -63,9 +63,7 @@ def devices() -> list[Finding]:
 
 def number_format(config: RunConfig) -> list[Finding]:
     """A CPU without bfloat16 instructions multiplies in float32 and converts: a training step took 4.2 s there instead of 2.3."""
-    cpu = torch.cpu.get_capabilities()
-    emulated = config.model.dtype == "bfloat16" and resolve_device(config.model.device).type == "cpu" and cpu["architecture"] == "x86_64"
-    if emulated and not (cpu["avx512_bf16"] or cpu["amx_bf16"]):
+    if config.model.dtype == "bfloat16" and emulates_bfloat16(resolve_device(config.model.device)):
         return [Finding("device", "dtype", "this CPU has no bfloat16", "look", "model.dtype=float32 is about twice as fast here")]
     return [Finding("device", "dtype", config.model.dtype)]
 

@@ -5,8 +5,10 @@ import math
 import torch
 from torch import nn
 
+from torchspec.nn.device import emulates_bfloat16
 from torchspec.nn.layers import TokenTable
 from torchspec.training.config import TrainingConfig
+from torchspec.training.muon import Float32Muon
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -20,7 +22,8 @@ def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.o
     others = [p for p in model.parameters() if p.dim() != 2]
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "muon":
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        kind = Float32Muon if emulates_bfloat16(matrices[0].device) else torch.optim.Muon
+        muon = kind(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         return [muon, _adamw(_groups(tables, others, decay), training)]
     return [_adamw(_groups([*matrices, *tables], others, decay), training)]
 
