@@ -26,6 +26,7 @@ from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
 from torchspec.methods.block import method as block
 from torchspec.methods.block.method import BlockMethod
+from torchspec.methods.eagle3 import base as eagle
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.peagle import method as peagle
 from torchspec.nn import chain_attention
@@ -36,7 +37,7 @@ from torchspec.target.frozen import FrozenTarget
 PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
-CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
+CHAINS = [[(eagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
@@ -71,8 +72,7 @@ class Case:
 
 
 def at_once(make: Callable[[FrozenTarget], Method], **settings) -> Case:
-    parts = [[(peagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
-    return Case(make, EAGLE3_LAYERS, parts, module=chain_attention, states=rows_at_once, of_context=1, **settings)
+    return Case(make, EAGLE3_LAYERS, CHAINS, module=chain_attention, states=rows_at_once, of_context=1, **settings)
 
 
 CASES = {

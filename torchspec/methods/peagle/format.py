@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
-from torchspec.methods.eagle3.format import AUX, NORMS, check_own_vocabulary, eagle_settings
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.eagle3.format import AUX, NORMS, check_own_vocabulary, eagle_settings, uncomputed
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for
 from torchspec.methods.peagle.config import PeagleConfig
 from torchspec.target.frozen import FrozenTarget
 
@@ -63,15 +63,7 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
     """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here."""
     values = config.to_dict()
     check_keys(values, KEYS)
-    check_computed(
-        {
-            "mlp_bias": values.get("mlp_bias"),
-            "a hidden_act other than silu": values["hidden_act"] != "silu",
-            "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
-            **unusual(values),
-            "no auxiliary features": not (values.get("eagle_config") or {}).get("use_aux_hidden_state", True),
-        }
-    )
+    check_computed(uncomputed(values))
     check_made_for(config, target)
     check_layer_ids(layer_ids(config), target.num_layers)
     if not 0 <= config.mask_token_id < config.vocab_size:
