@@ -35,13 +35,14 @@ from torchspec.methods.block.generate import BlockDrafter
 from torchspec.methods.block.memory import kept_values
 from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.block.weights import decay_weights, dpace_weights
-from torchspec.methods.blocks import Slots, block_labels, following_tokens, sample_anchors, seeded, slot_metrics
+from torchspec.methods.blocks import block_labels, following_tokens, rows_before, sample_anchors, seeded, slot_metrics, taught_by
+from torchspec.methods.fresh import norm_scale
 from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.loss_vocabulary import LossVocabulary
-from torchspec.nn.losses import Correction, HeadLosses, Teacher, head_losses, loss_values
+from torchspec.nn.losses import Correction, HeadLosses, head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
@@ -142,8 +143,7 @@ class BlockMethod:
     def build(self, generator: torch.Generator) -> BlockDraft:
         """A fresh draft whose logits have variance 1 or less."""
         model = self.skeleton()
-        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
-        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        model.initialise(generator, norm_scale(self.target.head))
         return model
 
     def served_vocabulary(self, model: BlockDraft) -> DraftVocabulary:
@@ -162,7 +162,7 @@ class BlockMethod:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
         slots, rows = block_labels(batch, layout), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
-        teacher = self._teacher(batch, layout, slots) if self.taught else None
+        teacher = taught_by(self.target, batch.context, rows_before(layout, slots)) if self.taught else None
         lesson = Lesson(slots.to(device), send(layout.valid, device), rows, teacher, progress)
         finish = partial(self._finish, lesson, self._before(layout, device))
         return model(*self.inputs(batch.ids, batch.context, layout), finish)
@@ -196,12 +196,6 @@ class BlockMethod:
     def slot_metrics(lesson: Lesson, found: HeadLosses) -> dict[str, tuple[Tensor, Tensor]]:
         right = lesson.vocabulary.ids[found.predictions] == lesson.labels
         return slot_metrics(lesson.slots, lesson.valid, found.loss.detach(), right)
-
-    def _teacher(self, batch: Batch, layout: BlockLayout, slots: Slots) -> Teacher:
-        """Slot k of a block is taught by the state of the token before it, which stands k - 1 behind the anchor. slots: on the host."""
-        states = self.target.normed(batch.context[:, -self.target.head.shape[1] :])
-        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(layout.block_size) - 1
-        return Teacher(states, slots.pick(before.flatten()), self.target.law)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
         """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context.

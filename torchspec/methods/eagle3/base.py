@@ -18,6 +18,7 @@ from torchspec.methods.blocks import following_tokens
 from torchspec.methods.eagle3 import format
 from torchspec.methods.eagle3.config import EagleShape
 from torchspec.methods.eagle3.model import EagleDraft
+from torchspec.methods.fresh import norm_scale
 from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
 from torchspec.nn.attention import BlockLayout
@@ -73,8 +74,7 @@ class EagleMethod(ABC):
     def build(self, generator: torch.Generator) -> EagleDraft:
         """A fresh draft whose logits have variance 1 or less."""
         model = self.skeleton()
-        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
-        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        model.initialise(generator, norm_scale(self.target.head))
         if self.config.draft_vocab_size is not None:
             model.keep(self.vocabulary)
         return model

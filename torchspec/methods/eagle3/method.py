@@ -20,7 +20,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.data.dataset import PromptDataset
-from torchspec.methods.blocks import block_labels, sample_anchors, slot_metrics
+from torchspec.methods.blocks import block_labels, rows_before, sample_anchors, slot_metrics, taught_by
 from torchspec.methods.eagle3 import format
 from torchspec.methods.eagle3.base import EagleMethod, Model
 from torchspec.methods.eagle3.config import Eagle3Config
@@ -28,7 +28,7 @@ from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
-from torchspec.nn.losses import Teacher, head_losses, loss_values
+from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
@@ -67,10 +67,7 @@ class Eagle3(EagleMethod):
         hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(slots.labels[:, :, step].flatten()))
         step, chain = slots.rows % self.block_size - 1, slots.rows // self.block_size  # [r] slot k belongs to step k - 1
         scored = hidden.flatten(0, 1).index_select(0, step * layout.anchors.numel() + chain)
-        slot = torch.arange(self.block_size)
-        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
-        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        teacher = Teacher(last_states, here.pick(before.flatten()), self.target.law)
+        teacher = taught_by(self.target, batch.context, rows_before(layout, here))
         found = head_losses(scored, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
         weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
         metrics = slot_metrics(slots, send(layout.valid, device), found.loss.detach(), self.vocabulary.ids[found.predictions] == label)

@@ -24,7 +24,7 @@ from torchspec.acceptance.sampling import GREEDY
 from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.methods import walk
-from torchspec.methods.blocks import Slots, block_labels, slot_metrics
+from torchspec.methods.blocks import Slots, block_labels, rows_before, slot_metrics, taught_by
 from torchspec.methods.eagle3.base import EagleMethod, Model
 from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.peagle import format
@@ -36,7 +36,7 @@ from torchspec.methods.peagle.model import PeagleDraft
 from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.chain_attention import chain_attention
-from torchspec.nn.losses import Teacher, head_losses, loss_values
+from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
@@ -75,8 +75,7 @@ class Peagle(EagleMethod):
         groups, device = draw_chains(batch, self.options, seed), batch.context.device
         scored = Scored.of(batch, groups)
         hidden = self.hidden(model, batch.ids, batch.context, groups)
-        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        teacher = Teacher(last_states, scored.states, self.target.law)
+        teacher = taught_by(self.target, batch.context, scored.states)
         states = hidden.index_select(0, send(scored.places, device))
         found = head_losses(states, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
         weights, label = self.options.loss_step_decay ** send(scored.depths, device).float(), send(scored.labels, device)
@@ -141,8 +140,7 @@ class Scored:
         slots, rows, first = tuple(block_labels(batch, layout) for layout in groups), [], 0
         for here, layout in zip(slots, groups, strict=True):
             chain, depth = here.rows // layout.block_size, here.rows % layout.block_size - 1  # slot k belongs to depth k - 1
-            start = (layout.starts[:, None] + layout.anchors).flatten()[chain]
             places = first + chain * (layout.block_size - 1) + depth
-            rows.append((places, start + depth, here.pick(here.labels.flatten()), depth))
+            rows.append((places, rows_before(layout, here), here.pick(here.labels.flatten()), depth))
             first += layout.anchors.numel() * (layout.block_size - 1)
         return cls(slots, *map(torch.cat, zip(*rows, strict=True)))
