@@ -17,6 +17,7 @@ from torchspec.methods.format import (
     llamacpp_rope_traps,
     unusual,
 )
+from torchspec.methods.mask_token import check_mask_token
 from torchspec.methods.taken_over import taken_over
 from torchspec.nn.attention import Sight
 from torchspec.target.frozen import FrozenTarget
@@ -41,10 +42,7 @@ def draft_config(options: BlockConfig, target: PreTrainedConfig, embedding_shape
     if layer_ids is None:
         layer_ids = default_layer_ids(target.num_hidden_layers, options.num_layers)
     check_layer_ids(layer_ids, target.num_hidden_layers)
-    if not 0 <= mask_token_id < vocab_size:
-        raise UserError(
-            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{vocab_size - 1}; leave it out to have one chosen"
-        )
+    check_mask_token(mask_token_id, vocab_size)
     same_width = {} if target.hidden_size == hidden_size else {"target_hidden_size": target.hidden_size}
     return Qwen3Config(
         **taken_over(options, target, hidden_size),
