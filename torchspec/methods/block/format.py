@@ -116,6 +116,16 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget, asked: dict[str
     check_layer_ids(tuple(config.dflash_config["target_layer_ids"]), target.num_layers)
 
 
+def uncomputed(values: dict, *projectors: str) -> dict[str, bool]:
+    """What the config.json may ask of a head and is not computed here -> does it. projectors: names of the head, beside DFlash's."""
+    nested = values["dflash_config"]
+    projector = nested.get("projector_type")
+    return {
+        "a proposal from the anchor's own slot": bool(nested.get("sample_from_anchor")),
+        f"the projector {projector!r}": projector not in (None, "dflash", *projectors),
+    }
+
+
 def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     layer_ids, width = config["dflash_config"]["target_layer_ids"], config.get("target_hidden_size", config["hidden_size"])
     check_captured(folder, layer_ids, config["num_target_layers"], width, tensors["fc.weight"])
