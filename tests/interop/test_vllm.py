@@ -3,6 +3,7 @@
 import pytest
 
 from tests.interop.conftest import ENGINES, MAX_NEW_TOKENS, environment
+from tests.interop.served import check_accepted, check_texts
 from torchspec.decode.sequence import stop_ids
 from torchspec.files.kept import Kept
 from torchspec.serve.measure import measure_served
@@ -24,15 +25,8 @@ def served(pair, conversations, tmp_path_factory) -> dict:
 
 
 def test_vllm_speculative_text_is_its_plain_text_up_to_ties(served, method):
-    same = f"{served['identical']} of {served['of']} speculative answers equal the plain ones, {served['ties']} part at a tie of two logits"
-    print(f"\nvLLM {served['version']}, {method}: {same}")
-    assert served["mismatches"] == 0
+    check_texts("vLLM", method, served)
 
 
 def test_vllm_accepts_what_we_say_it_will(served, method):
-    """vLLM's own counters, beside our walk over the very text that it wrote."""
-    (row,) = served["by_concurrency"]
-    mine = f"our walk over its text {served['own_tau']:.3f}"
-    print(f"\nvLLM {served['version']}, {method}: τ {row['tau']:.3f} in {row['steps']} steps; {mine}")
-    print("accepted per slot " + " ".join(f"{rate:.3f}" for rate in row["slot_acceptance"]))
-    assert served["alarm"] is None, served["alarm"]  # another engine's rounding; vLLM also counts drafts beyond the end of an answer
+    check_accepted("vLLM", method, served)  # another engine's rounding; vLLM also counts drafts beyond the end of an answer

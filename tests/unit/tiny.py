@@ -11,25 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from torchspec.capture.hf import HFCapture
 from torchspec.decode.sequence import plain_decode
 from torchspec.methods.base import Method
-from torchspec.methods.block.format import draft_config
-from torchspec.methods.dflash.config import DFlashConfig
+from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.dflash.method import DFlash
-from torchspec.methods.dflash2.config import DFlash2Config
 from torchspec.methods.dflash2.method import DFlash2
-from torchspec.methods.domino.config import DominoConfig
 from torchspec.methods.domino.method import Domino
-from torchspec.methods.dspark.config import DSparkConfig
 from torchspec.methods.dspark.method import DSpark
 from torchspec.methods.eagle3 import format as eagle3_format
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.method import Eagle3
-from torchspec.methods.lilicorr.config import LiLiCorrConfig
 from torchspec.methods.lilicorr.method import LiLiCorr
 from torchspec.methods.peagle import format as peagle_format
 from torchspec.methods.peagle.config import PeagleConfig
 from torchspec.methods.peagle.method import Peagle
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
-from torchspec.methods.xpress.config import XPressConfig
 from torchspec.methods.xpress.method import XPress
 from torchspec.nn.attention import BlockLayout
 from torchspec.records import Features, Prompt
@@ -57,52 +51,44 @@ def write_target(folder: Path, *, tied: bool = False, **config) -> Path:
     return folder
 
 
+def make_block(kind: type[BlockMethod], target: FrozenTarget, counts: torch.Tensor | None, options: dict) -> BlockMethod:
+    """counts: of the training data's tokens; none: all alike."""
+    options = kind.Options(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
+    counts = torch.ones(len(target.head)) if counts is None else counts
+    return kind(kind.new_config(options, target, MASK), target, options, counts)
+
+
 def make_method(target: FrozenTarget, **options) -> DFlash:
-    options = DFlashConfig(**{"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, **options})
-    config = draft_config(options, target.config, tuple(target.embedding.shape), MASK)
-    return DFlash(config, target, options, torch.ones(len(target.head)))
+    return make_block(DFlash, target, None, options)
 
 
 SELECTOR = {"conv_group_size": 8, "selector_rank": 6, "selector_top_k": 5}
 
 
 def make_dflash2(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> DFlash2:
-    """counts: of the training data's tokens."""
-    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
-    options = DFlash2Config(**{"method": "dflash2", **shape, **SELECTOR, **options})
-    counts = torch.ones(len(target.head)) if counts is None else counts
-    return DFlash2(DFlash2.new_config(options, target, MASK), target, options, counts)
+    return make_block(DFlash2, target, counts, {"method": "dflash2", **SELECTOR, **options})
 
 
 def make_dspark(target: FrozenTarget, **options) -> DSpark:
     """B - 1 drafts, as all methods here: in the layout that samples from the anchor a block has one row less."""
     rows = B if options.get("sample_from_anchor") is False else B - 1
-    shape = {"num_layers": 2, "block_size": rows, "num_anchors": 100, "target_layer_ids": LAYERS, "markov_rank": 6}
-    options = DSparkConfig(**{"method": "dspark", **shape, **options})
-    return DSpark(DSpark.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+    return make_block(DSpark, target, None, {"method": "dspark", "block_size": rows, "markov_rank": 6, **options})
 
 
 LATTICE = {"lilicorr_candidate_topk": 4, "lilicorr_hidden_size": 24, "lilicorr_num_heads": 3, "lilicorr_factor_dim": 10}
 
 
 def make_lilicorr(target: FrozenTarget, counts: torch.Tensor | None = None, **options) -> LiLiCorr:
-    """counts: of the training data's tokens."""
-    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS}
-    options = LiLiCorrConfig(**{"method": "lilicorr", **shape, **LATTICE, **options})
-    counts = torch.ones(len(target.head)) if counts is None else counts
-    return LiLiCorr(LiLiCorr.new_config(options, target, MASK), target, options, counts)
+    return make_block(LiLiCorr, target, counts, {"method": "lilicorr", **LATTICE, **options})
 
 
 def make_domino(target: FrozenTarget, **options) -> Domino:
-    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "emb_dim": 12, "gru_hidden_dim": 10}
-    options = DominoConfig(**{"method": "domino", **shape, **options})
-    return Domino(Domino.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+    return make_block(Domino, target, None, {"method": "domino", "emb_dim": 12, "gru_hidden_dim": 10, **options})
 
 
 def make_xpress(target: FrozenTarget, **options) -> XPress:
-    shape = {"num_layers": 2, "block_size": B, "num_anchors": 100, "target_layer_ids": LAYERS, "xpress_rank": 6, "xpress_mlp_hidden": 10}
-    options = XPressConfig(**{"method": "xpress", **shape, "xpress_num_passes": 2, **options})
-    return XPress(XPress.new_config(options, target, MASK), target, options, torch.ones(len(target.head)))
+    small = {"xpress_rank": 6, "xpress_mlp_hidden": 10, "xpress_num_passes": 2}
+    return make_block(XPress, target, None, {"method": "xpress", **small, **options})
 
 
 def make_eagle3(target: FrozenTarget, ids: torch.Tensor | None = None, **options) -> Eagle3:

@@ -3,11 +3,11 @@
 from torchspec.console import console
 from torchspec.errors import UserError
 from torchspec.methods.config import FULL
+from torchspec.methods.dflash2 import format as dflash2
+from torchspec.methods.dspark import format as dspark
 from torchspec.methods.eagle3.format import AUX, NORMS
 
 TYPE = "speculators_model_type"
-DFLASH2 = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
-DSPARK = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
 
 
 def is_speculators(values: dict) -> bool:
@@ -45,14 +45,14 @@ def _dflash(values: dict, layers: dict) -> dict:
 
 def _dflash2(values: dict, layers: dict) -> dict:
     settings = _dflash(values, layers)
-    head = {key: values[key] for key in DFLASH2 if key in values}
+    head = {key: values[key] for key in dflash2.KEYS if key in values}
     return {**settings, "architectures": ["DFlash2DraftModel"], "dflash_config": {**settings["dflash_config"], **head}}
 
 
 def _dspark(values: dict, layers: dict) -> dict:
     """sample_from_anchor: readers take a missing key for false in this format, and for true in all others."""
     settings = _dflash(values, layers)
-    head = {key: values[key] for key in DSPARK if key in values}
+    head = {key: values[key] for key in dspark.DEFAULTS if key in values}
     if head.get("markov_head_type") == "rnn" and not settings["dflash_config"]["sample_from_anchor"]:
         raise UserError(
             "the draft's recurrent Markov head was trained to remember the anchor's row, which no server shows it where "

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from torchspec.nn.attention import BlockLayout
+from torchspec.nn.losses import Teacher
 from torchspec.nn.send import send
 from torchspec.records import Batch
+from torchspec.target.frozen import FrozenTarget
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -80,6 +82,17 @@ def block_labels(batch: Batch, layout: BlockLayout) -> Slots:
     supervised = (position < lengths) & batch.loss_mask[row] & layout.valid[:, :, None]
     mask = supervised.cumprod(-1).bool() & (slots > 0)
     return Slots(batch.ids[row], mask, mask.flatten().nonzero().flatten())
+
+
+def taught_by(target: FrozenTarget, context: Tensor, rows: Tensor) -> Teacher:
+    """The target's law after some rows [r] of a batch's context, whose last columns are the last layer's states. rows: on the host."""
+    return Teacher(target.normed(context[:, -target.head.shape[1] :]), rows, target.law)
+
+
+def rows_before(layout: BlockLayout, slots: Slots) -> Tensor:
+    """[r] of the slots that count, the context row of the token before: slot k's stands k - 1 behind the anchor. All on the host."""
+    before = layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(layout.block_size) - 1
+    return slots.pick(before.flatten())
 
 
 def following_tokens(ids: Tensor, anchors: Tensor, block_size: int) -> Tensor:

@@ -33,6 +33,13 @@ def choose_mask_token(
     return free[-1]
 
 
+def check_mask_token(mask_token_id: int, vocab_size: int) -> None:
+    if not 0 <= mask_token_id < vocab_size:
+        raise UserError(
+            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{vocab_size - 1}; leave it out to have one chosen"
+        )
+
+
 def _taken(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens with a role (bos, eos, pad, ...), in any of the templates, or named like a role that a template may write in brackets."""
     templates = _templates(tokenizer)
@@ -60,11 +67,7 @@ def _names_a_role(content: str) -> bool:
 
 
 def _checked(mask_token_id: int, counts: Tensor, tokenizer: PreTrainedTokenizerBase, taken: set[int]) -> int:
-    if not 0 <= mask_token_id < len(counts):
-        raise UserError(
-            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{len(counts) - 1}; "
-            "leave it out to have one chosen"
-        )
+    check_mask_token(mask_token_id, len(counts))
     if counts[mask_token_id]:
         raise UserError(
             f"draft.mask_token_id={mask_token_id} occurs {int(counts[mask_token_id])} times in the training data; "

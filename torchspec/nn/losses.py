@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchspec.nn import loss_tiles
+from torchspec.nn.chosen import chosen_products
 from torchspec.nn.logits import LogitLaw
 from torchspec.nn.loss_tiles import KINDS
 from torchspec.nn.send import send
@@ -23,6 +24,12 @@ class Teacher:
     states: Tensor  # [T, H] after the target's final norm, no gradient
     rows: Tensor  # [r] int64 on the host: the state of each slot; several slots may ask for one
     law: LogitLaw  # of the target alone: servers apply none to a draft, whose last norm learns its own scale
+
+    @torch.no_grad()
+    def logits(self, head: Tensor, chosen: Tensor) -> Tensor:
+        """The target's own of a few tokens of each slot, rows of the head [r, K] -> float32 [r, K]."""
+        states = self.states[send(self.rows, self.states.device)]
+        return self.law.apply_(chosen_products(states, head, chosen))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 
 from torchspec.serve import llamacpp
 from torchspec.serve.client import Client, Reply
 from torchspec.serve.options import Serving
+from torchspec.serve.prometheus import by_position, total
 from torchspec.serve.records import Load, Served, Steps
 
 
@@ -39,10 +39,6 @@ def _get(url: str, path: str) -> dict:
     return requests.get(f"{url}/{path}", timeout=60).json()
 
 
-def _named(method: str, of_engine: dict[str, str]) -> str:
-    return of_engine.get(method, method)
-
-
 # methods that an engine calls otherwise; what they are it reads from the folder
 VLLM = {"dflash2": "dflash", "lilicorr": "dflash", "xpress": "dflash", "peagle": "eagle3"}
 SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
@@ -54,22 +50,17 @@ def _vllm_arguments(served: Served, _load: Load) -> list[str]:
 
 
 def _vllm_draft(served: Served) -> list[str]:
-    wanted = {"method": _named(served.method, VLLM), "model": str(served.draft), "num_speculative_tokens": served.draft_tokens}
+    wanted = {"method": VLLM.get(served.method, served.method), "model": str(served.draft), "num_speculative_tokens": served.draft_tokens}
     if served.method == "peagle":
         wanted["parallel_drafting"] = True
     return ["--speculative-config", json.dumps(wanted)]
 
 
 def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
-    """From the server's Prometheus counters, all its processes added up."""
+    """From the server's own counters."""
     text = requests.get(f"{url}/metrics", timeout=60).text
-    steps, accepted = 0, [0] * tokens
-    for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
-        if sample.name == "vllm:spec_decode_num_drafts_total":
-            steps += int(sample.value)
-        elif sample.name == "vllm:spec_decode_num_accepted_tokens_per_pos_total":
-            accepted[int(sample.labels["position"])] += int(sample.value)
-    return Steps(steps, accepted)
+    accepted = by_position(text, "vllm:spec_decode_num_accepted_tokens_per_pos_total", tokens)
+    return Steps(total(text, "vllm:spec_decode_num_drafts_total"), accepted)
 
 
 def _sglang_arguments(served: Served, _load: Load) -> list[str]:
@@ -77,7 +68,7 @@ def _sglang_arguments(served: Served, _load: Load) -> list[str]:
 
 
 def _sglang_draft(served: Served) -> list[str]:
-    tokens, method = served.draft_tokens, _named(served.method, SGLANG)
+    tokens, method = served.draft_tokens, SGLANG.get(served.method, served.method)
     words = ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(served.draft)]
     words += ["--speculative-num-draft-tokens", str(tokens + 1)]  # SGLang counts the anchor, or the tree's root
     return [*words, "--speculative-num-steps", str(tokens), "--speculative-eagle-topk", "1"] if method == "eagle3" else words

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 
 from torchspec.errors import UserError
 from torchspec.export.gguf import convert_draft, convert_target
@@ -14,6 +13,7 @@ from torchspec.export.llamacpp import LlamaCpp
 from torchspec.files.contents import folder_key, key
 from torchspec.serve.client import PATIENCE, Client, Reply, Request
 from torchspec.serve.options import Serving
+from torchspec.serve.prometheus import by_position
 from torchspec.serve.records import Load, Served, Steps
 
 # method -> --spec-type
@@ -92,7 +92,4 @@ def count(url: str, replies: list[Reply], tokens: int) -> Steps:
     answer = requests.get(f"{url}/metrics", timeout=60)
     if answer.status_code != 200:
         raise UserError(f"the server at {url} shows no /metrics; start it with --metrics")
-    accepted = [0] * tokens
-    for sample in (s for family in text_string_to_metric_families(answer.text) for s in family.samples if s.name == ACCEPTED):
-        accepted[int(sample.labels["position"])] += int(sample.value)
-    return Steps(steps, accepted)
+    return Steps(steps, by_position(answer.text, ACCEPTED, tokens))

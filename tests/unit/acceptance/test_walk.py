@@ -164,7 +164,7 @@ def test_matches_are_the_proposals_compared_with_the_text(name, tiny_method, tin
     """Looking at a slot only where all before it are right gives what looking at all of them gives, over several forwards too."""
     method, oracle = (tiny_method, tiny_oracle) if name == "dflash" else (tiny_eagle3, eagle3_oracle)
     monkeypatch.setattr("torchspec.methods.block.method.PROPOSAL_BLOCKS", 7)
-    monkeypatch.setattr("torchspec.methods.eagle3.method.PROPOSAL_CHAINS", 7)
+    monkeypatch.setattr("torchspec.methods.eagle3.base.PROPOSAL_CHAINS", 7)
     features = oracle.capture(answered(oracle, random_prompt(3, 8), 40))
     model = method.build(torch.Generator().manual_seed(0))
     overfit(method, model, [features], 20)

@@ -26,6 +26,7 @@ from torchspec.methods.base import Method
 from torchspec.methods.block import attention as block_attention
 from torchspec.methods.block import method as block
 from torchspec.methods.block.method import BlockMethod
+from torchspec.methods.eagle3 import base as eagle
 from torchspec.methods.eagle3 import method as eagle3
 from torchspec.methods.peagle import method as peagle
 from torchspec.nn import chain_attention
@@ -36,7 +37,7 @@ from torchspec.target.frozen import FrozenTarget
 PRUNED = torch.arange(0, 64, 3)
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6, "intermediate_size": 40, "rope": "plain"}
 WINDOW = 5  # longer than a block of 4, shorter than the texts: its edge lies in the context
-CHAINS = [[(eagle3, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
+CHAINS = [[(eagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
 BLOCKS = [[(block, "PROPOSAL_BLOCKS", blocks)] for blocks in (256, 7, 1)]
 
 
@@ -70,79 +71,44 @@ class Case:
     of_context: int = 0  # first rows of a block that are rows of the context, which its own attention has no part in
 
 
+def blocks(make: Callable[[FrozenTarget], Method], layers: tuple[int, ...] = EAGLE3_LAYERS, **settings) -> Case:
+    return Case(make, layers, BLOCKS, module=block_attention, states=blocks_of_masks, **settings)
+
+
 def at_once(make: Callable[[FrozenTarget], Method], **settings) -> Case:
-    parts = [[(peagle, "PROPOSAL_CHAINS", chains)] for chains in (256, 7)]
-    return Case(make, EAGLE3_LAYERS, parts, module=chain_attention, states=rows_at_once, of_context=1, **settings)
+    return Case(make, EAGLE3_LAYERS, CHAINS, module=chain_attention, states=rows_at_once, of_context=1, **settings)
 
 
 CASES = {
-    "dflash": Case(make_method, LAYERS, BLOCKS, variety=10, module=block_attention, states=blocks_of_masks),
-    "dflash, sliding": Case(
-        lambda target: make_method(target, sliding_window=WINDOW, **SHAPE),
-        LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
-        windows=(WINDOW, WINDOW),
-    ),  # fmt: skip
-    "dflash, one layer slides": Case(
+    "dflash": blocks(make_method, LAYERS, variety=10),
+    "dflash, sliding": blocks(lambda target: make_method(target, sliding_window=WINDOW, **SHAPE), LAYERS, windows=(WINDOW, WINDOW)),
+    "dflash, one layer slides": blocks(
         lambda target: make_method(target, sliding_window=3, layer_types=("full_attention", "sliding_attention")),
         LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
         windows=(None, 3),
-    ),  # fmt: skip
-    "dflash, taught": Case(
-        lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8}),
-        EAGLE3_LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
-    ),  # fmt: skip
-    "dflash2": Case(make_dflash2, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),
-    "dflash2, sliding": Case(
+    ),
+    "dflash, taught": blocks(lambda target: make_method(target, loss={"ce": 0.1, "tv": 1.8})),
+    "dflash2": blocks(make_dflash2, candidates=True),
+    "dflash2, sliding": blocks(
         lambda target: make_dflash2(target, sliding_window=WINDOW, conv_kernel_size=3, selector_loss={"ce": 1.0}),
         LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
         windows=(WINDOW, WINDOW),
         candidates=True,
-    ),  # fmt: skip
-    "dspark": Case(make_dspark, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
-    "dspark, rnn, bonus anchor": Case(
-        lambda target: make_dspark(target, markov_head_type="rnn", sample_from_anchor=False, confidence_loss=0.0),
-        EAGLE3_LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
-    ),  # fmt: skip
-    "domino": Case(
-        make_domino,
-        LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
-    ),  # fmt: skip
-    "domino, DFlash's rows": Case(
-        lambda target: make_domino(target, shift_label=False, pure_draft_prefix_len=0),
-        LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
-    ),  # fmt: skip
-    "lilicorr": Case(make_lilicorr, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks, candidates=True),  # fmt: skip
-    "xpress": Case(make_xpress, EAGLE3_LAYERS, BLOCKS, module=block_attention, states=blocks_of_masks),
-    "xpress, a shortlist": Case(
+    ),
+    "dspark": blocks(make_dspark),
+    "dspark, rnn, bonus anchor": blocks(
+        lambda target: make_dspark(target, markov_head_type="rnn", sample_from_anchor=False, confidence_loss=0.0)
+    ),
+    "domino": blocks(make_domino, LAYERS),
+    "domino, DFlash's rows": blocks(lambda target: make_domino(target, shift_label=False, pure_draft_prefix_len=0), LAYERS),
+    "lilicorr": blocks(make_lilicorr, candidates=True),
+    "xpress": blocks(make_xpress),
+    "xpress, a shortlist": blocks(
         lambda target: make_xpress(target, loss={"ce": 1.0}, xpress_num_passes=3, xpress_topc=9),
         LAYERS,
-        BLOCKS,
-        module=block_attention,
-        states=blocks_of_masks,
         variety=6,
         candidates=True,
-    ),  # fmt: skip
+    ),
     "eagle3": Case(make_eagle3, EAGLE3_LAYERS, CHAINS),
     "eagle3, own shape": Case(lambda target: make_eagle3(target, **SHAPE), EAGLE3_LAYERS, CHAINS),
     "EAGLE-3.1": Case(lambda target: make_eagle3(target, fc_norm=True, norm_output=True), EAGLE3_LAYERS, CHAINS),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.unit.methods import reference
+from tests.unit.methods.definition import documents, double
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, LAYERS, MASK, B, all_valid, lively, make_method, random_features
 from torchspec.methods.block.format import draft_config
 from torchspec.methods.dflash.config import DFlashConfig
@@ -26,14 +27,6 @@ SLIDES = {"layer_types": ("sliding_attention", "full_attention"), "sliding_windo
 @pytest.fixture(scope="module")
 def model(tiny_method):
     return lively(tiny_method.skeleton())
-
-
-def double(model) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().double().requires_grad_() for name, weight in model.named_parameters()}
-
-
-def documents(samples) -> list[tuple]:
-    return [(s.prompt.ids.tolist(), s.prompt.loss_mask.tolist(), s.context.double()) for s in samples]
 
 
 @torch.no_grad()

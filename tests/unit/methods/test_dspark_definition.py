@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.unit.methods import dspark_reference
+from tests.unit.methods.definition import double
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, LAYERS, MASK, VOCABULARY, B, answered, lively, make_dspark, make_method, random_features
 from tests.unit.tiny import random_prompt as asked
 from torchspec.acceptance.sampling import GREEDY
@@ -31,10 +32,6 @@ VARIANTS = {
 @pytest.fixture(params=VARIANTS, scope="module")
 def method(request, tiny_target):
     return make_dspark(tiny_target, **VARIANTS[request.param])
-
-
-def double(model) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().double().requires_grad_() for name, weight in model.named_parameters()}
 
 
 def tables(target) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.unit.methods import lilicorr_reference, reference
+from tests.unit.methods.definition import double
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, answered, lively, make_lilicorr, overfit, random_features, random_prompt
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.acceptance.walk import Acceptance
@@ -54,10 +55,6 @@ def very_lively(method):
 @pytest.fixture(scope="module")
 def draft(method):
     return very_lively(method)
-
-
-def double(draft) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().double().requires_grad_() for name, weight in draft.named_parameters()}
 
 
 def read(target) -> tuple[list[tuple], list[torch.Tensor]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.unit.methods import peagle_reference as reference
+from tests.unit.methods.definition import check_chains, documents, double
 from tests.unit.tiny import EAGLE3_LAYERS, HIDDEN, B, all_valid, answered, lively, make_peagle, overfit, random_features, random_prompt
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
@@ -29,14 +30,6 @@ VARIANTS = {
         "num_depths": B, "down_sample_ratio": 0.6, "down_sample_ratio_min": 0.4,
     },
 }  # fmt: skip
-
-
-def double(model) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().double().requires_grad_() for name, weight in model.named_parameters()}
-
-
-def documents(samples) -> list[tuple]:
-    return [(s.prompt.ids.tolist(), s.prompt.loss_mask.tolist(), s.context.double()) for s in samples]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -64,8 +57,6 @@ def test_outputs_of_packed_chains_are_those_of_the_definition(method):
 
 def test_loss_gradients_and_metrics_are_those_of_the_definition(method):
     model, batch = lively(method.skeleton()), pack(SAMPLES, epoch=0)
-    loss_sum, weight_sum, metrics = method.loss(model, batch, seed=0)
-    loss_sum.backward()
     groups = draw_chains(batch, method.options, seed=0)
     lengths = {
         (n, int(anchor)): layout.block_size - 1
@@ -75,23 +66,10 @@ def test_loss_gradients_and_metrics_are_those_of_the_definition(method):
     }
     weights = double(model)
     expected, sums = reference.loss(weights, method, documents(SAMPLES), lambda n, anchor: lengths[n, anchor])
-    expected.backward()
     whole = [1 for length in lengths.values() if length == method.options.num_depths]
     assert len(lengths) == 5 + (1 + 2) + 0 + 1 and sums["blocks"] == len(whole) and sum(sums["count"]) > 10  # not vacuous
     assert set(lengths.values()) == set(chain_lengths(method.options))
-    torch.testing.assert_close(loss_sum.double(), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(weight_sum, torch.tensor(sums["weight"]), rtol=1e-5, atol=1e-5)
-    for (name, exact), ours in zip(weights.items(), model.parameters(), strict=True):
-        size = float(exact.grad.abs().max())
-        assert size > 0, name
-        torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=2e-3, atol=2e-4 * size, msg=lambda m, name=name: f"{name}: {m}")
-    assert metrics["slot_loss"][0].tolist() == pytest.approx(sums["loss"], rel=1e-4)
-    assert metrics["slot_accuracy"][0].tolist() == sums["right"]
-    assert metrics["slot_loss"][1].tolist() == metrics["slot_accuracy"][1].tolist() == sums["count"]
-    assert [int(x) for x in metrics["block_tau"]] == [sums["tau"], sums["blocks"]]
-    if method.config.draft_vocab_size is not None:
-        assert [int(x) for x in metrics["vocabulary_coverage"]] == [sums["covered"], sum(sums["count"])]
-        assert 0 < sums["covered"] < sum(sums["count"])
+    check_chains(method, model, method.loss(model, batch, seed=0), (expected, sums), weights)
 
 
 def test_shares_of_chains_fall_with_the_depth_as_published_and_each_answer_has_a_whole_one():

@@ -17,6 +17,7 @@ from torchspec.methods.format import (
     llamacpp_rope_traps,
     unusual,
 )
+from torchspec.methods.mask_token import check_mask_token
 from torchspec.methods.taken_over import taken_over
 from torchspec.nn.attention import Sight
 from torchspec.target.frozen import FrozenTarget
@@ -41,10 +42,7 @@ def draft_config(options: BlockConfig, target: PreTrainedConfig, embedding_shape
     if layer_ids is None:
         layer_ids = default_layer_ids(target.num_hidden_layers, options.num_layers)
     check_layer_ids(layer_ids, target.num_hidden_layers)
-    if not 0 <= mask_token_id < vocab_size:
-        raise UserError(
-            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{vocab_size - 1}; leave it out to have one chosen"
-        )
+    check_mask_token(mask_token_id, vocab_size)
     same_width = {} if target.hidden_size == hidden_size else {"target_hidden_size": target.hidden_size}
     return Qwen3Config(
         **taken_over(options, target, hidden_size),
@@ -116,6 +114,16 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget, asked: dict[str
     check_windows(values)
     check_made_for(config, target)
     check_layer_ids(tuple(config.dflash_config["target_layer_ids"]), target.num_layers)
+
+
+def uncomputed(values: dict, *projectors: str) -> dict[str, bool]:
+    """What the config.json may ask of a head and is not computed here -> does it. projectors: names of the head, beside DFlash's."""
+    nested = values["dflash_config"]
+    projector = nested.get("projector_type")
+    return {
+        "a proposal from the anchor's own slot": bool(nested.get("sample_from_anchor")),
+        f"the projector {projector!r}": projector not in (None, "dflash", *projectors),
+    }
 
 
 def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:

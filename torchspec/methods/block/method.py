@@ -16,7 +16,6 @@ A method is a subclass: its head (`walk` at inference, `score` in training) and 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,21 +26,23 @@ from torchspec.acceptance.sampling import GREEDY
 from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
 from torchspec.methods import walk
-from torchspec.methods.block import format
 from torchspec.methods.block.attention import attention
 from torchspec.methods.block.blocks import Blocks, Lesson, blocks_of
 from torchspec.methods.block.config import BlockConfig
+from torchspec.methods.block.folder import BlockFolder
+from torchspec.methods.block.format import sights
 from torchspec.methods.block.generate import BlockDrafter
 from torchspec.methods.block.memory import kept_values
 from torchspec.methods.block.model import BlockDraft
 from torchspec.methods.block.weights import decay_weights, dpace_weights
-from torchspec.methods.blocks import Slots, block_labels, following_tokens, sample_anchors, seeded, slot_metrics
+from torchspec.methods.blocks import block_labels, following_tokens, rows_before, sample_anchors, seeded, slot_metrics, taught_by
+from torchspec.methods.fresh import norm_scale
 from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.loss_vocabulary import LossVocabulary
-from torchspec.nn.losses import Correction, HeadLosses, Teacher, head_losses, loss_values
+from torchspec.nn.losses import Correction, HeadLosses, head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
@@ -50,17 +51,9 @@ Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precis
 PROPOSAL_BLOCKS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
 
 
-class BlockMethod:
+class BlockMethod(BlockFolder):
     Options: ClassVar[type[BlockConfig]]
     Draft: ClassVar[type[BlockDraft]] = BlockDraft
-    architecture: ClassVar[str]
-    check_folder = staticmethod(format.check_folder)
-    sglang_traps = staticmethod(format.sglang_traps)
-    vllm_traps = staticmethod(format.vllm_traps)
-    llamacpp_traps = staticmethod(format.llamacpp_traps)
-    gguf_facts = staticmethod(format.gguf_facts)
-    meaning = format.MEANING
-    proposing_rows = staticmethod(format.proposing_rows)
     head: ClassVar[tuple[str, ...]] = ()  # parameters that the backbone has not, as patterns of names
     candidates = 1  # of each slot that its head chooses among, by the logits before it has changed them
     factor_width = 0  # E, where the head adds factor @ readout.T to the logits
@@ -75,7 +68,7 @@ class BlockMethod:
         self.drafts = len(range(self.rows)[self.proposing])
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
-        self.sights = format.sights(config)
+        self.sights = sights(config)
         self.taught = options.taught  # by the target's law, which follows from its last layer's states
         self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
 
@@ -89,52 +82,10 @@ class BlockMethod:
         return cls(cls.new_config(options, target, mask_token_id), target, options, counts)
 
     @classmethod
-    def new_config(cls, options: BlockConfig, target: FrozenTarget, mask_token_id: int) -> Qwen3Config:
-        """The config.json of a new draft: the backbone's, with the method's own keys."""
-        config = format.draft_config(options, target.config, tuple(target.embedding.shape), mask_token_id)
-        config.architectures = [cls.architecture]
-        cls.add_settings(config, options)
-        return config
-
-    @staticmethod
-    def add_settings(config: Qwen3Config, options: BlockConfig) -> None:
-        """Writes the head's keys into a new config.json, inside of `dflash_config`."""
-
-    @staticmethod
-    def repeated(values: dict) -> dict:
-        """Of an exported config.json: what the method's readers look for in a second place -> to be written at the top as well."""
-        return {}
-
-    @staticmethod
-    def read_settings(folder: Path, values: dict) -> dict:
-        """Of a draft folder of any project: the head's keys, wherever its config.json has them -> as ours has them in `dflash_config`."""
-        return {}
-
-    @classmethod
     def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "BlockMethod":
         """For a draft folder, ours or another's; training options play no part at inference, nor does a last layer."""
         cls.check_serves(config, target)
         return cls(config, target, cls.Options(**cls.Options.untaught), torch.ones(len(target.head)))
-
-    @staticmethod
-    def fitted(tensors: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
-        """A draft's tensors as its own readers take them, for a block that may be shorter than the trained one."""
-        return tensors
-
-    @classmethod
-    def check_serves(cls, config: PreTrainedConfig, target: FrozenTarget) -> None:
-        """A draft folder fits its target and asks for nothing that is not computed here."""
-        format.check_serves(config, target, cls.uncomputed(config.to_dict()))
-
-    @staticmethod
-    def uncomputed(values: dict) -> dict[str, bool]:
-        """What the config.json may ask of a head and is not computed here -> does it."""
-        nested = values["dflash_config"]
-        projector = nested.get("projector_type")
-        return {
-            "a proposal from the anchor's own slot": bool(nested.get("sample_from_anchor")),
-            f"the projector {projector!r}": projector not in (None, "dflash"),
-        }
 
     def skeleton(self) -> BlockDraft:
         return self.Draft(self.config, self.target.head.dtype)
@@ -142,8 +93,7 @@ class BlockMethod:
     def build(self, generator: torch.Generator) -> BlockDraft:
         """A fresh draft whose logits have variance 1 or less."""
         model = self.skeleton()
-        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
-        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
+        model.initialise(generator, norm_scale(self.target.head))
         return model
 
     def served_vocabulary(self, model: BlockDraft) -> DraftVocabulary:
@@ -162,7 +112,7 @@ class BlockMethod:
         """Returns (loss sum [], weight sum [], metric -> (sum, count)); sums travel, the trainer divides once per step."""
         layout, device = sample_anchors(batch, self.options.num_anchors, self.block_size, seed), batch.context.device
         slots, rows = block_labels(batch, layout), self.vocabulary.draw(seeded(seed, batch.epoch, *batch.indices))
-        teacher = self._teacher(batch, layout, slots) if self.taught else None
+        teacher = taught_by(self.target, batch.context, rows_before(layout, slots)) if self.taught else None
         lesson = Lesson(slots.to(device), send(layout.valid, device), rows, teacher, progress)
         finish = partial(self._finish, lesson, self._before(layout, device))
         return model(*self.inputs(batch.ids, batch.context, layout), finish)
@@ -196,12 +146,6 @@ class BlockMethod:
     def slot_metrics(lesson: Lesson, found: HeadLosses) -> dict[str, tuple[Tensor, Tensor]]:
         right = lesson.vocabulary.ids[found.predictions] == lesson.labels
         return slot_metrics(lesson.slots, lesson.valid, found.loss.detach(), right)
-
-    def _teacher(self, batch: Batch, layout: BlockLayout, slots: Slots) -> Teacher:
-        """Slot k of a block is taught by the state of the token before it, which stands k - 1 behind the anchor. slots: on the host."""
-        states = self.target.normed(batch.context[:, -self.target.head.shape[1] :])
-        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + torch.arange(layout.block_size) - 1
-        return Teacher(states, slots.pick(before.flatten()), self.target.law)
 
     def inputs(self, ids: Tensor, context: Tensor, layout: BlockLayout) -> tuple:
         """Arguments of the draft for the blocks of a layout, which lies where the ids do: on the host, or beside the context.

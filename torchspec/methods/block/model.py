@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
+from torchspec.methods.fresh import initialise
 from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
@@ -79,20 +80,7 @@ class BlockDraft(VocabularyHolder):
             self.hold_vocabulary(values["draft_vocab_size"], config.vocab_size, config.hidden_size, head_dtype)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
-        """Normal(0, 0.02) matrices; what a layer adds to the residual stream starts smaller by sqrt(2 D).
-
-        norm_scale: start of the final norm. The head is not ours to scale: with rows of length 3 a norm of 1 starts at a loss
-        of 40 nats, and the first fifty steps go into taking it back.
-        """
-        depth = (2 * len(self.layers)) ** -0.5
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                scale = depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                nn.init.normal_(weight, std=self.config.initializer_range * scale, generator=generator)
-            elif name.endswith("bias"):
-                nn.init.zeros_(weight)
-            else:
-                nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
+        initialise(self, self.config, generator, norm_scale)
 
     def forward(
         self, e: Tensor, features: Tensor, positions: tuple[Tensor, Tensor], attend: Callable[[int], Attend], finish: Finish | None = None

@@ -39,8 +39,7 @@ def uncomputed(values: dict) -> dict[str, bool]:
     head, rows = values["dflash_config"], values.get("draft_vocab_size")
     multiplier, embeddings = head.get("output_multiplier", 1.0), head.get("input_embedding_scale", 1.0)
     return {
-        "a proposal from the anchor's own slot": bool(head.get("sample_from_anchor")),
-        f"the projector {head.get('projector_type')!r}": head.get("projector_type") not in (None, "dflash"),
+        **format.uncomputed(values),
         "scaled or capped logits": values.get("logit_scale", 1.0) != 1.0 or bool(values.get("final_logit_softcapping")),
         f"logits multiplied by {multiplier}": not multiplier > 0,
         f"embeddings multiplied by {embeddings}": embeddings != 1.0,

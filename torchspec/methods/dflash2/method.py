@@ -20,7 +20,6 @@ from torchspec.methods.dflash2.walk import SelectorWalk
 from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.chosen import chosen_products
 from torchspec.nn.losses import HeadLosses
-from torchspec.nn.send import send
 from torchspec.target.frozen import FrozenTarget
 
 
@@ -62,7 +61,7 @@ class DFlash2(BlockMethod):
         states, vocabulary, selector = lesson.pick(blocks.states), lesson.vocabulary, draft.candidate_selector
         logits = chosen_products(states, vocabulary.head, candidates.rows)
         added = selector(selector.hidden_projection(states), lesson.pick(lesson.before), vocabulary.ids[candidates.rows])
-        p = self._law(lesson, candidates) if self.taught else None
+        p = lesson.teacher.logits(vocabulary.head, candidates.rows).softmax(-1) if self.taught else None
         choice = choice_losses(logits + added, candidates.place, p, self.options.selector_loss)
         first = candidates.rows.gather(1, choice.first[:, None])[:, 0]
         return replace(
@@ -72,14 +71,6 @@ class DFlash2(BlockMethod):
             overlap=None if p is None else choice.overlap.detach() * candidates.held,
             predictions=torch.where(candidates.held, first, alone.predictions),
         )
-
-    @staticmethod
-    @torch.no_grad()
-    def _law(lesson: Lesson, candidates: Candidates) -> Tensor:
-        """[r, K] the target's, given that its token is one of the candidates."""
-        teacher = lesson.teacher
-        states = teacher.states[send(teacher.rows, teacher.states.device)]
-        return teacher.law.apply_(chosen_products(states, lesson.vocabulary.head, candidates.rows)).softmax(-1)
 
     # --- inference
 

@@ -81,23 +81,30 @@ def eagle_settings(options: EagleShape, target: FrozenTarget) -> tuple[dict, tup
     }, layer_ids
 
 
+def layer_ids(config: PreTrainedConfig) -> tuple[int, ...]:
+    """z-ids, as SGLang counts."""
+    return tuple(config.eagle_config[AUX])
+
+
 def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
     """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here."""
     values = config.to_dict()
     check_keys(values, KEYS)
-    check_computed(
-        {
-            "several draft layers": values["num_hidden_layers"] != 1,
-            "attention_bias": values["attention_bias"],
-            "mlp_bias": values["mlp_bias"],
-            "a hidden_act other than silu": values["hidden_act"] != "silu",
-            "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
-            **unusual(values),
-            "no auxiliary features": not values["eagle_config"].get("use_aux_hidden_state", True),
-        }
-    )
+    several, bias = values["num_hidden_layers"] != 1, values["attention_bias"]
+    check_computed({"several draft layers": several, "attention_bias": bias, **uncomputed(values)})
     check_made_for(config, target)
-    check_layer_ids(tuple(config.eagle_config[AUX]), target.num_layers)
+    check_layer_ids(layer_ids(config), target.num_layers)
+
+
+def uncomputed(values: dict) -> dict[str, bool]:
+    """What an EAGLE-3 or a P-EAGLE config.json may ask for and is not computed here -> does it."""
+    return {
+        "mlp_bias": values.get("mlp_bias"),
+        "a hidden_act other than silu": values["hidden_act"] != "silu",
+        "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
+        **unusual(values),
+        "no auxiliary features": not (values.get("eagle_config") or {}).get("use_aux_hidden_state", True),
+    }
 
 
 def check_folder(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What the forward pass of a micro-batch keeps for its backward pass, counted in values per row, as in dflash/memory.py.
+"""What the forward pass of a micro-batch keeps for its backward pass, counted in values per row, as in block/memory.py.
 
 The first step has a row for each context row and asks with one per chain; each later step has one row per chain. Every step joins the
 keys and values of the context with those of its own chain, and keeps the joined copy.

@@ -14,91 +14,39 @@ Row 9 is step 0 itself. Rows of the context are "strictly before the anchor", as
 that asks: both methods share one attention.
 """
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.data.dataset import PromptDataset
-from torchspec.errors import ContractError
-from torchspec.methods.blocks import block_labels, following_tokens, sample_anchors, slot_metrics
+from torchspec.methods.blocks import block_labels, rows_before, sample_anchors, slot_metrics, taught_by
+from torchspec.methods.eagle3 import format
+from torchspec.methods.eagle3.base import EagleMethod, Model
 from torchspec.methods.eagle3.config import Eagle3Config
-from torchspec.methods.eagle3.format import (
-    AUX,
-    MEANING,
-    check_folder,
-    check_serves,
-    draft_config,
-    gguf_facts,
-    llamacpp_traps,
-    repeated,
-    sglang_traps,
-    vllm_traps,
-)
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
-from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
-from torchspec.methods.walk import Walk, log_probabilities, matches
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
-from torchspec.nn.losses import Teacher, head_losses, loss_values
+from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.nn.tiled_attention import tiled_attention
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
 
-Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
-PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
 
+class Eagle3(EagleMethod):
+    Options, Draft = Eagle3Config, Eagle3Draft
+    name, length, meaning = "EAGLE-3", "ttt_length", format.MEANING
+    captured, check_serves, check_folder = (staticmethod(f) for f in (format.layer_ids, format.check_serves, format.check_folder))
+    sglang_traps, llamacpp_traps = staticmethod(format.sglang_traps), staticmethod(format.llamacpp_traps)
+    gguf_facts = staticmethod(format.gguf_facts)
 
-class Eagle3:
-    check_folder = staticmethod(check_folder)
-    sglang_traps = staticmethod(sglang_traps)
-    vllm_traps = staticmethod(vllm_traps)
-    repeated = staticmethod(repeated)
-    llamacpp_traps = staticmethod(llamacpp_traps)
-    gguf_facts = staticmethod(gguf_facts)
-    meaning = MEANING
-    head = ()
-    confident = False
-
-    def __init__(self, config: LlamaConfig, target: FrozenTarget, options: Eagle3Config, vocabulary: DraftVocabulary | None):
-        """vocabulary: what is trained; none for a draft from a folder that brings its own."""
-        self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
-        self.block_size = config.ttt_length + 1
-        self.layer_ids = (*config.eagle_config[AUX], config.num_target_layers - 1)  # the last one for the target's distribution
-
-    @classmethod
-    def for_run(cls, options: Eagle3Config, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Eagle3":
-        """A new draft for a target and its training data."""
-        config, vocabulary = draft_config(options, target), whole_vocabulary(target)
-        if options.draft_vocab_size is not None:
-            vocabulary, config.draft_vocab_coverage = frequent_vocabulary(target, dataset, options.draft_vocab_size)
-        return cls(config, target, options, vocabulary)
-
-    @classmethod
-    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Eagle3":
-        """For a draft folder, ours or another's; training options play no part at inference."""
-        check_serves(config, target)
-        return cls(config, target, Eagle3Config(), whole_vocabulary(target) if config.draft_vocab_size is None else None)
-
-    def skeleton(self) -> Eagle3Draft:
-        return Eagle3Draft(self.config, self.target.head.dtype)
-
-    def build(self, generator: torch.Generator) -> Eagle3Draft:
-        """A fresh draft whose logits have variance 1 or less."""
-        model = self.skeleton()
-        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
-        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
-        if self.config.draft_vocab_size is not None:
-            model.keep(self.vocabulary)
-        return model
-
-    def served_vocabulary(self, model: Eagle3Draft) -> DraftVocabulary:
-        """The one that came with the draft, or all of the target's."""
-        return self.vocabulary if self.config.draft_vocab_size is None else model.kept()
+    @staticmethod
+    def new_config(
+        options: Eagle3Config, target: FrozenTarget, _tokenizer: PreTrainedTokenizerBase, _dataset: PromptDataset
+    ) -> LlamaConfig:
+        return format.draft_config(options, target)
 
     def drafter(self, model: Eagle3Draft) -> Eagle3Drafter:
         return Eagle3Drafter(model, self.target, self.served_vocabulary(model), self.block_size)
@@ -119,19 +67,13 @@ class Eagle3:
         hidden = self.hidden(model, batch.ids, batch.context, layout, lambda step, _: self.embed(slots.labels[:, :, step].flatten()))
         step, chain = slots.rows % self.block_size - 1, slots.rows // self.block_size  # [r] slot k belongs to step k - 1
         scored = hidden.flatten(0, 1).index_select(0, step * layout.anchors.numel() + chain)
-        slot = torch.arange(self.block_size)
-        before = layout.starts[:, None, None] + layout.anchors[:, :, None] + slot - 1  # [N, A, B] rows whose states give the slots' targets
-        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        teacher = Teacher(last_states, here.pick(before.flatten()), self.target.law)
+        teacher = taught_by(self.target, batch.context, rows_before(layout, here))
         found = head_losses(scored, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
         weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
         metrics = slot_metrics(slots, send(layout.valid, device), found.loss.detach(), self.vocabulary.ids[found.predictions] == label)
         if self.config.draft_vocab_size is not None:
             metrics["vocabulary_coverage"] = (self.vocabulary.holds(label).sum(), slots.mask.sum())
         return (found.loss * weights).sum(), weights.sum(), metrics
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return torch.nn.functional.embedding(ids, self.target.embedding)
 
     def hidden(self, model: Model, ids: Tensor, context: Tensor, layout: BlockLayout, follow: Follow) -> Tensor:
         """The draft's normed outputs for all steps of all chains of a layout, [B-1, N*A, H]."""
@@ -145,44 +87,17 @@ class Eagle3:
     def propose(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
         vocabulary, proposals = self.served_vocabulary(model), []
-        for layout in self._layouts(features, anchors):
+        for layout in self.layouts(features, anchors):
             choices = Choices(vocabulary, self.target.embedding, GREEDY)
             hidden = self.hidden(model, features.prompt.ids, features.context, layout, choices.follow)
             choices.choose(hidden[-1])
             proposals.append(torch.stack(choices.tokens, dim=1))
         return torch.cat(proposals)
 
-    def text_log_probabilities(self, model: Eagle3Draft, features: Features, anchors: Tensor, temperature: float) -> Tensor:
-        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature, each step fed with the text's token:
-        [n] -> float32 [n, B-1].
-        """
-        vocabulary, fed = self.served_vocabulary(model), self._fed_with_text(model, features, anchors)
-        return torch.cat(
-            [log_probabilities(Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:], vocabulary, temperature) for hidden, text in fed]
-        )
-
-    def matches(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Tensor:
-        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n].
-
-        A chain that was right so far has fed itself the text.
-        """
-        vocabulary, fed = self.served_vocabulary(model), self._fed_with_text(model, features, anchors)
-        return torch.cat([matches(Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:], vocabulary) for hidden, text in fed])
-
-    def _fed_with_text(self, model: Eagle3Draft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normed states of all steps after n' anchors at a time, [n', B-1, H], and the text from the anchors on, [n', B]."""
-        ids = features.prompt.ids
-        for layout in self._layouts(features, anchors):
-            after = following_tokens(ids, layout.anchors[0], self.block_size)
-            hidden = self.hidden(model, ids, features.context, layout, lambda step, _, fed=after: self.embed(fed[:, step - 1]))
-            yield hidden.transpose(0, 1), torch.cat((ids[layout.anchors[0], None], after), dim=1)
-
-    def _layouts(self, features: Features, anchors: Tensor) -> Iterator[BlockLayout]:
-        """The chains after each anchor of a document, some at a time."""
-        if len(anchors) and int(anchors.min()) < 1:
-            raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; EAGLE-3 drafts after a prompt only")
-        for part in anchors.split(PROPOSAL_CHAINS):
-            yield BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(features.prompt.ids),), self.block_size)
+    def states(self, model: Eagle3Draft, features: Features, layout: BlockLayout, after: Tensor) -> Tensor:
+        """Each step fed with the text's token."""
+        hidden = self.hidden(model, features.prompt.ids, features.context, layout, lambda step, _: self.embed(after[:, step - 1]))
+        return hidden.transpose(0, 1)
 
 
 def chains(layout: BlockLayout) -> BlockLayout:

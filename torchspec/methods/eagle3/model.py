@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from torchspec.methods.fresh import initialise
 from torchspec.methods.vocabulary import VocabularyHolder
 from torchspec.nn.layers import MLP, RMSNorm, RotaryEmbedding, rotate
 
@@ -81,14 +82,7 @@ class EagleDraft(VocabularyHolder):
             self.hold_vocabulary(config.draft_vocab_size, config.vocab_size, width, head_dtype)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
-        """Normal(0, 0.02) matrices, what a layer adds to the residual stream smaller by sqrt(2 D); norm_scale: start of the final norm."""
-        depth = (2 * len(self.layers)) ** -0.5
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                scale = depth if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                nn.init.normal_(weight, std=self.config.initializer_range * scale, generator=generator)
-            else:
-                nn.init.constant_(weight, norm_scale if name == "norm.weight" else 1.0)
+        initialise(self, self.config, generator, norm_scale)
 
     def combine(self, features: Tensor) -> Tensor:
         """[T, K*H] of the captured layers -> g [T, H]."""

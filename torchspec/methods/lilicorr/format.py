@@ -4,6 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Qwen3Config
 
 from torchspec.errors import UserError
+from torchspec.methods.block import format
 from torchspec.methods.format import check_keys
 from torchspec.methods.lilicorr.config import WIDTH, LiLiCorrConfig
 from torchspec.target.frozen import HEAD
@@ -45,8 +46,7 @@ def check_settings(config: PreTrainedConfig) -> None:
 def uncomputed(values: dict) -> dict[str, bool]:
     nested, size = values["dflash_config"], values.get("draft_vocab_size")
     return {
-        "a proposal from the anchor's own slot": bool(nested.get("sample_from_anchor")),
-        f"the projector {nested.get('projector_type')!r}": nested.get("projector_type") not in (None, "dflash", "lilicorr"),
+        **format.uncomputed(values, "lilicorr"),
         "no lattice (lilicorr_enabled)": not nested.get("lilicorr_enabled", True),
         "convolutions in its layers (conv_kernel_size)": bool(nested.get("conv_kernel_size") or nested.get("conv_group_size")),
         "candidates of a reduced vocabulary": size not in (None, values["vocab_size"]),

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchspec.nn.losses import Teacher
-from torchspec.nn.send import send
-
 MARGIN = 2.0  # how far the text's token is to be ahead of the next best one, in logits; as published
 
 
@@ -59,11 +56,3 @@ def path_losses(rows: Tensor, gold: Tensor, mixture: dict[str, float], target: T
     if "tv" in mixture:
         found["tv"] = (target.softmax(-1) - log_q.exp()).abs().sum(-1) / 2
     return sum(weight * found[kind] for kind, weight in mixture.items())
-
-
-@torch.no_grad()
-def taught_logits(teacher: Teacher, head: Tensor, rows: Tensor) -> Tensor:
-    """The target's logits of some tokens of each slot, rows of the head [r, K] -> float32 [r, K]."""
-    states = teacher.states[send(teacher.rows, head.device)]
-    logits = [(states * head[rows[:, rank]]).sum(-1, dtype=torch.float32) for rank in range(rows.shape[1])]
-    return teacher.law.apply_(torch.stack(logits, -1))

@@ -10,7 +10,7 @@ from torchspec.methods.block.method import BlockMethod
 from torchspec.methods.blocks import slot_metrics
 from torchspec.methods.lilicorr import format
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
-from torchspec.methods.lilicorr.lesson import path_losses, taught_logits, text_path
+from torchspec.methods.lilicorr.lesson import path_losses, text_path
 from torchspec.methods.lilicorr.memory import lattice_values
 from torchspec.methods.lilicorr.model import LiLiCorrDraft
 from torchspec.methods.lilicorr.walk import LatticeWalk
@@ -46,7 +46,7 @@ class LiLiCorr(BlockMethod):
         places = candidates.tokens.view(*blocks.states.shape[:2], -1)
         scores = self._scores(draft, blocks, rows.ids[places], candidates)
         path = text_path(rows.ids[places], lesson.slots.labels[:, :, 1:].flatten(0, 1), scores)
-        target = taught_logits(lesson.teacher, rows.head, lesson.pick(places)) if options.compares_candidates else None
+        target = lesson.teacher.logits(rows.head, lesson.pick(places)) if options.compares_candidates else None
         lattice = path_losses(lesson.pick(path.rows), lesson.pick(path.gold), options.lilicorr_loss, target)
         loss = unary.loss + lattice.where(lesson.pick(path.reached), 0.0)
         metrics = slot_metrics(lesson.slots, lesson.valid, loss.detach(), lesson.pick(path.right))

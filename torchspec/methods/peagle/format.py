@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
 from torchspec.errors import ContractError, UserError
-from torchspec.methods.eagle3.format import AUX, NORMS, check_own_vocabulary, eagle_settings
-from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for, unusual
+from torchspec.methods.eagle3.format import AUX, NORMS, check_own_vocabulary, eagle_settings, uncomputed
+from torchspec.methods.format import check_captured, check_computed, check_keys, check_layer_ids, check_made_for
+from torchspec.methods.mask_token import check_mask_token
 from torchspec.methods.peagle.config import PeagleConfig
 from torchspec.target.frozen import FrozenTarget
 
@@ -25,11 +26,7 @@ MEANING = {AUX: ("fc.*", "fc_norm.*", "input_norm.*", "mask_hidden"), "head_dim"
 def draft_config(options: PeagleConfig, target: FrozenTarget, mask_token_id: int) -> LlamaConfig:
     """The draft's config.json (keys of docs/peagle.md)."""
     values, _ = eagle_settings(options, target)
-    if not 0 <= mask_token_id < values["vocab_size"]:
-        raise UserError(
-            f"draft.mask_token_id={mask_token_id} lies outside the target's vocabulary 0..{values['vocab_size'] - 1}; "
-            "leave it out to have one chosen"
-        )
+    check_mask_token(mask_token_id, values["vocab_size"])
     return LlamaConfig(
         **values,
         architectures=[ARCHITECTURE],
@@ -63,15 +60,7 @@ def check_serves(config: PreTrainedConfig, target: FrozenTarget) -> None:
     """A draft folder fits the target that it is asked to draft for, and asks for nothing that is not computed here."""
     values = config.to_dict()
     check_keys(values, KEYS)
-    check_computed(
-        {
-            "mlp_bias": values.get("mlp_bias"),
-            "a hidden_act other than silu": values["hidden_act"] != "silu",
-            "a sliding window": "sliding_attention" in (values.get("layer_types") or ()),
-            **unusual(values),
-            "no auxiliary features": not (values.get("eagle_config") or {}).get("use_aux_hidden_state", True),
-        }
-    )
+    check_computed(uncomputed(values))
     check_made_for(config, target)
     check_layer_ids(layer_ids(config), target.num_layers)
     if not 0 <= config.mask_token_id < config.vocab_size:

@@ -1,4 +1,4 @@
-"""What the forward pass of a micro-batch keeps for its backward pass, counted in values per row and layer as in dflash/memory.py.
+"""What the forward pass of a micro-batch keeps for its backward pass, counted in values per row and layer as in block/memory.py.
 
 Rows of the context are rows of every layer, as mask rows are; the first layer joins the token's embedding with the state, both normed.
 """

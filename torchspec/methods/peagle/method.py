@@ -14,96 +14,50 @@ The row of depth 0 is row 9 of the context itself: it sees rows 0 .. 9 whatever 
 rows strictly before its anchor, as in EAGLE-3 and DFlash, and is causal in itself.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.chat.stops import stop_ids
 from torchspec.data.dataset import PromptDataset
-from torchspec.errors import ContractError
 from torchspec.methods import walk
-from torchspec.methods.blocks import Slots, block_labels, following_tokens, slot_metrics
-from torchspec.methods.eagle3.format import repeated, vllm_traps
+from torchspec.methods.blocks import Slots, block_labels, rows_before, slot_metrics, taught_by
+from torchspec.methods.eagle3.base import EagleMethod, Model
 from torchspec.methods.mask_token import choose_mask_token
+from torchspec.methods.peagle import format
 from torchspec.methods.peagle.chains import draw_chains, shares
 from torchspec.methods.peagle.config import PeagleConfig
-from torchspec.methods.peagle.format import (
-    MEANING,
-    check_folder,
-    check_serves,
-    draft_config,
-    gguf_facts,
-    layer_ids,
-    llamacpp_traps,
-    sglang_traps,
-)
 from torchspec.methods.peagle.generate import PeagleDrafter
 from torchspec.methods.peagle.memory import kept_values
 from torchspec.methods.peagle.model import PeagleDraft
-from torchspec.methods.vocabulary import DraftVocabulary, frequent_vocabulary, whole_vocabulary
+from torchspec.methods.vocabulary import DraftVocabulary
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.chain_attention import chain_attention
-from torchspec.nn.losses import Teacher, head_losses, loss_values
+from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
 from torchspec.records import Batch, Features
 from torchspec.target.frozen import FrozenTarget
 
-Model = Callable[..., Tensor]  # the draft as the trainer wraps it: mixed precision, sharding
-PROPOSAL_CHAINS = 256  # per forward and per product with the head, when a whole document is proposed: bounds memory
 
-
-class Peagle:
-    check_folder = staticmethod(check_folder)
-    sglang_traps = staticmethod(sglang_traps)
-    vllm_traps = staticmethod(vllm_traps)
-    llamacpp_traps = staticmethod(llamacpp_traps)
-    gguf_facts = staticmethod(gguf_facts)
-    repeated = staticmethod(repeated)
-    meaning = MEANING
-    head = ()
-    confident = False
+class Peagle(EagleMethod):
+    Options, Draft = PeagleConfig, PeagleDraft
+    name, length, meaning = "P-EAGLE", "num_depths", format.MEANING
+    captured, check_serves, check_folder = (staticmethod(f) for f in (format.layer_ids, format.check_serves, format.check_folder))
+    sglang_traps, llamacpp_traps = staticmethod(format.sglang_traps), staticmethod(format.llamacpp_traps)
+    gguf_facts = staticmethod(format.gguf_facts)
 
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: PeagleConfig, vocabulary: DraftVocabulary | None):
-        """vocabulary: what is trained; none for a draft from a folder that brings its own."""
-        self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
-        self.block_size, self.mask_token_id = config.num_depths + 1, config.mask_token_id
-        self.layer_ids = (*layer_ids(config), config.num_target_layers - 1)  # the last one for the target's distribution
+        super().__init__(config, target, options, vocabulary)
+        self.mask_token_id = config.mask_token_id
 
-    @classmethod
-    def for_run(cls, options: PeagleConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> "Peagle":
-        """A new draft for a target and its training data."""
+    @staticmethod
+    def new_config(options: PeagleConfig, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, dataset: PromptDataset) -> LlamaConfig:
         counts = dataset.token_counts(len(target.embedding))
         mask_token_id = choose_mask_token(tokenizer, counts, options.mask_token_id, stop_ids(target.folder, tokenizer))
-        config, vocabulary = draft_config(options, target, mask_token_id), whole_vocabulary(target)
-        if options.draft_vocab_size is not None:
-            vocabulary, config.draft_vocab_coverage = frequent_vocabulary(target, dataset, options.draft_vocab_size)
-        return cls(config, target, options, vocabulary)
-
-    @classmethod
-    def from_config(cls, config: PreTrainedConfig, target: FrozenTarget) -> "Peagle":
-        """For a draft folder, ours or another's; training options play no part at inference."""
-        check_serves(config, target)
-        return cls(config, target, PeagleConfig(), whole_vocabulary(target) if config.draft_vocab_size is None else None)
-
-    def skeleton(self) -> PeagleDraft:
-        return PeagleDraft(self.config, self.target.head.dtype)
-
-    def build(self, generator: torch.Generator) -> PeagleDraft:
-        """A fresh draft whose logits have variance 1 or less."""
-        model = self.skeleton()
-        row_length = torch.linalg.vector_norm(self.target.head, dim=1, dtype=torch.float32).square().mean().sqrt()
-        model.initialise(generator, min(1.0, 1.0 / float(row_length)))
-        if self.config.draft_vocab_size is not None:
-            model.keep(self.vocabulary)
-        return model
-
-    def served_vocabulary(self, model: PeagleDraft) -> DraftVocabulary:
-        """The one that came with the draft, or all of the target's."""
-        return self.vocabulary if self.config.draft_vocab_size is None else model.kept()
+        return format.draft_config(options, target, mask_token_id)
 
     def drafter(self, model: PeagleDraft) -> PeagleDrafter:
         return PeagleDrafter(model, self.target, self.served_vocabulary(model), self.block_size, self.mask_token_id)
@@ -121,8 +75,7 @@ class Peagle:
         groups, device = draw_chains(batch, self.options, seed), batch.context.device
         scored = Scored.of(batch, groups)
         hidden = self.hidden(model, batch.ids, batch.context, groups)
-        last_states = self.target.normed(batch.context[:, -hidden.shape[-1] :])
-        teacher = Teacher(last_states, scored.states, self.target.law)
+        teacher = taught_by(self.target, batch.context, scored.states)
         states = hidden.index_select(0, send(scored.places, device))
         found = head_losses(states, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
         weights, label = self.options.loss_step_decay ** send(scored.depths, device).float(), send(scored.labels, device)
@@ -142,9 +95,6 @@ class Peagle:
             filled = [[nn.functional.pad(x, (0, self.block_size - 1 - len(x))) for x in part[name]] for part in parts]
             totals[name] = tuple(torch.stack(each).sum(0) for each in zip(*filled, strict=True))
         return totals
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.target.embedding)
 
     def hidden(self, model: Model, ids: Tensor, context: Tensor, groups: tuple[BlockLayout, ...]) -> Tensor:
         """The draft's normed outputs for all depths of all chains, a group behind the other: [sum of N*A*(B-1), H]."""
@@ -166,36 +116,13 @@ class Peagle:
     def propose(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Tensor:
         """What the draft would propose after each anchor of a document, all in parallel: [n] -> tokens [n, B-1]."""
         vocabulary, size = self.served_vocabulary(model), len(self.target.embedding)
-        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
+        walks = self.walks(model, vocabulary, features, anchors)
         return torch.cat([walk.draft(steps, before, vocabulary, GREEDY, size)[0] for steps, before, _ in walks])
 
-    def text_log_probabilities(self, model: PeagleDraft, features: Features, anchors: Tensor, temperature: float) -> Tensor:
-        """log q_k(x_{a+k}) of the text's own tokens after each anchor a, at a temperature: [n] -> float32 [n, B-1]."""
-        vocabulary = self.served_vocabulary(model)
-        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
-        return torch.cat([walk.log_probabilities(*steps, vocabulary, temperature) for steps in walks])
-
-    def matches(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Tensor:
-        """How many drafts after each anchor of a document are the text's own tokens, up to the first that is not: [n] -> [n]."""
-        vocabulary = self.served_vocabulary(model)
-        walks = (self._walk(vocabulary, *part) for part in self._chains(model, features, anchors))
-        return torch.cat([walk.matches(*steps, vocabulary) for steps in walks])
-
-    @staticmethod
-    def _walk(vocabulary: DraftVocabulary, hidden: Tensor, text: Tensor) -> tuple[walk.Walk, Tensor, Tensor]:
+    def states(self, model: PeagleDraft, features: Features, layout: BlockLayout, _after: Tensor) -> Tensor:
         """No depth looks at another's token."""
-        return walk.Walk(hidden, vocabulary.project), text[:, 0], text[:, 1:]
-
-    def _chains(self, model: PeagleDraft, features: Features, anchors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normed states of whole chains, some anchors of a document at a time, [n, B-1, H], and the text from the anchors on, [n, B]."""
-        ids = features.prompt.ids
-        if len(anchors) and int(anchors.min()) < 1:
-            raise ContractError(f"sample {features.prompt.index} is an answer from its first token on; P-EAGLE drafts after a prompt only")
-        for part in anchors.split(PROPOSAL_CHAINS):
-            layout = BlockLayout(part[None], torch.ones_like(part[None], dtype=torch.bool), (len(ids),), self.block_size)
-            hidden = self.hidden(model, ids, features.context, (layout,))
-            text = torch.cat((ids[part, None], following_tokens(ids, part, self.block_size)), dim=1)
-            yield hidden.view(len(part), self.block_size - 1, -1), text
+        hidden = self.hidden(model, features.prompt.ids, features.context, (layout,))
+        return hidden.view(layout.anchors.numel(), self.block_size - 1, -1)
 
 
 @dataclass(frozen=True)
@@ -213,8 +140,7 @@ class Scored:
         slots, rows, first = tuple(block_labels(batch, layout) for layout in groups), [], 0
         for here, layout in zip(slots, groups, strict=True):
             chain, depth = here.rows // layout.block_size, here.rows % layout.block_size - 1  # slot k belongs to depth k - 1
-            start = (layout.starts[:, None] + layout.anchors).flatten()[chain]
             places = first + chain * (layout.block_size - 1) + depth
-            rows.append((places, start + depth, here.pick(here.labels.flatten()), depth))
+            rows.append((places, rows_before(layout, here), here.pick(here.labels.flatten()), depth))
             first += layout.anchors.numel() * (layout.block_size - 1)
         return cls(slots, *map(torch.cat, zip(*rows, strict=True)))

@@ -63,7 +63,7 @@ class XPress(BlockMethod):
     @staticmethod
     def uncomputed(values: dict) -> dict[str, bool]:
         nested = values["dflash_config"]
-        return BlockMethod.uncomputed(values) | {
+        return format.uncomputed(values) | {
             f"{nested['xpress_num_passes']} passes of XPress": nested["xpress_num_passes"] < 1,
             "an XPress head with a vocabulary of its own": values.get("draft_vocab_size") not in (None, values["vocab_size"]),
         }

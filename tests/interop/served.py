@@ -1,0 +1,17 @@
+"""What must hold of a draft in every engine that serves it, and what was measured on the way."""
+
+
+def check_texts(engine: str, method: str, served: dict) -> None:
+    """Speculative text is the engine's plain text, up to ties."""
+    same = f"{served['identical']} of {served['of']} speculative answers equal the plain ones, {served['ties']} part at a tie of two logits"
+    print(f"\n{engine} {served['version']}, {method}: {same}")
+    assert served["mismatches"] == 0
+
+
+def check_accepted(engine: str, method: str, served: dict) -> None:
+    """By what the engine itself counts, beside our walk over the very text that it wrote."""
+    (row,) = served["by_concurrency"]
+    mine = f"our walk over its text {served['own_tau']:.3f}"
+    print(f"\n{engine} {served['version']}, {method}: τ {row['tau']:.3f} in {row['steps']} steps; {mine}")
+    print("accepted per slot " + " ".join(f"{rate:.3f}" for rate in row["slot_acceptance"]))
+    assert served["alarm"] is None, served["alarm"]
