@@ -41,8 +41,9 @@ class Leak:
     def count(self) -> int:
         return self.duplicates + self.overlapping
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    def counts(self) -> dict[str, int]:
+        """What travels with a draft, which may be published: no file and no row."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, int)}
 
     def sentence(self) -> str:
         files = f"{', '.join(self.held_out)} against {self.samples:,} samples of {', '.join(self.train)}"

@@ -81,7 +81,7 @@ class Run:
         manifest = self.dataset.manifest
         facts = {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
         held_out = None if self.held_out is None else self.held_out.manifest.fingerprint
-        leak = None if self.leak is None else self.leak.to_json()
+        leak = None if self.leak is None else self.leak.counts()
         return {**facts, "held_out": held_out, "leak": leak, "target_contents": folder_key(self.method.target.folder)}
 
 
