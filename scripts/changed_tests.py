@@ -30,6 +30,8 @@ def belonging(files: Iterable[str]) -> list[str]:
                 chosen.add(f"tests/unit/{room}")
             case ("docs", *_) | ("README.md",) | ("configs", *_):
                 chosen.add("tests/unit/test_documentation.py")
+            case ("deploy", *_):
+                chosen.add("tests/unit/test_deploy.py")
     there = {path for path in chosen if (ROOT / path).exists()}
     return sorted(path for path in there if not any(str(parent) in there for parent in PurePath(path).parents))
 

@@ -73,6 +73,8 @@ def _type(field: dict) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
         return f"`{field['const']}`"
+    if "prefixItems" in field:
+        return f"[{', '.join(map(_type, field['prefixItems']))}]"
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":

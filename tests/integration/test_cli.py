@@ -53,7 +53,7 @@ def work(tmp_path_factory, target_folder) -> Path:
     target = write_tiny_target(folder / "target", target_folder)
     train, held_out = write_chats(folder / "train.jsonl", 24), write_chats(folder / "heldout.jsonl", 4, first=100)
     recipe(folder / "run.yaml", target, train, held_out, max_steps=8, save_interval=4)
-    result = torchspec("train", "-c", folder / "run.yaml", "tracking.tensorboard=true")
+    result = torchspec("train", "-c", folder / "run.yaml", "tracking.tensorboard=true", "tracking.profile_steps=[3, 4]")
     assert result.returncode == 0, result.stdout + result.stderr
     result = torchspec("export", "--checkpoint", folder / "run" / "checkpoints", "-o", folder / "draft")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -102,6 +102,25 @@ def test_tensorboard_shows_the_numbers_of_the_metrics(work):
         rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
         shown = [(event.step, event.value) for event in events.Scalars(f"{kind}/{name}")]
         assert shown == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if row["kind"] == kind]  # stored as float32
+
+
+def test_the_profile_holds_the_steps_that_were_asked_for(work):
+    """Two steps of two optimizers."""
+    trace = json.loads((work / "run" / "profile" / "steps-3-4.json").read_text())
+    assert sum(event.get("name", "").startswith("Optimizer.step#") for event in trace["traceEvents"]) == 4
+    assert "ends behind the run's last step, 8" in refused("train", "-c", work / "run.yaml", "tracking.profile_steps=[8, 9]")
+
+
+def test_held_out_prompts_in_the_training_text_are_told_when_it_is_prepared_and_when_it_is_trained_on(work, tmp_path):
+    leak = json.loads((work / "run" / "checkpoints" / "iter_0000008" / "data.json").read_text())["leak"]
+    assert (leak["samples"], leak["prompts"], leak["duplicates"], leak["overlapping"]) == (24, 4, 0, 0)
+    (tmp_path / "leaky.jsonl").write_text(
+        "".join((work / name).read_text().splitlines(True)[2] for name in ("train.jsonl", "heldout.jsonl"))
+    )
+    arguments = ("prepare", work / "train.jsonl", "-o", tmp_path / "out", "-t", work / "target", "--held-out", tmp_path / "leaky.jsonl")
+    result = torchspec(*arguments)
+    assert result.returncode == 0 and "1 of 2 held-out prompts stand in the training data, 1 word for word" in result.stdout
+    assert f"{tmp_path / 'leaky.jsonl'}:1 is in {work / 'train.jsonl'}:3" in result.stdout
 
 
 def test_plan_prints_the_run_and_trains_nothing(work):

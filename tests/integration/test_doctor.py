@@ -39,6 +39,7 @@ def test_a_run_that_works_has_no_red_row_and_leaves_nothing_behind(work):
         "LM head",
         "layer ids",
         "mask share",
+        "no leak among 2 held-out prompts",
         "on-policy",
         "memory",
         "disk",

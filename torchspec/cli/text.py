@@ -26,6 +26,9 @@ def prepare(
     max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
     sample_size: Annotated[int | None, typer.Option(help="Without --target: draw this many of the usable rows.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Report which of its prompts stand in what is prepared.", show_default=False)
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that encode. Default: one per core.", min=1, show_default=False)] = None,
     show: Annotated[int, typer.Option(help="Print this many samples, supervised tokens in colour.", min=0)] = 0,
     trust_remote_code: Trust = False,
@@ -33,18 +36,20 @@ def prepare(
     """Conversations -> token ids and loss mask, once, with a manifest of what was made of what; or -> clean conversations."""
     from torchspec.console import console
     from torchspec.data.encode import Options
+    from torchspec.data.leak import leak_into
     from torchspec.data.prepare import prepare as run
     from torchspec.data.show import show as show_samples
     from torchspec.files.writing import writing
     from torchspec.rows.collect import check_arguments, collect
     from torchspec.target.fetch import resolve_target
 
-    check_arguments(out, target, sample_size)
+    check_arguments(out, target, sample_size, held_out)
     with writing(out, "torchspec prepare", lambda: f"{out} is as it was before"):
         if target is None:
             return collect(inputs, out, sample_size, seed, max_rejected).report(console)
         options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
-        manifest = run(inputs, out, resolve_target(target), options, workers=workers)
+        folder = resolve_target(target)
+        manifest = run(inputs, out, folder, options, workers=workers)
     console.print(
         f"{out}: {manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised, "
         f"{manifest.truncated} cut" + (f" to {manifest.max_length} tokens" if manifest.truncated else "")
@@ -52,6 +57,8 @@ def prepare(
     for kind, reasons in (("rejected", manifest.rejected), ("filtered", manifest.filtered)):
         for reason, count in reasons.items():
             console.print(f"  {kind} {count}: {reason} (listed in {out / 'rejected.jsonl'})", markup=False)
+    if held_out is not None:
+        console.print(leak_into(out, held_out, folder, options).sentence(), markup=False)
     if show:
         show_samples(out, show, console)
 

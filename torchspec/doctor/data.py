@@ -6,8 +6,9 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_target
 from torchspec.capture.hf import HFCapture
 from torchspec.config import RunConfig
-from torchspec.data.dataset import PromptDataset
+from torchspec.data.dataset import MixedDataset, PromptDataset
 from torchspec.data.encode import Options
+from torchspec.data.leak import find_leak
 from torchspec.data.prepare import prepare
 from torchspec.doctor.finding import Finding
 from torchspec.nn.device import resolve_device, resolve_dtype
@@ -22,16 +23,29 @@ MOST_REJECTED, LEAST_MASK = 0.1, 0.05
 
 def open_first_rows(config: RunConfig, folder: Path, scratch: Path) -> dict[str, PromptDataset]:
     """Every training source by its path, cut to its first rows unless it is prepared already."""
+    paths = [config.dataset.train_data_path, *config.dataset.mix]
+    return {path: _open(path, scratch / f"source{number}", config, folder) for number, path in enumerate(paths)}
+
+
+def _open(path: str, prepared: Path, config: RunConfig, folder: Path) -> PromptDataset:
+    """prepared: where to, unless it is prepared already."""
     data = config.dataset
+    if (Path(path) / "manifest.json").is_file():
+        return PromptDataset(Path(path))
     options = Options(data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens, 1.0, config.model.trust_remote_code)
-    opened = {}
-    for number, path in enumerate([data.train_data_path, *data.mix]):
-        prepared = Path(path)
-        if not (prepared / "manifest.json").is_file():
-            prepared = scratch / f"source{number}"
-            prepare([path], prepared, folder, options, limit=ROWS, workers=1, progress=False)
-        opened[path] = PromptDataset(prepared)
-    return opened
+    prepare([path], prepared, folder, options, limit=ROWS, workers=1, progress=False)
+    return PromptDataset(prepared)
+
+
+def leaks(config: RunConfig, folder: Path, scratch: Path, sources: dict[str, PromptDataset]) -> list[Finding]:
+    """Held-out prompts among the rows that are opened here; a run looks through all of them."""
+    path = config.dataset.eval_data_path
+    if path is None:
+        return []
+    held_out = _open(path, scratch / "held-out", config, folder)
+    train = MixedDataset(list(sources.values()), [1.0, *config.dataset.mix.values()])
+    leak = find_leak(train, held_out, folder, config.model.trust_remote_code)
+    return [Finding("data", "held-out prompts", leak.sentence(), "look" if leak.count else "ok")]
 
 
 def rows(sources: dict[str, PromptDataset]) -> list[Finding]:

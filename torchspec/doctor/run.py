@@ -64,7 +64,7 @@ def _of_a_run(config: RunConfig, scratch: Path) -> Iterator[list[Finding]]:
     sources = data.open_first_rows(config, folder, scratch)
     frozen, method = target.build(config, folder, sources[config.dataset.train_data_path])
     yield target.draft(config, frozen, method)
-    yield data.rows(sources)
+    yield data.rows(sources) + data.leaks(config, folder, scratch, sources)
     yield (space := target.space(config, frozen, method))
     if any(finding.verdict == "bad" for finding in space):
         raise UserError("the target is not loaded where memory or disk is missing")

@@ -18,7 +18,7 @@ from torchspec.rows.conversation import BadRow, assistant_turns
 from torchspec.rows.formats import Row
 from torchspec.rows.ledger import Ledger
 from torchspec.rows.progress import with_progress
-from torchspec.rows.sources import count_lines, read_rows
+from torchspec.rows.sources import count_lines, read_rows, resolve
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Collected:
                 console.print(f"  {kind} {count}: {reason} (listed in {self.listing})", markup=False)
 
 
-def check_arguments(out: Path, target: str | None, sample_size: int | None) -> None:
+def check_arguments(out: Path, target: str | None, sample_size: int | None, held_out: str | None) -> None:
     """`torchspec prepare` writes conversations without a target, and tokens with one."""
     if target is None and out.suffix != ".jsonl":
         raise UserError(f"--target is missing: name the target whose tokens go into {out}, or an --out FILE.jsonl for the conversations")
     if target is not None and out.suffix == ".jsonl":
         raise UserError(f"--out {out} names a file, but with --target a folder is written; name a folder, or leave --target out")
+    if held_out is not None and target is None:
+        raise UserError(f"--held-out {held_out} is compared in the target's tokens: name the --target, and a folder as --out")
+    if held_out is not None and not (Path(held_out) / "manifest.json").is_file():
+        resolve(held_out)  # a wrong name fails here, not when everything is prepared
     if target is not None and sample_size is not None:
         raise UserError("--sample-size draws conversations: write them to an --out FILE.jsonl without --target, then prepare that file")
 

@@ -19,6 +19,7 @@ from torchspec.console import console
 from torchspec.data.config import DatasetConfig
 from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
+from torchspec.data.leak import Leak, find_leak
 from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank_plan
 from torchspec.errors import UserError
 from torchspec.files.contents import folder_key
@@ -28,7 +29,9 @@ from torchspec.target.fetch import resolve_target
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.distributed import World, parallelise, whole
 from torchspec.training.optim import build_optimizers
+from torchspec.training.profile import check_window
 from torchspec.training.stream import FeatureStream, InProcess, Source
+from torchspec.training.trackers import check_installed
 
 # (config, method, samples of this rank's plan, its device) -> where its features come from, and what it evaluates with
 Supply = Callable[[RunConfig, Method, int, torch.device], tuple[Source, Capture]]
@@ -49,6 +52,7 @@ class Run:
     source: Source  # of the features to train on
     held_out_capture: Capture
     world: World
+    leak: Leak | None = None  # of held-out prompts into the training data; the main rank looks
 
     def stream(self, position: int) -> FeatureStream:
         return FeatureStream(self.dataset, self.source, self.plan, position, self.config.training.prefetch_depth)
@@ -77,7 +81,8 @@ class Run:
         manifest = self.dataset.manifest
         facts = {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
         held_out = None if self.held_out is None else self.held_out.manifest.fingerprint
-        return {**facts, "held_out": held_out, "target_contents": folder_key(self.method.target.folder)}
+        leak = None if self.leak is None else self.leak.counts()
+        return {**facts, "held_out": held_out, "leak": leak, "target_contents": folder_key(self.method.target.folder)}
 
 
 def in_process(config: RunConfig, method: Method, _samples: int, device: torch.device) -> tuple[Source, Capture]:
@@ -95,9 +100,13 @@ def cache_bytes(config: RunConfig) -> tuple[int, int]:
 
 def build(config: RunConfig, world: World, supply: Supply = in_process) -> Run:
     device, dtype = world.device, resolve_dtype(config.model.dtype)
+    check_installed(config)
     folder = resolve_target(config.model.target_model_path)
     dataset, held_out = open_datasets(config, folder)
     plan, ends = plan_run(config, dataset, world)
+    check_window(config, len(plan) // config.training.draft_accumulation_steps)
+    looks = held_out is not None and world.is_main
+    leak = find_leak(dataset, held_out, folder, config.model.trust_remote_code) if looks else None
     target = FrozenTarget.load(folder, dtype, device, config.model.trust_remote_code)
     method = build_method(config, target, dataset)
     model = method.build(torch.Generator().manual_seed(config.training.seed)).to(device)
@@ -107,7 +116,7 @@ def build(config: RunConfig, world: World, supply: Supply = in_process) -> Run:
         capture.verify([dataset[i] for i in range(min(len(dataset), CHECKED_SAMPLES))])
     return Run(
         config, dataset, held_out, plan, ends, method, model, compute, build_optimizers(model, config.training), source,
-        CachedCapture(capture, cache_bytes(config)[1], device), world,
+        CachedCapture(capture, cache_bytes(config)[1], device), world, leak,
     )  # fmt: skip
 
 

@@ -71,5 +71,17 @@ class EvaluationConfig(Section):
 
 class TrackingConfig(Section):
     log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    tensorboard: bool = False
-    wandb_project: str | None = None
+    tensorboard: bool = Field(False, description="the same numbers in output_dir/tensorboard")
+    wandb_project: str | None = Field(None, description="the same in a project of Weights & Biases")
+    mlflow_experiment: str | None = Field(None, description="the same in an experiment of MLflow, where MLFLOW_TRACKING_URI points")
+    trackio_project: str | None = Field(None, description="the same in a project of Trackio, in its own folder or TRACKIO_DIR")
+    swanlab_project: str | None = Field(None, description="the same in a project of SwanLab; SWANLAB_MODE=offline keeps it here")
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="first and last step of a window in PyTorch's profiler; the main rank's trace goes to output_dir/profile"
+    )
+
+    @model_validator(mode="after")
+    def _window(self):
+        if self.profile_steps is not None and self.profile_steps[0] >= self.profile_steps[1]:
+            raise ValueError(f"profile_steps={list(self.profile_steps)} must ascend: the first step of the window, then a later last one")
+        return self

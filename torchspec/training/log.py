@@ -1,4 +1,4 @@
-"""What a run tells: a live line on a terminal, plain lines elsewhere, metrics.jsonl always, TensorBoard and W&B when asked."""
+"""What a run tells: a live line on a terminal, plain lines elsewhere, metrics.jsonl always, trackers when asked."""
 
 import json
 import time
@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from torchspec.config import RunConfig
 from torchspec.console import console
-from torchspec.errors import UserError
 from torchspec.training.meter import suggested_split, verdict
+from torchspec.training.trackers import open_trackers
 
 METRICS = "metrics.jsonl"
 
@@ -27,7 +27,7 @@ class RunLog:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             _forget_after(self.file, step)
         self.total_steps, self.started, self.first_step = total_steps, time.perf_counter(), step
-        self.writers = _writers(config) if is_main else []
+        self.trackers = open_trackers(config) if is_main else []
         self.held_out_tau: float | None = None
         self.progress = Progress(
             TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
@@ -41,8 +41,8 @@ class RunLog:
 
     def __exit__(self, *_error) -> None:
         self.progress.stop()
-        for writer in self.writers:
-            writer.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
@@ -83,8 +83,8 @@ class RunLog:
     def write(self, row: dict) -> None:
         with self.file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
-        for writer in self.writers:
-            writer.write(row)
+        for tracker in self.trackers:
+            tracker.write(row)
 
 
 def _forget_after(file: Path, step: int) -> None:
@@ -102,47 +102,3 @@ def _forget_after(file: Path, step: int) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text("".join(kept))
     partial.rename(file)
-
-
-def _writers(config: RunConfig) -> list:
-    writers = []
-    if config.tracking.tensorboard:
-        writers.append(TensorBoard(config))
-    if config.tracking.wandb_project:
-        writers.append(WandB(config))
-    return writers
-
-
-def _numbers(row: dict) -> dict[str, float]:
-    return {f"{row['kind']}/{key}": value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
-
-
-class TensorBoard:
-    def __init__(self, config: RunConfig):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("tracking.tensorboard=true needs the package tensorboard: pip install tensorboard") from error
-        self.writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
-
-    def write(self, row: dict) -> None:
-        for name, value in _numbers(row).items():
-            self.writer.add_scalar(name, value, row["step"])
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandB:
-    def __init__(self, config: RunConfig):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("tracking.wandb_project needs the package wandb: pip install 'torchspec[wandb]'") from error
-        self.run = wandb.init(project=config.tracking.wandb_project, config=json.loads(config.model_dump_json()), dir=config.output_dir)
-
-    def write(self, row: dict) -> None:
-        self.run.log(_numbers(row), step=row["step"])
-
-    def close(self) -> None:
-        self.run.finish()

@@ -22,6 +22,7 @@ from torchspec.training.distributed import World, join_world, sync_gradients, wh
 from torchspec.training.log import METRICS, RunLog
 from torchspec.training.metrics import MetricSums
 from torchspec.training.optim import learning_rate
+from torchspec.training.profile import Profiler
 from torchspec.training.start import begin
 
 # A whole draft in model.dtype, at a checkpoint -> a row of metrics.jsonl. It is handed in: serving is no part of training.
@@ -52,11 +53,14 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
     if config.evaluation.served and serve is None:
         raise ValueError(f"evaluation.served={config.evaluation.served}, but nobody handed in what serves a checkpoint")
     run = build(config, world, supply)
+    if run.leak is not None:
+        run.say(run.leak.sentence())
     training, state = config.training, begin(run)
     saver = checkpoint.Saver(config.checkpoints, config, world, run.method.config, run.data_facts)
     stream = run.stream(state.step * training.draft_accumulation_steps)
     batches, window, resumed_seconds, started = iter(stream), Window(), state.seconds, time.perf_counter()
-    with RunLog(config, state.step, run.total_steps, world.is_main) as log:
+    log = RunLog(config, state.step, run.total_steps, world.is_main)
+    with log, Profiler(config, state.step, world.device, world.is_main) as profiler:
         while state.step < run.total_steps:
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)
@@ -79,6 +83,7 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
                 with window.paused():
                     serve_checkpoint(run, serve, state.step, log)
             saver.finish_if_written()
+            profiler.step()
         saver.finish()
     return state
 

@@ -108,14 +108,18 @@ def test_bad_input_leaves_the_old_file_alone(write_jsonl, tmp_path):
 
 
 def test_arguments_that_do_not_go_together():
-    check_arguments(Path("a.jsonl"), None, 5)
-    check_arguments(Path("folder"), "target", None)
+    check_arguments(Path("a.jsonl"), None, 5, None)
+    check_arguments(Path("folder"), "target", None, None)
     with pytest.raises(UserError, match="--target is missing"):
-        check_arguments(Path("folder"), None, None)
+        check_arguments(Path("folder"), None, None, None)
     with pytest.raises(UserError, match="names a file, but with --target a folder is written"):
-        check_arguments(Path("a.jsonl"), "target", None)
+        check_arguments(Path("a.jsonl"), "target", None, None)
     with pytest.raises(UserError, match="--sample-size draws conversations"):
-        check_arguments(Path("folder"), "target", 5)
+        check_arguments(Path("folder"), "target", 5, None)
+    with pytest.raises(UserError, match="--held-out a.jsonl is compared in the target's tokens: name the --target"):
+        check_arguments(Path("b.jsonl"), None, None, "a.jsonl")
+    with pytest.raises(UserError, match="no file at"):
+        check_arguments(Path("folder"), "target", None, "nowhere.jsonl")
 
 
 @pytest.fixture
