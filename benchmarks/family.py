@@ -1,8 +1,9 @@
-"""Every draft method on the same data: python benchmarks/family.py DATA [--method NAME ...] [--steps N | --minutes M] [--seed S ...]
+"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates | --steps N | --as-long-as N] [--seed S ...]
 
 DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
+First `--rates`, while nothing else computes; from then on minutes are steps times these rates, so that training need not be alone.
 A row of FILE per method and seed: held-out tau with its interval, the slots' shares, decoding beside plain decoding in this process,
-parameters, and what a proposal costs. Nothing else may compute meanwhile: rates and minutes are measured.
+parameters, and what a proposal costs (these two only mean something on a quiet machine).
 """
 
 import argparse
@@ -10,12 +11,14 @@ import json
 import statistics
 from pathlib import Path
 
-from learning import SETTINGS, WORK, Setting, split
+from learning import SETTINGS, TRIAL_STEPS, WORK, Setting, split
 
 from torchspec.evaluate.break_even import draft_seconds
 from torchspec.evaluate.run import Settings, evaluate_draft
 
 FILE = Path(__file__).parent / "results" / "family.jsonl"
+RATES = FILE.with_name("family_rates.json")
+STEPS, ROUNDS = 300, 3
 DECODED = 12  # prompts decoded in this process, plain and speculative
 EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
 PEAGLE_BASE = Path(__file__).parents[1] / "configs" / "hf_smollm2_peagle.yaml"
@@ -36,22 +39,40 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times; default: all")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, default=740)
-    budget.add_argument("--minutes", type=float)
+    budget.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
+    budget.add_argument("--steps", type=int, default=STEPS)
+    budget.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 0")
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
+    names = options.method or list(METHODS)
     split(options.data)
-    for name in options.method or METHODS:
+    if options.rates:
+        RATES.write_text(json.dumps(rates(names), indent=2) + "\n")
+        return
+    seconds = {name: statistics.median(of_rounds) for name, of_rounds in json.loads(RATES.read_text()).items()}
+    for name in names:
+        share = 1.0 if options.as_long_as is None else seconds["dflash"] / seconds[name]
+        steps = round((options.as_long_as or options.steps) * share)
         for seed in options.seed or [0]:
-            row = measure(METHODS[name], options.steps, options.minutes, seed)
+            row = {"equal": "steps" if options.as_long_as is None else "minutes"} | measure(METHODS[name], steps, seed)
+            row["minutes"] = steps * seconds[name] / 60
             with options.out.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
             print(json.dumps(row))
 
 
-def measure(setting: Setting, steps: int, minutes: float | None, seed: int) -> dict:
-    steps = steps if minutes is None else setting.steps_in(minutes, seed)
+def rates(names: list[str]) -> dict[str, list[float]]:
+    """Seconds of a step of each method, in rounds that each meet every method: a slow moment meets one round of all, not all of one."""
+    found = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name in names:
+            found[name].append(METHODS[name].train(TRIAL_STEPS, 0, "evaluation.max_samples=1").seconds / TRIAL_STEPS)
+            print(name, f"{found[name][-1]:.3f} s")
+    return found
+
+
+def measure(setting: Setting, steps: int, seed: int) -> dict:
     row, pair = setting.measure(steps, seed), setting.pair(steps, seed)
     results = evaluate_draft(
         pair, {"held out": str(WORK / "heldout.jsonl")}, WORK / f"eval-{setting.name}-{seed}-{steps}", Settings(DECODED, 128)

@@ -96,9 +96,9 @@ class Setting:
         trial = self.train(TRIAL_STEPS, seed)
         return int(60 * minutes * TRIAL_STEPS / trial.seconds)
 
-    def train(self, steps: int, seed: int) -> TrainState:
-        """From zero, evaluated once at the end."""
-        config = self.config(steps, seed, f"inference.replay_dir={self.features(seed)}")
+    def train(self, steps: int, seed: int, *more: str) -> TrainState:
+        """From zero, evaluated once at the end. more: overrides."""
+        config = self.config(steps, seed, *more, f"inference.replay_dir={self.features(seed)}")
         shutil.rmtree(config.output_dir, ignore_errors=True)
         return train(config)
 
