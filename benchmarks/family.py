@@ -1,9 +1,9 @@
-"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates | --steps N | --as-long-as N] [--seed S ...]
+"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates | --steps N | --as-long-as N | --speeds] [--seed S ...]
 
 DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
-First `--rates`, while nothing else computes; from then on minutes are steps times these rates, so that training need not be alone.
-A row of FILE per method and seed: held-out tau with its interval, the slots' shares, decoding beside plain decoding in this process,
-parameters, and what a proposal costs (these two only mean something on a quiet machine).
+First `--rates`, while nothing else computes; from then on minutes are steps times these rates, so that training need not be alone. Each
+training adds a row to FILE: held-out tau with its interval, the slots' shares, parameters. `--speeds`, again on a quiet machine, decodes
+with the drafts of `--steps` and seed 0, in turns. family_table.py makes the table and the picture.
 """
 
 import argparse
@@ -11,26 +11,35 @@ import json
 import statistics
 from pathlib import Path
 
-from learning import SETTINGS, TRIAL_STEPS, WORK, Setting, split
+from learning import SETTINGS, TRIAL_STEPS, Setting, every_anchor, split
 
+from torchspec.acceptance.walk import Acceptance
+from torchspec.decode.offline import accepted_per_step
 from torchspec.evaluate.break_even import draft_seconds
-from torchspec.evaluate.run import Settings, evaluate_draft
+from torchspec.evaluate.decoded import Decoder
+from torchspec.evaluate.run import spread
 
 FILE = Path(__file__).parent / "results" / "family.jsonl"
-RATES = FILE.with_name("family_rates.json")
+RATES, SPEEDS = FILE.with_name("family_rates.json"), FILE.with_name("family_speeds.json")
 STEPS, ROUNDS = 300, 3
-DECODED = 12  # prompts decoded in this process, plain and speculative
+DECODED, NEW_TOKENS = 12, 128  # prompts decoded in this process, plain and speculative
+LABELS = 'draft.loss={"ce":1.0}'
 EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
 PEAGLE_BASE = Path(__file__).parents[1] / "configs" / "hf_smollm2_peagle.yaml"
+SAME_LAYERS = "draft.target_layer_ids=[1,14,27]"
+DSPARK = ["draft.method=dspark", "draft.block_size=5", "draft.markov_rank=64"]
+DFLASH2 = ["draft.method=dflash2", "draft.selector_rank=64", "draft.selector_top_k=8"]
 METHODS = {  # all propose five tokens at a time; ranks in proportion to a draft of ten million parameters and a table of 49,152 tokens
     "dflash": Setting("dflash", SETTINGS["recipe"]),
-    "dspark": Setting("dspark", ["draft.method=dspark", "draft.block_size=5", "draft.markov_rank=64"]),
-    "dflash2": Setting("dflash2", ["draft.method=dflash2", "draft.selector_rank=64", "draft.selector_top_k=8"]),
+    "dspark": Setting("dspark", DSPARK),
+    "dspark-labels": Setting("dspark-labels", [*DSPARK, LABELS, "draft.confidence_loss=0"]),
+    "dflash2": Setting("dflash2", DFLASH2),
+    "dflash2-labels": Setting("dflash2-labels", [*DFLASH2, LABELS, 'draft.selector_loss={"ce":1.0}']),
     "domino": Setting("domino", ["draft.method=domino", "draft.emb_dim=64", "draft.gru_hidden_dim=256"]),
     "lilicorr": Setting("lilicorr", ["draft.method=lilicorr", "draft.lilicorr_hidden_size=256"]),
     "xpress": Setting("xpress", ["draft.method=xpress", "draft.xpress_rank=64", "draft.xpress_mlp_hidden=128"]),
-    "eagle3": Setting("eagle3", ["draft.ttt_length=5"], EAGLE3_BASE),
-    "peagle": Setting("peagle", [], PEAGLE_BASE),
+    "eagle3": Setting("eagle3", ["draft.ttt_length=5", SAME_LAYERS], EAGLE3_BASE),
+    "peagle": Setting("peagle", [SAME_LAYERS], PEAGLE_BASE),
 }
 
 
@@ -38,10 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times; default: all")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
-    budget.add_argument("--steps", type=int, default=STEPS)
-    budget.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
+    todo = parser.add_mutually_exclusive_group()
+    todo.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
+    todo.add_argument("--speeds", type=int, metavar="N", help="only decode with the drafts of N steps, in turns, into SPEEDS")
+    todo.add_argument("--steps", type=int, default=STEPS)
+    todo.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 0")
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
@@ -50,13 +60,15 @@ def main() -> None:
     if options.rates:
         RATES.write_text(json.dumps(rates(names), indent=2) + "\n")
         return
-    seconds = {name: statistics.median(of_rounds) for name, of_rounds in json.loads(RATES.read_text()).items()}
+    if options.speeds:
+        SPEEDS.write_text(json.dumps(speeds(names, options.speeds), indent=2) + "\n")
+        return
+    found = json.loads(RATES.read_text())
     for name in names:
-        share = 1.0 if options.as_long_as is None else seconds["dflash"] / seconds[name]
+        share = 1.0 if options.as_long_as is None else 1 / cost(found, name)
         steps = round((options.as_long_as or options.steps) * share)
         for seed in options.seed or [0]:
-            row = {"equal": "steps" if options.as_long_as is None else "minutes"} | measure(METHODS[name], steps, seed)
-            row["minutes"] = steps * seconds[name] / 60
+            row = measure(METHODS[name], steps, seed) | {"as_long_as": options.as_long_as}
             with options.out.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
             print(json.dumps(row))
@@ -68,18 +80,42 @@ def rates(names: list[str]) -> dict[str, list[float]]:
     for _ in range(ROUNDS):
         for name in names:
             found[name].append(METHODS[name].train(TRIAL_STEPS, 0, "evaluation.max_samples=1").seconds / TRIAL_STEPS)
-            print(name, f"{found[name][-1]:.3f} s")
+            print(name, f"{found[name][-1]:.3f} s", flush=True)
     return found
 
 
+def cost(found: dict[str, list[float]], name: str) -> float:
+    """What a step takes beside one of dflash, each round for itself: the machine may be slower in one than in the next."""
+    return statistics.median(ours / dflash for ours, dflash in zip(found[name], found["dflash"], strict=True))
+
+
 def measure(setting: Setting, steps: int, seed: int) -> dict:
-    row, pair = setting.measure(steps, seed), setting.pair(steps, seed)
-    results = evaluate_draft(
-        pair, {"held out": str(WORK / "heldout.jsonl")}, WORK / f"eval-{setting.name}-{seed}-{steps}", Settings(DECODED, 128)
-    )
-    row["parameters"] = sum(parameter.numel() for parameter in pair.model.parameters())
-    row["proposal_ms"] = 1e3 * statistics.median(draft_seconds(pair, 1) for _ in range(5))
-    return row | {"offline": results["offline"], "decode": {k: v for k, v in results["decode"].items() if k != "examples"}}
+    setting.train(steps, seed)
+    pair = setting.pair(steps, seed)
+    held_out, total = setting.held_out(pair, steps, seed), Acceptance(pair.method.block_size)
+    for features in held_out:
+        for accepted, length in accepted_per_step(pair.method, pair.model, features):
+            total.add_answer(accepted, length)
+    return {
+        "method": setting.name, "overrides": setting.overrides, "seed": seed, "steps": steps, **total.to_json(),
+        "every_anchor": every_anchor(pair, held_out), "parameters": sum(parameter.numel() for parameter in pair.model.parameters()),
+    }  # fmt: skip
+
+
+def speeds(names: list[str], steps: int) -> dict[str, dict]:
+    """Each held-out prompt is decoded by every method before the next one is; a proposal's time is taken as often."""
+    pairs = {name: METHODS[name].pair(steps, 0) for name in names}
+    decoders = {name: Decoder(pair, NEW_TOKENS, 0.0, 0, 0.0) for name, pair in pairs.items()}
+    first = METHODS[names[0]]
+    prompts = [features.prompt for features in first.held_out(pairs[names[0]], steps, 0)]
+    rows = {name: {"plain": [], "speculative": [], "proposal_ms": []} for name in names}
+    for prompt in spread(prompts, DECODED):
+        for name, row in rows.items():
+            (decoded,) = decoders[name].decode([prompt])
+            row["plain"].append(decoded.plain.tokens_per_second)
+            row["speculative"].append(decoded.speculative.tokens_per_second)
+            row["proposal_ms"].append(1e3 * draft_seconds(pairs[name], 1))
+    return rows
 
 
 if __name__ == "__main__":

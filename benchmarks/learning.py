@@ -23,6 +23,7 @@ from torchspec.decode.pair import Pair, load_pair
 from torchspec.export.hf import export_checkpoint
 from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_device, resolve_dtype
+from torchspec.records import Features
 from torchspec.target.fetch import resolve_target
 from torchspec.target.frozen import FrozenTarget
 from torchspec.training.build import build_method, open_datasets
@@ -103,10 +104,10 @@ class Setting:
         return train(config)
 
     def measure(self, steps: int, seed: int) -> dict:
-        state = self.train(steps, seed)
+        state, pair = self.train(steps, seed), self.pair(steps, seed)
         return {
             "setting": self.name, "overrides": self.overrides, "seed": seed, "steps": steps, "tau": state.best_tau,
-            "every_anchor": self.every_anchor(steps, seed), "tokens": state.tokens, "minutes": state.seconds / 60,
+            "every_anchor": every_anchor(pair, self.held_out(pair, steps, seed)), "tokens": state.tokens, "minutes": state.seconds / 60,
         }  # fmt: skip
 
     def pair(self, steps: int, seed: int) -> Pair:
@@ -115,12 +116,11 @@ class Setting:
         draft = export_checkpoint(best(config.checkpoints), Path(config.output_dir) / "draft")
         return load_pair(draft, config.model.target_model_path, config.model.dtype, config.model.device, trust_remote_code=False)
 
-    def every_anchor(self, steps: int, seed: int) -> float:
-        """1 + right drafts, averaged over every token of the held-out answers, not only those that decoding visits."""
-        config, pair = self.config(steps, seed), self.pair(steps, seed)
-        kept, held_out = on_disk(config, pair.method), open_datasets(config, pair.folder)[1]
-        rights = [right for i in range(len(held_out)) for right in right_drafts(pair.method, pair.model, kept.capture(held_out[i]))]
-        return 1 + float(torch.cat(rights).float().mean())
+    def held_out(self, pair: Pair, steps: int, seed: int) -> list[Features]:
+        """Of the held-out conversations, from disk."""
+        config = self.config(steps, seed)
+        kept, dataset = on_disk(config, pair.method), open_datasets(config, pair.folder)[1]
+        return [kept.capture(dataset[i]) for i in range(len(dataset))]
 
     def features(self, seed: int) -> Path:
         """The folder that holds the features of all conversations, of the layers that the setting asks for: captured once."""
@@ -134,6 +134,12 @@ class Setting:
             for i in range(len(dataset)):
                 kept.capture(dataset[i])
         return folder_of(method)
+
+
+def every_anchor(pair: Pair, held_out: list[Features]) -> float:
+    """1 + right drafts, averaged over every token of the answers, not only those that decoding visits."""
+    rights = [right for features in held_out for right in right_drafts(pair.method, pair.model, features)]
+    return 1 + float(torch.cat(rights).float().mean())
 
 
 def folder_of(method: Method) -> Path:

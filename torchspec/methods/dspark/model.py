@@ -18,8 +18,12 @@ class DSparkDraft(BlockDraft):
             self.confidence_head = ConfidenceHead(width, rank if head["confidence_head_with_markov"] else 0)
 
     def initialise(self, generator: torch.Generator, norm_scale: float) -> None:
-        """The heads start without a say: no correction, and a confidence of one half. A backbone that is gone on with starts as it was."""
+        """The heads start without a say: no correction, and a confidence of one half. A backbone that is gone on with starts as it was.
+
+        Tokens start apart, Normal(0, 1): from 0.02 a row must first grow, by a learning rate per step in which its token occurs.
+        """
         super().initialise(generator, norm_scale)
+        nn.init.normal_(self.markov_head.markov_w1.weight, generator=generator)
         nn.init.zeros_(self.markov_head.markov_w2.weight)
         if self.config.dflash_config["enable_confidence_head"]:
             nn.init.zeros_(self.confidence_head.proj.weight)
