@@ -47,17 +47,41 @@ def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, text=True)
 
 
-def wait_for_step_10(run: subprocess.Popen, out: Path) -> None:
+def wait_for_step(step: int, run: subprocess.Popen, out: Path) -> None:
     until = time.monotonic() + DEADLINE
-    while not (out / "checkpoints" / "iter_0000010").is_dir():
-        assert run.poll() is None and time.monotonic() < until, run.stdout.read()
-        time.sleep(0.02)  # asking without a pause would take a core from the run
+    while not (out / "checkpoints" / f"iter_{step:07d}").is_dir():
+        if run.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)  # asking without a pause would take a core from the run
+            continue
+        run.kill()  # its output ends with it, where it hangs
+        pytest.fail(f"no checkpoint of step {step} within {DEADLINE:.0f} s; the run said:\n{run.stdout.read()}")
 
 
 def kill_one(run: subprocess.Popen, title: str) -> None:
     processes = [p for p in psutil.Process(run.pid).children(recursive=True) if title in " ".join(p.cmdline())]
     assert processes, f"no process {title}"
     processes[0].send_signal(signal.SIGKILL)
+
+
+def finished(run: subprocess.Popen) -> str:
+    """Its output, when it has ended by itself."""
+    try:
+        return run.communicate(timeout=DEADLINE)[0]
+    except subprocess.TimeoutExpired:
+        run.kill()
+        pytest.fail(f"the run did not end within {DEADLINE:.0f} s after the kill; it said:\n{run.communicate()[0]}")
+
+
+def check_killed_one_after_another(config: Path, undisturbed: Path, name: str, victims: dict[int, str], *overrides: str) -> None:
+    """victims: step whose checkpoint is awaited -> the process that is killed then."""
+    out = config.parent / name
+    run = start(config, out, *overrides)
+    for step, victim in victims.items():
+        wait_for_step(step, run, out)
+        kill_one(run, victim)
+    output = finished(run)
+    assert run.returncode == 0, output
+    assert_same_outcome(out, undisturbed)
 
 
 def assert_same_outcome(out: Path, undisturbed: Path) -> None:
