@@ -183,9 +183,9 @@ def resident(peak: bool) -> int:
 
 
 def test_memory_is_embedding_and_head(tmp_path):
-    """Qwen3-8B's shape, 15.3 GiB of which 2.3 are embedding and head: pages that this process has at most, of files and of its own."""
+    """3.7 GiB, of which half a GiB is embedding and head: pages that this process has at most, of files and of its own."""
     config = Qwen3Config(
-        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=131072, hidden_size=1024, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
         head_dim=128, tie_word_embeddings=False, dtype="bfloat16",
     )  # fmt: skip
     small = Qwen3Config(**{**SHAPE, "dtype": "bfloat16"})
@@ -195,5 +195,5 @@ def test_memory_is_embedding_and_head(tmp_path):
     before = resident(peak=False)
     target = FrozenTarget.load(folder, torch.bfloat16)
     needed = target.embedding.nbytes + target.head.nbytes
-    assert needed == 2 * 2 * 151936 * 4096 and (folder / "model.safetensors").stat().st_size > 16e9
+    assert needed == 2**29 and (folder / "model.safetensors").stat().st_size > 7 * needed
     assert 0.95 * needed < resident(peak=True) - before < 1.05 * needed
