@@ -37,8 +37,11 @@ def undisturbed(config) -> Path:
     command = ["-m", "torchspec", "train", "-c", str(config), f"output_dir={out}"]
     port = free_port("127.0.0.1")
     nodes = [subprocess.Popen([*launcher, f"--master-port={port}", f"--node-rank={node}", *command], env=ENVIRONMENT) for node in range(2)]
-    for node in nodes:
-        assert node.wait(DEADLINE) == 0
+    try:
+        assert [node.wait(DEADLINE) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()  # does nothing to one that has ended
     return out
 
 

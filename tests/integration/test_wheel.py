@@ -26,10 +26,12 @@ def test_every_file_of_the_package_is_in_the_wheel(installed):
 
 
 def test_the_installed_package_finds_its_commands_and_its_demo(installed, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    def python(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
     code = "import torchspec, importlib.resources as r; print(torchspec.__file__)\n"
     code += "print(r.files('torchspec.demo').joinpath('train.jsonl').is_file())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [str(installed / "torchspec" / "__init__.py"), "True"]
-    result = subprocess.run([sys.executable, "-m", "torchspec", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "demo" in result.stdout
+    assert python("-c", code).split() == [str(installed / "torchspec" / "__init__.py"), "True"]
+    assert "demo" in python("-m", "torchspec", "--help")

@@ -1,6 +1,6 @@
-"""Every family of targets from its files to its drafts: what the draft shares with it is the model's own, features are hidden states, a draft
-of blocks and one of chains take a step, and the exported one of blocks decodes what the target alone would write, as often as offline tau says.
-A draft of chains reads the same features and the same law, so that a family of each kind of layers and of logits shows its way to the end.
+"""Every family of targets from its files to its drafts: what the draft shares with it is the model's own, features are hidden states, both
+kinds of drafts take a step, and the exported one of blocks decodes what the target alone would write, as often as offline tau says. One of
+chains reads the same features and the same law, so that a family of each kind of layers and of logits shows its way to the end.
 """
 
 from dataclasses import dataclass
@@ -41,17 +41,8 @@ METHODS = {
 STEPS = 10  # enough that some drafts are accepted and some are not, so that both ways through the cache are taken
 WORKING = [name for name, family in FAMILIES.items() if family.refused is None]
 OF_A_KIND = (
-    "llama",
-    "gemma2",
-    "granite",
-    "phi3, longrope",
-    "gpt_oss",
-    "deepseek_v3",
-    "qwen3_5_text",
-    "falcon_h1",
-    "gemma4, per layer",
-    "llama4",
-)
+    "llama", "gemma2", "granite", "phi3, longrope", "gpt_oss", "deepseek_v3", "qwen3_5_text", "falcon_h1", "gemma4, per layer", "llama4",
+)  # fmt: skip
 BLOCKS, CHAINS = [(name, "dflash") for name in WORKING], [(name, "eagle3") for name in OF_A_KIND]
 
 
