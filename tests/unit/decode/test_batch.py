@@ -46,8 +46,7 @@ def test_plain_answers_are_those_of_decoding_alone(tiny_oracle, temperature):
     assert written(plain_together(tiny_oracle, PROMPTS, MOST, {5, 9}, samplers(temperature))) == written(alone)
 
 
-@pytest.mark.parametrize("stop", [NEVER, {5, 9}], ids=["to the cap", "stop tokens"])
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(("temperature", "stop"), [(0.0, NEVER), (0.9, {5, 9})], ids=["to the cap", "sampled, stop tokens"])
 def test_speculative_answers_are_those_of_decoding_alone(drafting, temperature, stop):
     """Tokens, accepted drafts of every step and who wrote what; sampled with one generator per prompt."""
     target, drafter = drafting

@@ -12,6 +12,7 @@ from tests.unit.methods import eagle3_reference, reference
 from tests.unit.tiny import HIDDEN, MASK, VOCABULARY, B, answered, random_prompt
 from torchspec.acceptance.sampling import GREEDY
 from torchspec.decode.pair import Pair
+from torchspec.records import Prompt
 
 H, MLP, HEADS, KV, D, K = HIDDEN, 64, 4, 2, 8, 2  # D: head size, K: captured layers
 THETA, EPS = 20000.0, 1e-5
@@ -96,10 +97,15 @@ def double(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in weights.items() if value.is_floating_point()}
 
 
+ANSWERS: dict[Path, Prompt] = {}  # folder of a target -> what it writes, whichever draft stands beside it
+
+
 @torch.no_grad()
 def proposed(pair: Pair, anchor: int) -> tuple[list[int], list[int], tuple[list[int], Tensor]]:
     """After this anchor of a text of the target's: the drafter's proposal, the whole document's, and the text with its features."""
-    features = pair.target.capture(answered(pair.target, random_prompt(0, 9), 16))
+    if pair.folder not in ANSWERS:
+        ANSWERS[pair.folder] = answered(pair.target, random_prompt(0, 9), 16)
+    features = pair.target.capture(ANSWERS[pair.folder])
     ids, drafter = features.prompt.ids, pair.method.drafter(pair.model)
     drafter.extend(ids[:anchor], features.context[:anchor])
     served = drafter.propose(int(ids[anchor]), GREEDY)[0].tolist()
