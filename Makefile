@@ -25,8 +25,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## a real model gets a draft, in about ten minutes on two cores
 	$(BIN)/torchspec demo
 
-test: setup lint ## unit and integration tests, a file of them per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+test: setup lint ## integration tests, whose files are long, and then unit tests, a file of them per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder tests/integration tests/unit
 
 check: setup lint ## while developing: lint, the rooms' walls, and the unit tests of what has changed since the last commit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile $$($(BIN)/python scripts/changed_tests.py $(SINCE))
