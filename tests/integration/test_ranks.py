@@ -93,11 +93,6 @@ def alone(train) -> Path:
     return train("alone", 1, 4)
 
 
-ONE_OF_A_KIND = pytest.mark.parametrize(
-    "train", ["dflash", "eagle3"], indirect=True
-)  # how ranks share work is no matter of a method's head
-
-
 @pytest.fixture(scope="module")
 def sharded(train) -> Path:
     """Two ranks that each hold half of the draft and compute its layers again in the backward pass."""
@@ -108,10 +103,10 @@ def test_ranks_times_accumulation_is_one_batch(sharded, alone):
     assert_same(sharded, alone)
 
 
-@ONE_OF_A_KIND
-@pytest.mark.parametrize(("ranks", "accumulation", "strategy"), [(4, 1, "FULL_SHARD"), (2, 2, "REPLICATE")])
-def test_so_it_is_of_four_ranks_and_of_whole_drafts(train, alone, ranks, accumulation, strategy):
-    assert_same(train(f"{ranks}-{strategy}", ranks, accumulation, f"training.fsdp_strategy={strategy}"), alone)
+@pytest.mark.parametrize("train", ["dflash", "eagle3"], indirect=True)  # how ranks share work is no matter of a head
+@pytest.mark.parametrize(("world", "accumulation", "strategy"), [(4, 1, "FULL_SHARD"), (2, 2, "REPLICATE")])
+def test_so_it_is_of_four_ranks_and_of_whole_drafts(train, alone, world, accumulation, strategy):
+    assert_same(train(f"{world}-{strategy}", world, accumulation, f"training.fsdp_strategy={strategy}"), alone)
 
 
 @pytest.mark.parametrize("train", ["dflash"], indirect=True)
