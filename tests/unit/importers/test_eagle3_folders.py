@@ -3,9 +3,22 @@
 import pytest
 import torch
 
-from tests.unit.importers.foreign import EAGLE3, EAGLE3_SHAPES, IDS, PER_HEAD, D, H, K, eagle3_by_hand, proposed, pruned, tensors, write
+from tests.unit.importers.foreign import (
+    EAGLE3,
+    EAGLE3_SHAPES,
+    IDS,
+    PER_HEAD,
+    D,
+    H,
+    K,
+    eagle3_by_hand,
+    paired,
+    proposed,
+    pruned,
+    tensors,
+    write,
+)
 from tests.unit.tiny import NEVER, VOCABULARY, random_prompt
-from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.format import AUX
@@ -25,7 +38,7 @@ def weights():
 
 
 def load(folder, target, draft_tokens=STEPS):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
+    return paired(folder, target, draft_tokens)
 
 
 def renamed(weights: dict, prefix: str, layer: str) -> dict:
