@@ -46,33 +46,45 @@ def undisturbed(config) -> Path:
 
 
 def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
+    """What it prints goes to a file: a pipe stays open as long as any of Ray's processes lives, and reading it would wait for all."""
     command = [sys.executable, "-m", "torchspec", "train", "-c", str(config), f"output_dir={out}", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, text=True)
+    with printed(out).open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+
+
+def printed(out: Path) -> Path:
+    return out.with_suffix(".log")
+
+
+def give_up(run: subprocess.Popen, out: Path, waited_for: str) -> None:
+    """Ends the run with all its processes, and says what it said."""
+    if run.poll() is None:
+        for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+            process.kill()
+    pytest.fail(f"{waited_for} did not come within {DEADLINE:.0f} s; the run said:\n{printed(out).read_text()}")
 
 
 def wait_for_step(step: int, run: subprocess.Popen, out: Path) -> None:
     until = time.monotonic() + DEADLINE
     while not (out / "checkpoints" / f"iter_{step:07d}").is_dir():
-        if run.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)  # asking without a pause would take a core from the run
-            continue
-        run.kill()  # its output ends with it, where it hangs
-        pytest.fail(f"no checkpoint of step {step} within {DEADLINE:.0f} s; the run said:\n{run.stdout.read()}")
+        if run.poll() is not None or time.monotonic() > until:
+            give_up(run, out, f"the checkpoint of step {step}")
+        time.sleep(0.02)  # asking without a pause would take a core from the run
+
+
+def finished(run: subprocess.Popen, out: Path) -> str:
+    """What it has printed when it has ended by itself."""
+    try:
+        run.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        give_up(run, out, "the end after the kill")
+    return printed(out).read_text()
 
 
 def kill_one(run: subprocess.Popen, title: str) -> None:
     processes = [p for p in psutil.Process(run.pid).children(recursive=True) if title in " ".join(p.cmdline())]
     assert processes, f"no process {title}"
     processes[0].send_signal(signal.SIGKILL)
-
-
-def finished(run: subprocess.Popen) -> str:
-    """Its output, when it has ended by itself."""
-    try:
-        return run.communicate(timeout=DEADLINE)[0]
-    except subprocess.TimeoutExpired:
-        run.kill()
-        pytest.fail(f"the run did not end within {DEADLINE:.0f} s after the kill; it said:\n{run.communicate()[0]}")
 
 
 def check_killed_one_after_another(config: Path, undisturbed: Path, name: str, victims: dict[int, str], *overrides: str) -> None:
@@ -82,7 +94,7 @@ def check_killed_one_after_another(config: Path, undisturbed: Path, name: str, v
     for step, victim in victims.items():
         wait_for_step(step, run, out)
         kill_one(run, victim)
-    output = finished(run)
+    output = finished(run, out)
     assert run.returncode == 0, output
     assert_same_outcome(out, undisturbed)
 

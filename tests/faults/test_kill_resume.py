@@ -53,12 +53,12 @@ class Runs:
         return printed.read_text()
 
     def kill_when(self, out: Path, moment) -> None:
-        (run, printed), until = self.start(out), time.monotonic() + DEADLINE
-        while run.is_alive() and time.monotonic() < until and not moment(out):
+        (run, printed), until, came = self.start(out), time.monotonic() + DEADLINE, False
+        while run.is_alive() and time.monotonic() < until and not (came := moment(out)):
             time.sleep(0.001)  # asking without a pause would take a core from the run
         run.kill()
         run.join()
-        assert moment(out) and run.exitcode == -signal.SIGKILL, f"{moment.__name__} never came:\n{printed.read_text()}"
+        assert came and run.exitcode == -signal.SIGKILL, f"{moment.__name__} never came:\n{printed.read_text()}"
 
 
 def command(arguments: list[str], printed: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_master_that_stays_away_ends_the_run_with_a_sentence(config):
     finally:
         master.kill()
     killed = time.monotonic()
-    output = finished(run)
+    output = finished(run, out)
     waited = time.monotonic() - killed
     print(f"\nthe run stopped {waited:.0f} s after its Mooncake master was killed")
     assert run.returncode == 2 and "is the master at 127.0.0.1" in output
