@@ -58,10 +58,11 @@ def printed(out: Path) -> Path:
 
 def give_up(run: subprocess.Popen, out: Path, waited_for: str) -> None:
     """Ends the run with all its processes, and says what it said."""
-    if run.poll() is None:
+    if hangs := run.poll() is None:
         for process in [*psutil.Process(run.pid).children(recursive=True), run]:
             process.kill()
-    pytest.fail(f"{waited_for} did not come within {DEADLINE:.0f} s; the run said:\n{printed(out).read_text()}")
+    how = f"hangs for {DEADLINE:.0f} s" if hangs else f"ended with exit code {run.returncode}"
+    pytest.fail(f"{waited_for} did not come, the run {how}; it said:\n{printed(out).read_text()}")
 
 
 def wait_for_step(step: int, run: subprocess.Popen, out: Path) -> None:
