@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # without --no-compile pip compiles all of 70,000 files in five minutes of a core; Python compiles the few thousand that are imported
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile
+# Where this is set, as in many containers, each of some hundred processes that the tests start would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 INTEROP := .interop
 ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
