@@ -10,15 +10,15 @@ import pytest
 
 from tests.interop.conftest import DATA, ENGINES, ROOT
 
-STEPS, ROUNDING = 2, 5e-4  # float32 in other kernels and another order of additions
+STEPS, ROUNDING = 2, 0.005  # bfloat16 (2^-8) in other kernels and another order of additions; seen: 0.001
 
 
 def losses(python: Path | str, recipe: str, out: Path, *overrides: str) -> list[float]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"  # vLLM builds with tools of its own environment
     config = ROOT / "configs" / f"{recipe}.yaml"
-    # the curve is all that is asked for; bfloat16 states travel in test_capture.py
-    short = (f"output_dir={out}", f"training.max_steps={STEPS}", "tracking.log_interval=1", "model.dtype=float32")
+    # the curve is all that is asked for
+    short = (f"output_dir={out}", f"training.max_steps={STEPS}", "tracking.log_interval=1")
     short = (*short, f"dataset.train_data_path={DATA}", "dataset.eval_data_path=null")
     command = [str(python), "-m", "torchspec", "train", "-c", str(config), *short, *overrides]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
