@@ -44,7 +44,7 @@ def oracle(case, tiny_oracle, eagle3_oracle):
 def plain(tiny_oracle) -> tuple[torch.Tensor, list[int]]:
     """A prompt and what the target writes after it."""
     prompt = random_prompt(1, 7)
-    return prompt, plain_decode(tiny_oracle, prompt, 60, NEVER).ids
+    return prompt, plain_decode(tiny_oracle, prompt, 40, NEVER).ids
 
 
 @pytest.fixture(scope="module")

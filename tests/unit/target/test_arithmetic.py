@@ -181,9 +181,9 @@ def resident(peak: bool) -> int:
 
 
 def test_memory_is_embedding_and_head(tmp_path):
-    """3.7 GiB, of which half a GiB is embedding and head: pages that this process has at most, of files and of its own."""
+    """7.5 GiB, of which one is embedding and head: pages that this process has at most, of files and of its own."""
     config = Qwen3Config(
-        vocab_size=131072, hidden_size=1024, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=131072, hidden_size=2048, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
         head_dim=128, tie_word_embeddings=False, dtype="bfloat16",
     )  # fmt: skip
     small = Qwen3Config(**{**SHAPE, "dtype": "bfloat16"})
@@ -193,5 +193,5 @@ def test_memory_is_embedding_and_head(tmp_path):
     before = resident(peak=False)
     target = FrozenTarget.load(folder, torch.bfloat16)
     needed = target.embedding.nbytes + target.head.nbytes
-    assert needed == 2**29 and (folder / "model.safetensors").stat().st_size > 7 * needed
-    assert 0.95 * needed < resident(peak=True) - before < 1.05 * needed
+    assert needed == 2**30 and (folder / "model.safetensors").stat().st_size > 7 * needed
+    assert 0.95 * needed < resident(peak=True) - before < 1.1 * needed
