@@ -50,11 +50,11 @@ def test_plain_answers_are_those_of_decoding_alone(tiny_oracle, temperature):
 def test_speculative_answers_are_those_of_decoding_alone(drafting, temperature, stop):
     """Tokens, accepted drafts of every step and who wrote what; sampled with one generator per prompt."""
     target, drafter = drafting
-    alone = [speculative_decode(target, drafter(), p, MOST, stop, s) for p, s in zip(PROMPTS, samplers(temperature), strict=True)]
-    together = speculative_together(target, [drafter() for _ in PROMPTS], PROMPTS, MOST, stop, samplers(temperature))
+    alone = [speculative_decode(target, drafter(), p, MOST // 2, stop, s) for p, s in zip(PROMPTS, samplers(temperature), strict=True)]
+    together = speculative_together(target, [drafter() for _ in PROMPTS], PROMPTS, MOST // 2, stop, samplers(temperature))
     assert written(together) == written(alone)
     if temperature == 0:
-        assert [a.ids for a in together] == [a.ids for a in plain_together(target, PROMPTS, MOST, stop, samplers())]
+        assert [a.ids for a in together] == [a.ids for a in plain_together(target, PROMPTS, MOST // 2, stop, samplers())]
 
 
 def test_every_mixture_of_accepted_drafts_is_lossless(tiny_oracle):
