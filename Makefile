@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # without --no-compile pip compiles all of 70,000 files in five minutes of a core; Python compiles the few thousand that are imported
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile
+# Where this is set, as in many containers, each of some hundred processes that the tests start would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 INTEROP := .interop
 ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
@@ -25,8 +27,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## a real model gets a draft, in about ten minutes on two cores
 	$(BIN)/torchspec demo
 
-test: setup lint ## unit and integration tests, a file of them per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+test: setup lint ## integration tests, whose files are long, and then unit tests, a file of them per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder tests/integration tests/unit
 
 check: setup lint ## while developing: lint, the rooms' walls, and the unit tests of what has changed since the last commit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile $$($(BIN)/python scripts/changed_tests.py $(SINCE))

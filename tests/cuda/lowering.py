@@ -1,11 +1,13 @@
 """Fake CUDA tensors go through Dynamo, AOTAutograd and Inductor as real ones would, up to where a kernel would be started."""
 
 from collections.abc import Iterator
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from torch._inductor import compile_fx
 from torch._inductor.fx_passes import joint_graph, post_grad
 from torch._inductor.graph import GraphLowering
 from torch._subclasses import fake_tensor
@@ -53,6 +55,16 @@ def kernels(lowered, monkeypatch) -> list:
     monkeypatch.setattr(triton, "compile", recorded)
     monkeypatch.setattr(GraphLowering, "compile_to_module", loaded)
     return compiled
+
+
+def only_lowered(monkeypatch, *numbers: int) -> None:
+    """These graphs, counted from 0. The others are traced and counted: each would take seven to ten seconds more."""
+    to_code, number = compile_fx.compile_fx, count()
+
+    def compile_one(graph: torch.fx.GraphModule, inputs: list, **options):
+        return to_code(graph, inputs, **options) if next(number) in numbers else graph
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile_one)
 
 
 def _shapes_of(lowering: GraphLowering) -> SimpleNamespace:

@@ -1,16 +1,14 @@
 """`training.compile`: a draft's layers, attention included, are whole graphs, and few of them."""
 
-from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._inductor import compile_fx
 from transformers import Qwen3Config
 
 from tests.cuda.draft_attention import layout
-from tests.cuda.lowering import DEVICE
+from tests.cuda.lowering import DEVICE, only_lowered
 from torchspec.methods.block import format as dflash_format
 from torchspec.methods.block.attention import attention as dflash_attention
 from torchspec.methods.block.model import BlockDraft
@@ -48,16 +46,6 @@ def breaks_and_graphs() -> tuple[dict, int]:
     return dict(counters["graph_break"]), counters["stats"]["unique_graphs"]
 
 
-def only_lowered(monkeypatch, *numbers: int) -> None:
-    """These graphs, counted from 0. The others are traced and counted: each would take seven to ten seconds more."""
-    to_code, number = compile_fx.compile_fx, count()
-
-    def compile_one(graph: torch.fx.GraphModule, inputs: list, **options):
-        return to_code(graph, inputs, **options) if next(number) in numbers else graph
-
-    monkeypatch.setattr(compile_fx, "compile_fx", compile_one)
-
-
 def test_dflash_layers(lowered, monkeypatch):
     """Two: of the first layer, whose input has no gradient, and of all others. Lengths are symbols; two lengths that happen to be equal,
     here slots and tiles, are taken for one symbol and cost two more. The second has the operators of the first and one gradient more.
@@ -78,8 +66,8 @@ def test_dflash_layers(lowered, monkeypatch):
 
 
 def test_eagle3_layer(lowered, monkeypatch):
-    """One for each of three steps. The third has the operators of the second and one own row more."""
-    only_lowered(monkeypatch, 0, 2)
+    """One for each of three steps. The third has the operators of the others and more own rows."""
+    only_lowered(monkeypatch, 2)
     target = FrozenTarget(Path("none"), TARGET, rows(VOCABULARY), rows(VOCABULARY), torch.nn.RMSNorm(WIDTH))
     with DEVICE:
         draft = compiled(Eagle3Draft(eagle3_format.draft_config(Eagle3Config(), target), torch.bfloat16))

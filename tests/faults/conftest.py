@@ -37,27 +37,67 @@ def undisturbed(config) -> Path:
     command = ["-m", "torchspec", "train", "-c", str(config), f"output_dir={out}"]
     port = free_port("127.0.0.1")
     nodes = [subprocess.Popen([*launcher, f"--master-port={port}", f"--node-rank={node}", *command], env=ENVIRONMENT) for node in range(2)]
-    for node in nodes:
-        assert node.wait(DEADLINE) == 0
+    try:
+        assert [node.wait(DEADLINE) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()  # does nothing to one that has ended
     return out
 
 
 def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
+    """What it prints goes to a file: a pipe stays open as long as any of Ray's processes lives, and reading it would wait for all."""
     command = [sys.executable, "-m", "torchspec", "train", "-c", str(config), f"output_dir={out}", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, text=True)
+    with printed(out).open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT)
 
 
-def wait_for_step_10(run: subprocess.Popen, out: Path) -> None:
+def printed(out: Path) -> Path:
+    return out.with_suffix(".log")
+
+
+def give_up(run: subprocess.Popen, out: Path, waited_for: str) -> None:
+    """Ends the run with all its processes, and says what it said."""
+    if hangs := run.poll() is None:
+        for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+            process.kill()
+    how = f"hangs for {DEADLINE:.0f} s" if hangs else f"ended with exit code {run.returncode}"
+    pytest.fail(f"{waited_for} did not come, the run {how}; it said:\n{printed(out).read_text()}")
+
+
+def wait_for_step(step: int, run: subprocess.Popen, out: Path) -> None:
     until = time.monotonic() + DEADLINE
-    while not (out / "checkpoints" / "iter_0000010").is_dir():
-        assert run.poll() is None and time.monotonic() < until, run.stdout.read()
+    while not (out / "checkpoints" / f"iter_{step:07d}").is_dir():
+        if run.poll() is not None or time.monotonic() > until:
+            give_up(run, out, f"the checkpoint of step {step}")
         time.sleep(0.02)  # asking without a pause would take a core from the run
+
+
+def finished(run: subprocess.Popen, out: Path) -> str:
+    """What it has printed when it has ended by itself."""
+    try:
+        run.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        give_up(run, out, "the end after the kill")
+    return printed(out).read_text()
 
 
 def kill_one(run: subprocess.Popen, title: str) -> None:
     processes = [p for p in psutil.Process(run.pid).children(recursive=True) if title in " ".join(p.cmdline())]
     assert processes, f"no process {title}"
     processes[0].send_signal(signal.SIGKILL)
+
+
+def check_killed_one_after_another(config: Path, undisturbed: Path, name: str, victims: dict[int, str], *overrides: str) -> None:
+    """victims: step whose checkpoint is awaited -> the process that is killed then."""
+    out = config.parent / name
+    run = start(config, out, *overrides)
+    for step, victim in victims.items():
+        wait_for_step(step, run, out)
+        kill_one(run, victim)
+    output = finished(run, out)
+    assert run.returncode == 0, output
+    assert_same_outcome(out, undisturbed)
 
 
 def assert_same_outcome(out: Path, undisturbed: Path) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import DEADLINE, assert_same_outcome, kill_one, start, wait_for_step_10
+from tests.faults.conftest import check_killed_one_after_another, finished, start, wait_for_step
 from torchspec.transfer.mooncake_master import free_port, master_program
 
 LONGEST_HANG = 120.0  # Mooncake gives up after half of that; other processes test beside this one
@@ -17,15 +17,9 @@ def mooncake():
     pytest.importorskip("mooncake.store", reason="libibverbs1, librdmacm1 or libnuma1 is missing", exc_type=ImportError)
 
 
-@pytest.mark.parametrize("victim", ["mooncake_master", "ray::CaptureWorker"])
-def test_a_killed_master_or_worker_costs_time_and_changes_no_number(config, undisturbed, victim):
-    out = config.parent / f"mooncake-{victim.removeprefix('ray::')}"
-    run = start(config, out, *OVER_MOONCAKE)
-    wait_for_step_10(run, out)
-    kill_one(run, victim)
-    output, _ = run.communicate(timeout=DEADLINE)
-    assert run.returncode == 0, output
-    assert_same_outcome(out, undisturbed)
+def test_a_killed_master_and_a_killed_worker_cost_time_and_change_no_number(config, undisturbed):
+    victims = {10: "mooncake_master", 20: "ray::CaptureWorker"}
+    check_killed_one_after_another(config, undisturbed, "mooncake", victims, *OVER_MOONCAKE)
 
 
 def test_a_master_that_stays_away_ends_the_run_with_a_sentence(config):
@@ -37,11 +31,11 @@ def test_a_master_that_stays_away_ends_the_run_with_a_sentence(config):
     )
     run = start(config, out, *OVER_MOONCAKE, f"inference.mooncake.master=127.0.0.1:{port}")
     try:
-        wait_for_step_10(run, out)
+        wait_for_step(10, run, out)
     finally:
         master.kill()
     killed = time.monotonic()
-    output, _ = run.communicate(timeout=DEADLINE)
+    output = finished(run, out)
     waited = time.monotonic() - killed
     print(f"\nthe run stopped {waited:.0f} s after its Mooncake master was killed")
     assert run.returncode == 2 and "is the master at 127.0.0.1" in output

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tiny import VOCABULARY, recipe, write_chats, write_tiny_target
-from torchspec.cli.main import main
+from torchspec.cli.main import COMMANDS, main
 
 
 @dataclass
@@ -60,20 +60,28 @@ def work(tmp_path_factory, target_folder) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["", "prepare", "regenerate", "train", "eval", "compare", "generate", "export", "demo", "doctor"])
-def test_help_answers_and_loads_no_torch(command):
-    code = "import sys; sys.argv[1:] = [a for a in sys.argv[1:] if a]; from torchspec.cli.main import app\n"
-    code += "try: app()\nfinally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    result = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+def test_help_answers_and_loads_no_torch():
+    """Of every command, one after another in one process."""
+    code = """if True:
+        import sys
+        from torchspec.cli.main import COMMANDS, app
+        for command in ([], *([name] for name in COMMANDS)):
+            try:
+                app([*command, "--help"])
+            except SystemExit as stop:
+                assert stop.code == 0
+        assert "torch" not in sys.modules and "transformers" not in sys.modules
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert "Usage" in result.stdout
+    assert result.stdout.count("Usage") == 1 + len(COMMANDS)
 
 
 def test_help_takes_hardly_longer_than_typer_itself():
     """In turns with an application of no commands, so that neither the machine nor what else it does decides."""
     empty = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
     ours, bare = [], []
-    for _ in range(5):
+    for _ in range(3):
         ours.append(seconds("-m", "torchspec", "--help"))
         bare.append(seconds("-c", empty, "--help"))
     assert min(ours) < 1.5 * min(bare)  # 1.1 on a quiet machine; with torch it would be 20
@@ -81,7 +89,7 @@ def test_help_takes_hardly_longer_than_typer_itself():
 
 def seconds(*arguments: str) -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=60)
     return time.perf_counter() - started
 
 
@@ -130,14 +138,23 @@ def test_plan_prints_the_run_and_trains_nothing(work):
     assert not (work / "planned" / "checkpoints").exists() and not (work / "planned" / "metrics.jsonl").exists()
 
 
-def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work):
-    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "24", "--decode", "2")
-    result = torchspec("eval", *arguments, "--data", work / "heldout.jsonl", "-o", work / "eval")
+def evaluate(work: Path, out: str, *options: str) -> dict:
+    """results.json of three decoded prompts."""
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "24", "--decode", "3")
+    result = torchspec("eval", *arguments, "--data", work / "heldout.jsonl", "-o", work / out, *options)
     assert result.returncode == 0, result.stdout + result.stderr
-    results = json.loads((work / "eval" / "results.json").read_text())
-    assert results["decode"]["identical"] == 2 and results["decode"]["mismatches"] == 0
+    return json.loads((work / out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(work) -> dict:
+    return evaluate(work, "eval")
+
+
+def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work, evaluated):
+    assert evaluated["decode"]["identical"] == 3 and evaluated["decode"]["mismatches"] == 0
     best = json.loads((work / "run" / "checkpoints" / "best.json").read_text())
-    assert results["offline"]["tau"] == best["tau"]  # the same weights, prompts and arithmetic
+    assert evaluated["offline"]["tau"] == best["tau"]  # the same weights, prompts and arithmetic
     assert (work / "eval" / "report.html").stat().st_size > 0
 
 
@@ -181,19 +198,15 @@ def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(wo
     assert answers.stat().st_mtime_ns == written  # the target was not asked again
 
 
-def test_eval_of_prompts_decoded_together_counts_what_it_counts_alone(work):
+def test_eval_of_prompts_decoded_together_counts_what_it_counts_alone(work, evaluated):
     """In float32 the same answers in the same steps; the protocol says how many were decoded together."""
-    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--max-new-tokens", "24", "--decode", "3")
-    counted = []
-    for size in (1, 2):
-        out = work / f"together-{size}"
-        result = torchspec("eval", *arguments, "--data", work / "heldout.jsonl", "-o", out, "--batch-size", size)
-        assert result.returncode == 0, result.stdout + result.stderr
-        results = json.loads((out / "results.json").read_text())
-        assert results["protocol"]["prompts decoded together"] == size
-        assert results["decode"]["identical"] == 3 and results["decode"]["speedup"] > 0
-        counted.append([results["decode"][key] for key in ("tau", "steps", "tokens", "histogram", "slot_acceptance", "prompts")])
-    assert counted[0] == counted[1]
+    together, counts = (
+        evaluate(work, "together", "--batch-size", "2"),
+        ("tau", "steps", "tokens", "histogram", "slot_acceptance", "prompts"),
+    )
+    assert [results["protocol"]["prompts decoded together"] for results in (evaluated, together)] == [1, 2]
+    assert together["decode"]["identical"] == 3 and together["decode"]["speedup"] > 0
+    assert [together["decode"][key] for key in counts] == [evaluated["decode"][key] for key in counts]
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,9 @@ def test_a_run_that_works_has_no_red_row_and_leaves_nothing_behind(work):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("draft.target_layer_ids=[1,5]", "draft.target_layer_ids=[1, 5]"),
         ("dataset.train_data_path=nowhere.jsonl", "no file at"),
         ("model.target_model_path=nowhere", "holds no config.json"),
         ("model.device=cuda:7", "cuda:7"),
-        ("inference.inference_engine_type=vllm", "pip install vllm"),
     ],
 )
 def test_what_a_run_would_stumble_over_is_red(work, tmp_path, override, words):
@@ -65,9 +63,11 @@ def test_what_a_run_would_stumble_over_is_red(work, tmp_path, override, words):
     assert any(f.verdict == "bad" and words in f.fix for f in findings), findings
 
 
-def test_unusable_rows_are_red(work, tmp_path):
+def test_an_engine_that_is_missing_and_unusable_rows_are_red(work, tmp_path):
     (tmp_path / "half.jsonl").write_text((work / "train.jsonl").read_text() + "no json\n" * 10)
-    findings = examine(load_config(str(work / "run.yaml"), [f"dataset.train_data_path={tmp_path / 'half.jsonl'}"]), tmp_path)
+    overrides = [f"dataset.train_data_path={tmp_path / 'half.jsonl'}", "inference.inference_engine_type=vllm"]
+    findings = examine(load_config(str(work / "run.yaml"), overrides), tmp_path)
+    assert any(f.verdict == "bad" and "pip install vllm" in f.fix for f in findings), findings
     (row,) = [f for f in findings if f.check == "half.jsonl: rows"]
     assert (row.verdict, row.found) == ("bad", "24 samples, 10 rows rejected, 0 cut") and "not valid JSON" in row.fix
 
@@ -75,6 +75,7 @@ def test_unusable_rows_are_red(work, tmp_path):
 def test_the_exit_code_tells(work):
     result = torchspec("doctor", "-c", work / "run.yaml", "draft.target_layer_ids=[1,5]")
     assert result.returncode == 1 and "checks are red" in result.stdout
+    assert "draft.target_layer_ids=[1, 5]" in " ".join(result.stdout.split())
     assert torchspec("doctor", "draft.block_size=4").returncode == 2
 
 

@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import datasets
@@ -52,9 +53,17 @@ draft:
 """
 
 
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+def typed(*arguments: str) -> int:
+    """In this process, which has imported everything already. -> exit code"""
+    module, *options = arguments[1:] if arguments[0] == "-m" else arguments
+    run = runpy.run_module if arguments[0] == "-m" else runpy.run_path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *options])
+        try:
+            run(module, run_name="__main__")
+        except SystemExit as stop:
+            return stop.code or 0
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +83,11 @@ def here(tmp_path_factory, target_folder) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(here) -> Path:
-    done = python(here, "scripts/tools/prepare_perfectblend.py", "--output", "data/perfectblend_50k.jsonl", "--sample-size", "20")
-    assert done.returncode == 0, done.stderr
     overrides = ("dataset.train_data_path=data/perfectblend_50k.jsonl", "output_dir=./outputs/qwen3-8b-dflash")
-    done = python(here, "-m", "torchspec.train_entry", "--config", "configs/sglang_qwen3_8b_dflash.yaml", *overrides)
+    command = (sys.executable, "-m", "torchspec.train_entry", "--config", "configs/sglang_qwen3_8b_dflash.yaml", *overrides)
+    with chdir(here):
+        assert typed("scripts/tools/prepare_perfectblend.py", "--output", "data/perfectblend_50k.jsonl", "--sample-size", "20") == 0
+    done = subprocess.run(command, cwd=here, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return here / "outputs" / "qwen3-8b-dflash"
 
@@ -91,8 +101,8 @@ def test_checkpoints_lie_where_the_field_looks(trained):
 
 def test_the_extracted_file_holds_the_tensors_of_the_export(here, trained, tmp_path):
     iteration = "outputs/qwen3-8b-dflash/checkpoints/iter_0000020"
-    done = python(here, "scripts/tools/extract_dflash_checkpoint.py", "--checkpoint_dir", iteration, "--output", "dflash_draft.pt")
-    assert done.returncode == 0, done.stderr
+    with chdir(here):
+        assert typed("scripts/tools/extract_dflash_checkpoint.py", "--checkpoint_dir", iteration, "--output", "dflash_draft.pt") == 0
     tensors = torch.load(here / "dflash_draft.pt", weights_only=True)
     export_checkpoint(here / iteration, tmp_path / "draft")
     expected, masters = load_file(tmp_path / "draft" / "model.safetensors"), read_weights(here / iteration)
@@ -101,17 +111,8 @@ def test_the_extracted_file_holds_the_tensors_of_the_export(here, trained, tmp_p
         assert torch.equal(tensors[name], expected[name]) and torch.equal(tensors[name], masters[name].bfloat16()), name
 
 
-def typed(arguments: tuple[str, ...]) -> None:
-    """In this process, which has imported everything already."""
-    module, *options = arguments[1:] if arguments[0] == "-m" else arguments
-    sys.argv = [module, *options]
-    run = runpy.run_module if arguments[0] == "-m" else runpy.run_path
-    run(module, run_name="__main__")
-
-
 def test_a_relative_path_that_leads_nowhere_is_told_in_full(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "argv", [])
     command = ("-m", "torchspec.train_entry", "--config", "configs/sglang_qwen3_8b_dflash.yaml")
     for arguments, where in (
         ((*command, "dataset.train_data_path=data/missing.jsonl"), here / "data" / "missing.jsonl"),
@@ -122,6 +123,5 @@ def test_a_relative_path_that_leads_nowhere_is_told_in_full(here, monkeypatch, c
             here / "outputs" / "missing",
         ),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            typed(arguments)
+        assert typed(*arguments) == 2
         assert str(where) in capsys.readouterr().err

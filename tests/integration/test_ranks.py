@@ -25,8 +25,8 @@ from tests.tiny import (
 from torchspec.training.checkpoints import LATEST, latest
 from torchspec.training.tensors import read_weights
 
-STEPS = 6
-# ranks add gradients in another order: after six AdamW steps, weights of size 0.02 part by a few float32 roundings; one of a gradient near
+STEPS, SAVED = 4, 2
+# ranks add gradients in another order: after four AdamW steps, weights of size 0.02 part by a few float32 roundings; one of a gradient near
 # zero, which AdamW divides by its own size, by 3e-5. A step is 1e-4 and more
 TOLERANCE = 5e-5
 METHODS = {
@@ -52,8 +52,8 @@ def ranks():
 def folder(tmp_path_factory, target_folder) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_tiny_target(folder / "target", target_folder)
-    write_chats(folder / "train.jsonl", 60)
-    write_chats(folder / "heldout.jsonl", 6, first=100)
+    write_chats(folder / "train.jsonl", 20)
+    write_chats(folder / "heldout.jsonl", 4, first=100)
     return folder
 
 
@@ -64,7 +64,7 @@ class Trainer:
         self.folder, self.method, self.ranks = folder, method, ranks
 
     def recipe(self, name: str, accumulation: int, optimizer: str = "adamw") -> Path:
-        options = {"micro_batch_size": 1, "max_steps": STEPS, "save_interval": 3, "max_checkpoints": 3, "optimizer": optimizer}
+        options = {"micro_batch_size": 1, "max_steps": STEPS, "save_interval": SAVED, "max_checkpoints": 3, "optimizer": optimizer}
         options["draft_accumulation_steps"] = accumulation
         sources = (self.folder / "target", self.folder / "train.jsonl", self.folder / "heldout.jsonl")
         return recipe(self.folder / f"{self.method}-{name}.yaml", *sources, METHODS[self.method], **options)
@@ -93,22 +93,33 @@ def alone(train) -> Path:
     return train("alone", 1, 4)
 
 
-SPLITS = [
-    ((2, 2), "fsdp_strategy=FULL_SHARD"),
-    ((4, 1), "fsdp_strategy=FULL_SHARD"),
-    ((2, 2), "fsdp_strategy=REPLICATE"),
-    ((2, 2), "activation_checkpointing=true"),
-]
+@pytest.fixture(scope="module")
+def sharded(train) -> Path:
+    """Two ranks that each hold half of the draft and compute its layers again in the backward pass."""
+    return train("sharded", 2, 2, "training.fsdp_strategy=FULL_SHARD", "training.activation_checkpointing=true")
 
 
-@pytest.mark.parametrize(("ranks_and_accumulation", "option"), SPLITS)
-def test_ranks_times_accumulation_is_one_batch(train, alone, ranks_and_accumulation, option):
-    assert_same(train(f"{ranks_and_accumulation}-{option}", *ranks_and_accumulation, f"training.{option}"), alone)
+def test_ranks_times_accumulation_is_one_batch(sharded, alone):
+    assert_same(sharded, alone)
+
+
+@pytest.mark.parametrize("train", ["dflash", "eagle3"], indirect=True)  # how ranks share work is no matter of a head
+@pytest.mark.parametrize(("world", "accumulation", "strategy"), [(4, 1, "FULL_SHARD"), (2, 2, "REPLICATE")])
+def test_so_it_is_of_four_ranks_and_of_whole_drafts(train, alone, world, accumulation, strategy):
+    assert_same(train(f"{world}-{strategy}", world, accumulation, f"training.fsdp_strategy={strategy}"), alone)
 
 
 @pytest.mark.parametrize("train", ["dflash"], indirect=True)
 def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(train, alone):
     assert_same(train("hybrid", 4, 1, "training.fsdp_strategy=HYBRID", nodes=2), alone)
+
+
+def stopped_halfway(run: Path, out: Path) -> Path:
+    """A copy of a finished run without the weights of its last steps."""
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "checkpoints" / f"iter_{STEPS:07d}")
+    (out / "checkpoints" / LATEST).write_text(str(SAVED))
+    return out
 
 
 def assert_same(out: Path, alone: Path) -> None:
@@ -124,19 +135,16 @@ def assert_same(out: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("train", ["dflash"], indirect=True)
 def test_muon_orthogonalises_the_whole_matrix_not_a_shard(train):
-    """Its iterations run in bfloat16 and blow up small differences: 0.5% after six steps, where shard by shard would give 10%."""
+    """Its iterations run in bfloat16 and blow up small differences: 0.5% after some steps, where shard by shard would give 10%."""
     one, two = (train(f"muon{ranks}", ranks, 2 // ranks, optimizer="muon") for ranks in (1, 2))
     ours, theirs = weights(two), weights(one)
     for name in theirs:
         assert (ours[name] - theirs[name]).norm() < 0.02 * theirs[name].norm(), name
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(train, alone):
-    out = train("moved", 2, 2)
-    checkpoints = out / "checkpoints"
-    assert len(list((checkpoints / "iter_0000003").glob("shard-*.safetensors"))) == 2
-    shutil.rmtree(checkpoints / "iter_0000006")
-    (checkpoints / LATEST).write_text("3")
+def test_a_run_goes_on_with_another_number_of_ranks(train, alone, sharded):
+    out = stopped_halfway(sharded, train.folder / f"{train.method}-moved")
+    assert len(list((out / "checkpoints" / f"iter_{SAVED:07d}").glob("shard-*.safetensors"))) == 2
     train("moved", 1, 4)
     ours, theirs = weights(out), weights(alone)
     assert set(ours) == set(theirs)
@@ -145,15 +153,15 @@ def test_a_run_goes_on_with_another_number_of_ranks(train, alone):
     assert [row["step"] for row in rows(out, "train")] == [row["step"] for row in rows(alone, "train")]
 
 
-@pytest.mark.parametrize("layers", ["[1,3]", "[0,2]"])
-def test_several_ranks_begin_with_given_weights_as_one_does(train, alone, layers):
-    """All of them, or all but what reads the captured layers, which starts as it was built."""
+@pytest.mark.parametrize("train", ["dflash", "peagle"], indirect=True)  # peagle brings a second tensor that is of the layers
+def test_several_ranks_begin_with_given_weights_as_one_does(train, alone):
+    """All but what reads the captured layers, which starts as it was built: all of them in test_start.py."""
     begin = (f"training.load_path={alone / 'checkpoints'}", "training.continual_training=true", "training.max_steps=1")
-    begin = (*begin, f"draft.target_layer_ids={layers}")
-    one, two = train(f"begun1{layers}", 1, 4, *begin), train(f"begun2{layers}", 2, 2, *begin)
+    begin = (*begin, "draft.target_layer_ids=[0,2]")
+    one, two = train("begun1", 1, 4, *begin), train("begun2", 2, 2, *begin)
     account = json.loads((two / "start.json").read_text())
     assert account == json.loads((one / "start.json").read_text())
-    assert set(account["fresh"]) == ({"fc.weight", "mask_hidden"} & weights(alone).keys() if layers == "[0,2]" else set())
+    assert set(account["fresh"]) == {"fc.weight", "mask_hidden"} & weights(alone).keys()
     assert rows(two, "train")[0]["loss"] == pytest.approx(rows(one, "train")[0]["loss"], rel=1e-4)
     assert rows(one, "train")[0]["loss"] < rows(alone, "train")[0]["loss"]  # the weights have learned before
     ours, theirs = weights(two), weights(one)
@@ -162,10 +170,7 @@ def test_several_ranks_begin_with_given_weights_as_one_does(train, alone, layers
 
 
 def test_a_resumed_run_is_one_that_never_stopped(train, alone):
-    out = train.folder / f"{train.method}-resumed"
-    shutil.copytree(alone, out)
-    shutil.rmtree(out / "checkpoints" / "iter_0000006")
-    (out / "checkpoints" / LATEST).write_text("3")
+    out = stopped_halfway(alone, train.folder / f"{train.method}-resumed")
     train("resumed", 1, 4)
     ours, theirs = weights(out), weights(alone)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -39,4 +39,4 @@ def graft(method: str, trained: Path, target_folder: Path, out: Path) -> Path:
         for pattern, size in drawn.items():
             if fnmatch(name, pattern):
                 weight.data += size * torch.randn(weight.shape, generator=generator)
-    return write_draft(out, serving_tensors(model.state_dict(), "bfloat16"), serving_config(config, "bfloat16"), {})
+    return write_draft(out, serving_tensors(model.state_dict(), "float32"), serving_config(config, "float32"), {})

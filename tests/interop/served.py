@@ -1,5 +1,23 @@
 """What must hold of a draft in every engine that serves it, and what was measured on the way."""
 
+from pathlib import Path
+
+from torchspec.decode.pair import Pair
+from torchspec.decode.sequence import stop_ids
+from torchspec.files.kept import Kept
+from torchspec.serve.measure import measure_served
+from torchspec.serve.options import Serving
+from torchspec.serve.side import Asked
+
+
+def measured(pair: Pair, conversations: list, tokens: int, at_a_time: int, serving: Serving, logs: Path, plain: dict) -> dict:
+    """plain: rows of the server without draft, which writes the same whatever the draft; the first draft's measurement fills them."""
+    asked, kept = Asked(conversations, tokens, 0.0, 0, tuple(stop_ids(pair.target))), Kept(logs.with_suffix(".jsonl"), {})
+    kept.rows |= plain
+    served = measure_served(pair, asked, [at_a_time], serving, kept, logs)
+    plain |= {key: row for key, row in kept.rows.items() if "without draft" in key}
+    return served
+
 
 def check_texts(engine: str, method: str, served: dict) -> None:
     """Speculative text is the engine's plain text, up to ties."""

@@ -50,7 +50,8 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     given["drafts"] = torch.cat((given["before"][:, 1:], torch.zeros(BLOCKS, 1, dtype=torch.int64)), 1)
     save_file(given, folder / "given.safetensors")
     environment = {**os.environ, "PYTHONPATH": str(STAND_INS), "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([PYTHON, "-c", THEIRS, folder / "given.safetensors", folder / "out.safetensors"], check=True, env=environment)
+    command = [PYTHON, "-c", THEIRS, folder / "given.safetensors", folder / "out.safetensors"]
+    subprocess.run(command, check=True, env=environment, timeout=600)
     return given, load_file(folder / "out.safetensors")
 
 

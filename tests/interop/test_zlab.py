@@ -117,7 +117,7 @@ def test_zlab_decoder_gives_our_tokens_and_our_acceptance(zlab, draft, target_fo
         stop_ids(pair.target),
     )
     steps = 0
-    for prompt in prompts[:3]:
+    for prompt in prompts[:2]:
         answer = speculative_decode(pair.target, drafter, prompt, 64, stop)
         reference = zlab.dflash_generate(theirs, pair.target.model, prompt[None], 64, sorted(stop), return_stats=True)
         assert reference.output_ids[0, len(prompt) :].tolist() == answer.ids

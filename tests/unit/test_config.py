@@ -215,7 +215,7 @@ def test_reading_a_config_imports_no_torch(file):
         "import sys; from torchspec.config import load_config; load_config(sys.argv[1], ['training.seed=3']);"
         "heavy = {'torch', 'transformers', 'datasets', 'ray', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
-    result = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    result = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
     assert result.returncode == 0, result.stderr
 
 

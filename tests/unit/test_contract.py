@@ -242,15 +242,15 @@ def test_decode_commits_exactly_what_the_draft_gets_right(oracle, dataset, wrong
     assert Acceptance(B).add_answer(answer.accepted, len(answer.ids)).tau == tau
 
 
-@pytest.mark.parametrize("cap", [1, 2, 7, 40])
+@pytest.mark.parametrize("cap", [1, 7, 40])
 def test_decode_speculative_output_is_plain_output_and_offline_tau_is_decoded_tau(method, oracle, dataset, cap):
-    """With untrained drafts and half-trained ones, for several prompts and caps: every step's count agrees."""
+    """With an untrained draft and a half-trained one, for several prompts and caps: every step's count agrees."""
     steps = 0
-    for seed in range(4):
+    for seed in range(2):
         model = method.build(torch.Generator().manual_seed(seed))
-        prompt = dataset[seed % 3].ids[: 10 + seed]
+        prompt = dataset[seed].ids[: 10 + seed]
         sample = answered(oracle, prompt, cap)
-        if seed >= 2:
+        if seed == 1:
             _train(method, model, oracle, sample, steps=40)
         answer = speculative_decode(oracle, method.drafter(model), prompt, cap, NO_STOP)
         assert answer.ids == sample.ids[len(prompt) :].tolist()

@@ -64,7 +64,7 @@ def linted(linter: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     program = shutil.which(linter, path=Path(sys.executable).parent) or shutil.which(linter)
     if program is None:
         pytest.skip(f"{linter} is not installed; it comes with the extra dev")
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
 def sbatch_command(recipe: str, *overrides: str) -> str:

@@ -1,5 +1,6 @@
-"""Every family of targets from its files to its drafts: what the draft shares with it is the model's own, features are hidden states, each
-method takes a step, and the exported draft decodes what the target alone would write, as often as offline tau says.
+"""Every family of targets from its files to its drafts: what the draft shares with it is the model's own, features are hidden states, both
+kinds of drafts take a step, and the exported one of blocks decodes what the target alone would write, as often as offline tau says. One of
+chains reads the same features and the same law, so that a family of each kind of layers and of logits shows its way to the end.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torchspec.decode.pair import Pair, load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import UserError
 from torchspec.export.hf import export_checkpoint
-from torchspec.methods.base import method_class
+from torchspec.methods.base import Method, method_class
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.records import Prompt
@@ -39,6 +40,10 @@ METHODS = {
 }
 STEPS = 10  # enough that some drafts are accepted and some are not, so that both ways through the cache are taken
 WORKING = [name for name, family in FAMILIES.items() if family.refused is None]
+OF_A_KIND = (
+    "llama", "gemma2", "granite", "phi3, longrope", "gpt_oss", "deepseek_v3", "qwen3_5_text", "falcon_h1", "gemma4, per layer", "llama4",
+)  # fmt: skip
+BLOCKS, CHAINS = [(name, "dflash") for name in WORKING], [(name, "eagle3") for name in OF_A_KIND]
 
 
 class Text:
@@ -99,11 +104,15 @@ def subject(request, tmp_path_factory) -> Subject:
     return Subject(FAMILIES[request.param], write_family(FAMILIES[request.param], tmp_path_factory.mktemp("family") / "target"))
 
 
-@pytest.fixture(params=METHODS, scope="module")
+def method_for(name: str, subject: Subject) -> Method:
+    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+    return method_class(name).for_run(METHODS[name], subject.target, tokenizer, Text())
+
+
+@pytest.fixture(scope="module")
 def pair(request, subject, tmp_path_factory) -> Pair:
     """A draft that has learned a little of one answer, exported and loaded again."""
-    target, root = subject.target, tmp_path_factory.mktemp("draft")
-    method = method_class(request.param).for_run(METHODS[request.param], target, AutoTokenizer.from_pretrained(subject.folder), Text())
+    method, root = method_for(request.param, subject), tmp_path_factory.mktemp("draft")
     model, capture = method.build(torch.Generator().manual_seed(0)), subject.capture(method.layer_ids)
     capture.verify([Prompt(0, subject.text, torch.arange(24) > 5)])
     sample = capture.capture(subject.answers[0])
@@ -136,6 +145,12 @@ def test_features_are_hidden_states(subject):
     torch.testing.assert_close(features.context, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_draft_of_chains_takes_a_step(subject):
+    method = method_for("eagle3", subject)
+    check_step(method, method.build(torch.Generator().manual_seed(0)), subject.capture(method.layer_ids).capture(subject.answers[0]))
+
+
+@pytest.mark.parametrize(("subject", "pair"), [*BLOCKS, *CHAINS], indirect=True)
 def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_tau_says(subject, pair):
     """An answer that it has learned and one that it has not, so that drafts are accepted here and rejected there."""
     total = Acceptance(B)
@@ -148,7 +163,7 @@ def test_the_exported_draft_decodes_what_the_target_writes_as_often_as_offline_t
     assert torch.equal(evaluate_offline(pair.method, pair.model, pair.target, subject.answers).counts(), total.counts())
 
 
-@pytest.mark.parametrize("pair", ["dflash"], indirect=True)
+@pytest.mark.parametrize(("subject", "pair"), BLOCKS, indirect=True)
 def test_decoded_together_or_refused(subject, pair):
     prompts = [random_prompt(2, 9), random_prompt(3, 14)]
     if not subject.family.together:

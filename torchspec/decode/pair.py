@@ -49,17 +49,21 @@ def load_pair(
     """
     dtype, device = resolve_dtype(dtype_name), resolve_device(device_name)
     draft = resolve_draft(str(draft))
-    values = read_config(draft)
-    folder = resolve_target(target)
-    read = read_draft(draft, values, FrozenTarget.load(folder, dtype, device, trust_remote_code), draft_tokens)
+    values, folder = read_config(draft), resolve_target(target)
+    method, model = load_draft(draft, values, FrozenTarget.load(folder, dtype, device, trust_remote_code), dtype, draft_tokens)
+    capture = HFCapture(CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code))
+    capture.new_cache()  # a target that cannot be decoded here is refused before anything is measured
+    return Pair(draft, folder, capture, method, model)
+
+
+def load_draft(draft: Path, values: dict, target: FrozenTarget, dtype: torch.dtype, draft_tokens: int | None) -> tuple[Method, nn.Module]:
+    """values: of its config.json. The draft stands where the target's tables do, for inference."""
+    read = read_draft(draft, values, target, draft_tokens)
     method = method_class(read.method).from_config(read.config, read.target)
     model = method.skeleton()
     _load_weights(model, read.tensors, draft)
-    model = pack_linears(cast_parameters(model.to(device), dtype).eval().requires_grad_(False))
-    spec = CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code)
-    capture = HFCapture(spec)
-    capture.new_cache()  # a target that cannot be decoded here is refused before anything is measured
-    return Pair(draft, folder, capture, method, model)
+    model = pack_linears(cast_parameters(model.to(target.head.device), dtype).eval().requires_grad_(False))
+    return method, model
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -68,7 +68,7 @@ def _wait(server: subprocess.Popen, url: str, name: str, log: Path) -> None:
             raise UserError(f"{name} ended while it started (exit code {server.returncode}): {_last_words(log)}; its log is {log}")
         if time.monotonic() - started > START_PATIENCE:
             raise UserError(f"{name} did not answer within {START_PATIENCE:.0f} s; its log is {log}")
-        time.sleep(0.5)
+        time.sleep(0.1)
     console.print(f"{name} answers after {time.monotonic() - started:.0f} s", markup=False)
 
 

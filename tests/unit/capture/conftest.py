@@ -10,6 +10,7 @@ from torchspec.records import Prompt
 from torchspec.target.frozen import FrozenTarget
 
 REAL_LAYERS = (1, 8, 15, 21, 27)
+TOKENS = 64  # a CPU without bfloat16 computes slowly in it
 TURNS = [
     {"role": "user", "content": "Explain in three sentences why the sky is blue."},
     {
@@ -34,13 +35,23 @@ def real_target(target_folder) -> FrozenTarget:
 @pytest.fixture(scope="session")
 def real_prompt(target_folder) -> Prompt:
     tokenizer = AutoTokenizer.from_pretrained(target_folder)
-    ids = torch.tensor(tokenizer(tokenizer.apply_chat_template(TURNS, tokenize=False), add_special_tokens=False).input_ids)
+    ids = torch.tensor(tokenizer(tokenizer.apply_chat_template(TURNS, tokenize=False), add_special_tokens=False).input_ids[:TOKENS])
     return Prompt(0, ids, torch.arange(len(ids)) > 30)
 
 
 @pytest.fixture(scope="session")
-def real_states(real_oracle, real_prompt) -> tuple[torch.Tensor, ...]:
-    """hidden_states of one plain Transformers forward: N+1 times [L, H_t]; the last one has passed the final norm."""
+def real_run(real_oracle, real_prompt) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """One plain Transformers forward: hidden_states, N+1 times [L, H_t], the last one behind the final norm; the last layer's output
+    before it [L, H_t]; the engine's own logits [L, V]."""
+    kept = []
+    hook = real_oracle.model.get_decoder().layers[-1].register_forward_hook(lambda _m, _i, out: kept.append(out))
     with torch.inference_mode():
         output = real_oracle.model(input_ids=real_prompt.ids[None], use_cache=False, output_hidden_states=True)
-    return tuple(state[0] for state in output.hidden_states)
+    hook.remove()
+    last = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+    return tuple(state[0] for state in output.hidden_states), last.view(len(real_prompt.ids), -1), output.logits[0]
+
+
+@pytest.fixture(scope="session")
+def real_states(real_run) -> tuple[torch.Tensor, ...]:
+    return real_run[0]

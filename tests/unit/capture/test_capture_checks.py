@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.capture.conftest import REAL_LAYERS
+from tests.unit.capture.conftest import REAL_LAYERS, TOKENS
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import CHECK_EVERY, NextTokenCheck, capture_checks, check_features, check_law, compare_features
@@ -17,15 +17,9 @@ from torchspec.target.frozen import FrozenTarget
 
 
 @pytest.fixture(scope="module")
-def last(real_oracle, real_prompt) -> tuple[torch.Tensor, torch.Tensor]:
+def last(real_run) -> tuple[torch.Tensor, torch.Tensor]:
     """Output of the last layer before the final norm [L, H_t], and the engine's own logits [L, V]."""
-    kept = []
-    hook = real_oracle.model.get_decoder().layers[-1].register_forward_hook(lambda _m, _i, out: kept.append(out))
-    with torch.inference_mode():
-        logits = real_oracle.model(input_ids=real_prompt.ids[None], use_cache=False).logits[0]
-    hook.remove()
-    state = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
-    return state.view(len(real_prompt.ids), -1), logits
+    return real_run[1:]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +62,13 @@ def test_the_embedding_called_layer_zero_is_named(planted, states):
         compare_features(planted((-1,), (0,)), states)
 
 
-@pytest.mark.parametrize("row", [0, 1, 40, 95])
+@pytest.mark.parametrize("row", [0, 1, 40, TOKENS - 1])
 @pytest.mark.parametrize("z", [1, 15, 27])
 def test_a_single_stale_row_is_noticed(planted, states, z, row):
     """A row of another position, as a prefix cache or a reused buffer leaves behind."""
     honest = planted((z,), (z,))
     context = honest.context.clone()
-    context[row] = honest.context[(row + 7) % 96]
+    context[row] = honest.context[(row + 7) % TOKENS]
     with pytest.raises(ContractError, match=f"features of layer {z} captured by planted differ"):
         compare_features(replace(honest, context=context), states)
 

@@ -24,7 +24,7 @@ from torchspec.rows.ledger import Ledger
 from torchspec.rows.messages import REASONING, ROLES
 from torchspec.rows.sources import _row
 
-EXAMPLES = int(os.environ.get("FUZZ", 150))
+EXAMPLES = int(os.environ.get("FUZZ", 60))
 FORMATS = {"qwen": "qwen3", "gpt": "gpt-oss", "llama": "llama-3.1", "chatml": "chatml", "deepseek": "deepseek-v3.1"}  # family -> template
 LONGEST_REASON = 600
 

@@ -1,6 +1,7 @@
 """A checkpoint becomes a folder that serves the same draft: names, values, settings, proposals; every planted fault is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from tests.unit.importers.foreign import paired
 from tests.unit.tiny import HIDDEN, LAYERS, MASK, B, all_valid, answered, lively, make_method, random_prompt, write_target
 from torchspec.config import RunConfig
 from torchspec.decode.pair import load_pair
@@ -55,20 +57,27 @@ def model(tiny_method):
     return lively(tiny_method.skeleton())
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["float32", "bfloat16"], scope="module")
 def dtype(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def exported(tiny_method, model, tmp_path, dtype) -> Path:
-    return export_checkpoint(save_checkpoint(tmp_path / "checkpoints", tiny_method, model, dtype), tmp_path / "draft")
+@pytest.fixture(scope="module")
+def exported(tiny_method, model, tmp_path_factory, dtype) -> Path:
+    folder = tmp_path_factory.mktemp(dtype)
+    return export_checkpoint(save_checkpoint(folder / "checkpoints", tiny_method, model, dtype), folder / "draft")
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_method, model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    return export_checkpoint(save_checkpoint(folder / "checkpoints", tiny_method, model, "float32"), folder / "draft")
 
 
 @pytest.fixture
-def draft(tiny_method, model, tmp_path) -> Path:
+def draft(sound, tmp_path) -> Path:
     """In float32, for planting faults."""
-    return export_checkpoint(save_checkpoint(tmp_path / "checkpoints", tiny_method, model, "float32"), tmp_path / "draft")
+    return shutil.copytree(sound, tmp_path / "draft")
 
 
 def test_the_folder_holds_the_formats_tensors_with_the_masters_values(exported, model, dtype):
@@ -205,6 +214,10 @@ def has_another_value(w, c):
     w["norm.weight"][3] += 1e-3
 
 
+def test_check_export_takes_what_is_sound(sound, model):
+    check_export(sound, {name: value.detach() for name, value in model.named_parameters()})
+
+
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
@@ -220,7 +233,6 @@ def has_another_value(w, c):
 )
 def test_check_export_refuses(draft, model, plant, words):
     expected = {name: value.detach() for name, value in model.named_parameters()}
-    check_export(draft, expected)
     rewrite(draft, plant)
     with pytest.raises(ContractError, match=words):
         check_export(draft, expected)
@@ -259,10 +271,9 @@ def says_another(key, value):
     ],
 )
 def test_a_draft_that_does_not_fit_is_not_loaded(draft, tiny_folder, plant, words):
-    load_pair(draft, str(tiny_folder), "float32", "cpu", False)
     rewrite(draft, plant)
     with pytest.raises(UserError, match=words):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -270,20 +281,20 @@ def test_a_draft_that_does_not_fit_is_not_loaded(draft, tiny_folder, plant, word
 def test_a_cut_file_is_refused_in_one_sentence(draft, tiny_folder, file, content):
     (draft / file).write_bytes(content)
     with pytest.raises(UserError, match=file):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_missing_file_is_refused_in_one_sentence(draft, tiny_folder, file):
     (draft / file).unlink()
     with pytest.raises(UserError, match=file):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 def test_a_draft_that_lacks_its_settings_is_refused_in_one_sentence(draft, tiny_folder):
     rewrite(draft, lambda w, c: c.pop("dflash_config"))
     with pytest.raises(UserError, match="dflash_config.mask_token_id=None"):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 NESTED = {"block_size": B, "mask_token_id": MASK, "target_layer_ids": list(LAYERS)}
@@ -293,13 +304,13 @@ def test_a_draft_that_servers_compute_in_another_way_than_we_do_is_refused(draft
     """Servers read these keys; a tau that is measured without them is not the server's."""
     rewrite(draft, lambda w, c: c.update({"hidden_act": "gelu"}))
     with pytest.raises(UserError, match="hidden_act"):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 @pytest.mark.parametrize("settings", [{"is_causal": True}, {"dflash_config": {**NESTED, "causal": True}}], ids=["top", "nested"])
 def test_what_the_config_says_of_a_layers_sight_is_computed(draft, tiny_folder, settings):
     rewrite(draft, lambda w, c: c.update(settings))
-    assert load_pair(draft, str(tiny_folder), "float32", "cpu", False).method.sights == (Sight(causal=True),) * 2
+    assert paired(draft, tiny_folder).method.sights == (Sight(causal=True),) * 2
 
 
 @pytest.mark.parametrize("layer_types", [None, ("full_attention", "sliding_attention")])
@@ -307,7 +318,7 @@ def test_windows_survive_the_way_through_the_folder(tiny_target, tiny_folder, tm
     method = make_method(tiny_target, sliding_window=5, layer_types=layer_types)
     model = lively(method.skeleton())
     draft = export_checkpoint(save_checkpoint(tmp_path / "checkpoints", method, model, "float32"), tmp_path / "draft")
-    pair = load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+    pair = paired(draft, tiny_folder)
     assert pair.method.sights == method.sights != make_method(tiny_target).sights
     features = pair.target.capture(answered(pair.target, random_prompt(0, 12), 24))
     anchors = torch.arange(1, 30)

@@ -1,6 +1,7 @@
 """Draft folders as other projects write them: config.json and tensors key by key, with nothing of ours in them. Tiny target's sizes."""
 
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,12 @@ from torch import Tensor
 from tests.unit.methods import eagle3_reference, reference
 from tests.unit.tiny import HIDDEN, MASK, VOCABULARY, B, answered, random_prompt
 from torchspec.acceptance.sampling import GREEDY
-from torchspec.decode.pair import Pair
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.hf import HFCapture
+from torchspec.decode.pair import Pair, load_draft
+from torchspec.importers.folder import read_config
+from torchspec.records import Prompt
+from torchspec.target.frozen import FrozenTarget
 
 H, MLP, HEADS, KV, D, K = HIDDEN, 64, 4, 2, 8, 2  # D: head size, K: captured layers
 THETA, EPS = 20000.0, 1e-5
@@ -96,10 +102,31 @@ def double(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in weights.items() if value.is_floating_point()}
 
 
+@cache
+def frozen(target: Path) -> FrozenTarget:
+    return FrozenTarget.load(target, torch.float32)
+
+
+@cache
+def capturing(target: Path, layer_ids: tuple[int, ...]) -> HFCapture:
+    return HFCapture(CaptureSpec(target, layer_ids, torch.float32, target=frozen(target)))
+
+
+def paired(folder: Path, target: Path, draft_tokens: int | None = None) -> Pair:
+    """As load_pair, in float32; a target is loaded once for all drafts."""
+    method, model = load_draft(folder, read_config(folder), frozen(target), torch.float32, draft_tokens)
+    return Pair(folder, target, capturing(target, method.layer_ids), method, model)
+
+
+ANSWERS: dict[Path, Prompt] = {}  # folder of a target -> what it writes, whichever draft stands beside it
+
+
 @torch.no_grad()
 def proposed(pair: Pair, anchor: int) -> tuple[list[int], list[int], tuple[list[int], Tensor]]:
     """After this anchor of a text of the target's: the drafter's proposal, the whole document's, and the text with its features."""
-    features = pair.target.capture(answered(pair.target, random_prompt(0, 9), 16))
+    if pair.folder not in ANSWERS:
+        ANSWERS[pair.folder] = answered(pair.target, random_prompt(0, 9), 16)
+    features = pair.target.capture(ANSWERS[pair.folder])
     ids, drafter = features.prompt.ids, pair.method.drafter(pair.model)
     drafter.extend(ids[:anchor], features.context[:anchor])
     served = drafter.propose(int(ids[anchor]), GREEDY)[0].tolist()

@@ -17,13 +17,13 @@ from tests.unit.importers.foreign import (
     D,
     H,
     double,
+    paired,
     proposed,
     tensors,
     write,
 )
 from tests.unit.methods.dflash2_reference import block_hidden, chain
 from tests.unit.tiny import MASK, VOCABULARY, B, make_dflash2
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.training.warm import fit, read_source
 
@@ -56,10 +56,6 @@ def weights():
     return tensors(SHAPES)
 
 
-def load(folder, target, draft_tokens=None):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
-
-
 def by_hand(weights, target, text, anchor: int, windows: dict, law=lambda x: x, slots: int = B) -> list[int]:
     config = SimpleNamespace(
         rms_norm_eps=EPS, head_dim=D, num_attention_heads=HEADS, num_key_value_heads=KV, num_hidden_layers=2, block_size=slots,
@@ -83,7 +79,7 @@ FOLDERS = {
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, weights, name):
     values, windows, law = FOLDERS[name]
-    pair = load(write(tmp_path, values, weights), tiny_folder)
+    pair = paired(write(tmp_path, values, weights), tiny_folder)
     assert (pair.method.layer_ids, pair.method.block_size, pair.method.mask_token_id) == ((1, 3), B, MASK)
     alone = []
     for anchor in (9, 12, 17):
@@ -96,7 +92,7 @@ def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny
 
 def test_fewer_draft_tokens_are_a_shorter_block_for_convolutions_as_well(tmp_path, tiny_folder, tiny_target, weights):
     """As vLLM takes it: also one that is shorter than the kernel."""
-    pair = load(write(tmp_path, OF_ZLAB, weights), tiny_folder, draft_tokens=1)
+    pair = paired(write(tmp_path, OF_ZLAB, weights), tiny_folder, draft_tokens=1)
     served, document, text = proposed(pair, 9)
     assert served == document == by_hand(weights, tiny_target, text, 9, WHOLE, slots=2)
 
@@ -111,7 +107,7 @@ def test_fewer_draft_tokens_are_a_shorter_block_for_convolutions_as_well(tmp_pat
 )
 def test_what_is_not_computed_here_is_refused(tmp_path, tiny_folder, weights, values, words):
     with pytest.raises(UserError, match=words):
-        load(write(tmp_path, values, weights), tiny_folder)
+        paired(write(tmp_path, values, weights), tiny_folder)
 
 
 def fitted(folder, target, **options):

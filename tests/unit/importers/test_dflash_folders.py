@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 
-from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, dflash_by_hand, proposed, pruned, tensors, write
+from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, dflash_by_hand, paired, proposed, pruned, tensors, write
 from tests.unit.tiny import MASK, NEVER, VOCABULARY, B, random_prompt
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.decode.offline import accepted_per_step
-from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
 from torchspec.files.contents import folder_key
@@ -33,10 +32,6 @@ def weights():
     return tensors(DFLASH_SHAPES)
 
 
-def load(folder, target, draft_tokens=None):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -51,11 +46,11 @@ def load(folder, target, draft_tokens=None):
     ],
     ids=["z-lab", "nested", "rope_parameters", "mrope", "no target layers", "captured layers", "unused window", "draft_vocab_size"],
 )
-@pytest.mark.parametrize("anchor", ANCHORS)
-def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, weights, values, anchor):
-    pair = load(write(tmp_path, values, weights), tiny_folder)
-    served, document, text = proposed(pair, anchor)
-    assert served == document == dflash_by_hand(weights, tiny_target.embedding, tiny_target.head, text, anchor, B)
+def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, weights, values):
+    pair = paired(write(tmp_path, values, weights), tiny_folder)
+    for anchor in ANCHORS:
+        served, document, text = proposed(pair, anchor)
+        assert served == document == dflash_by_hand(weights, tiny_target.embedding, tiny_target.head, text, anchor, B)
     assert pair.method.layer_ids == (1, 3)
 
 
@@ -63,7 +58,7 @@ def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny
 def test_files_of_every_kind_hold_the_same_draft(tmp_path, tiny_folder, weights, files):
     named = {f"model.{name}": value for name, value in weights.items()} | {"model.rotary_emb.inv_freq": torch.ones(4)}
     plain, other = write(tmp_path / "plain", config(), weights), write(tmp_path / "other", config(), named, files)
-    expected, found = (load(folder, tiny_folder).model.state_dict() for folder in (plain, other))
+    expected, found = (paired(folder, tiny_folder).model.state_dict() for folder in (plain, other))
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
     before = folder_key(other)
     write(other, config(), named | {"model.norm.weight": torch.ones(H)}, files)
@@ -73,12 +68,12 @@ def test_files_of_every_kind_hold_the_same_draft(tmp_path, tiny_folder, weights,
 def test_layers_that_are_not_named_are_the_formulas(tmp_path, tiny_folder):
     """z-lab's own function, as its package computes it: two draft layers, six of the target."""
     changed = config(dflash_config={"mask_token_id": MASK})
-    assert load(write(tmp_path, changed, tensors(DFLASH_SHAPES)), tiny_folder).method.layer_ids == (1, 3)
+    assert paired(write(tmp_path, changed, tensors(DFLASH_SHAPES)), tiny_folder).method.layer_ids == (1, 3)
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 2, B - 1])
 def test_fewer_draft_tokens_are_a_shorter_block(tmp_path, tiny_folder, tiny_target, weights, draft_tokens):
-    pair = load(write(tmp_path, config(), weights), tiny_folder, draft_tokens)
+    pair = paired(write(tmp_path, config(), weights), tiny_folder, draft_tokens)
     assert pair.method.block_size == draft_tokens + 1
     served, document, text = proposed(pair, 9)
     assert served == document == dflash_by_hand(weights, tiny_target.embedding, tiny_target.head, text, 9, draft_tokens + 1)
@@ -86,12 +81,12 @@ def test_fewer_draft_tokens_are_a_shorter_block(tmp_path, tiny_folder, tiny_targ
 
 def test_more_draft_tokens_than_slots_are_refused(tmp_path, tiny_folder, weights):
     with pytest.raises(UserError, match="--draft-tokens 4: a block of 4 slots proposes at most 3"):
-        load(write(tmp_path, config(), weights), tiny_folder, B)
+        paired(write(tmp_path, config(), weights), tiny_folder, B)
 
 
 def test_copies_of_the_targets_tables_change_nothing(tmp_path, tiny_folder, tiny_target, weights, capsys):
     copies = {"model.embed_tokens.weight": tiny_target.embedding, "lm_head.weight": tiny_target.head}
-    pair = load(write(tmp_path, config(), weights | copies), tiny_folder)
+    pair = paired(write(tmp_path, config(), weights | copies), tiny_folder)
     assert pair.model.state_dict().keys() == weights.keys() and torch.equal(pair.method.target.embedding, tiny_target.embedding)
     assert capsys.readouterr().out == ""
 
@@ -107,7 +102,7 @@ def test_own_tables_are_used_and_said(tmp_path, tiny_folder, tiny_target, weight
         ids = IDS.flip(0) if tables == "unsorted" else IDS  # d2t of a shuffled vocabulary
         own |= pruned(ids=ids)
     size = None if ids is None else len(ids)
-    pair = load(write(tmp_path, config(draft_vocab_size=size), weights | own), tiny_folder)
+    pair = paired(write(tmp_path, config(draft_vocab_size=size), weights | own), tiny_folder)
     said = capsys.readouterr().out
     assert ("its own embedding" in said, "a head of its own" in said) == ("embed_tokens.weight" in own, "lm_head.weight" in own)
     served, document, text = proposed(pair, 9)
@@ -122,7 +117,7 @@ def test_a_mask_embedding_replaces_one_row_for_drafting(tmp_path, tiny_folder, t
     write(tmp_path, config(), weights)
     before = folder_key(tmp_path)
     torch.save(row if bare else {"embedding": row, "mask_token_id": MASK}, tmp_path / "mask_embedding.pt")
-    pair = load(tmp_path, tiny_folder)
+    pair = paired(tmp_path, tiny_folder)
     embedding = tiny_target.embedding.clone()
     embedding[MASK] = row
     served, document, text = proposed(pair, 9)
@@ -136,7 +131,7 @@ def test_a_mask_embedding_of_another_draft_is_refused(tmp_path, tiny_folder, wei
     write(tmp_path, config(), weights)
     torch.save(saved, tmp_path / "mask_embedding.pt")
     with pytest.raises(ContractError, match="mask_embedding.pt must hold an embedding of width 32 for the mask token 63"):
-        load(tmp_path, tiny_folder)
+        paired(tmp_path, tiny_folder)
 
 
 class Shell:
@@ -149,13 +144,13 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, tiny_folder, weights, name):
     write(tmp_path, config(), weights, "pickle")
     torch.save({"embedding": Shell()}, tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is not a readable file of tensors"):
-        load(tmp_path, tiny_folder)
+        paired(tmp_path, tiny_folder)
 
 
 @torch.no_grad()
 def test_a_drafter_makes_its_vocabulary_once(tmp_path, tiny_folder, weights, monkeypatch):
     """Its maps are checked and its head laid out when it is made; at every proposal that would cost more than the proposal."""
-    pair = load(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)
+    pair = paired(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)
     made, kept = [], type(pair.model).kept
     monkeypatch.setattr(type(pair.model), "kept", lambda model: made.append(model) or kept(model))
     drafter, context = pair.method.drafter(pair.model), pair.target.capture(Prompt(0, torch.arange(9), torch.arange(9) > 3)).context
@@ -167,7 +162,7 @@ def test_a_drafter_makes_its_vocabulary_once(tmp_path, tiny_folder, weights, mon
 
 def test_a_draft_with_its_own_vocabulary_decodes_without_loss_and_as_measured(tmp_path, tiny_folder, weights):
     """Decoded: the target's own tokens. Measured offline on them: the same accepted drafts at every step."""
-    pair = load(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)
+    pair = paired(write(tmp_path, config(draft_vocab_size=len(IDS)), weights | pruned()), tiny_folder)
     prompt, drafter = random_prompt(1, 9), pair.method.drafter(pair.model)
     plain, fast = plain_decode(pair.target, prompt, 60, NEVER), speculative_decode(pair.target, drafter, prompt, 60, NEVER)
     assert plain.ids == fast.ids and sum(fast.accepted) > 0
@@ -206,7 +201,7 @@ W = {"sliding_window": 5, "use_sliding_window": True}  # a window of less than a
 )  # fmt: skip
 def test_windows_and_directions_are_read_as_vllm_does(tmp_path, tiny_folder, weights, values, expected):
     """Its table, in _resolve_layer_attention and _dflash_layer_causal of qwen3_dflash.py; drafter and document agree."""
-    pair = load(write(tmp_path, values, weights), tiny_folder)
+    pair = paired(write(tmp_path, values, weights), tiny_folder)
     assert list(pair.method.sights) == expected
     served, document, _ = proposed(pair, 17)
     assert served == document
@@ -215,7 +210,7 @@ def test_windows_and_directions_are_read_as_vllm_does(tmp_path, tiny_folder, wei
 @pytest.mark.parametrize("layer_types", [SLIDES, SLIDES[:1] * 2])
 @pytest.mark.parametrize("anchor", ANCHORS)
 def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, weights, layer_types, anchor):
-    pair = load(write(tmp_path, config(layer_types=layer_types, **W), weights), tiny_folder)
+    pair = paired(write(tmp_path, config(layer_types=layer_types, **W), weights), tiny_folder)
     served, document, text = proposed(pair, anchor)
     windows = {"layer_types": layer_types, "sliding_window": 5}
     tables = (weights, tiny_target.embedding, tiny_target.head, text, anchor, B, None)
@@ -252,7 +247,7 @@ def test_a_folder_with_windows_proposes_what_the_definition_gives(tmp_path, tiny
 )
 def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_folder, weights, values, words):
     with pytest.raises(UserError, match=words) as refusal:
-        load(write(tmp_path, values, weights), tiny_folder)
+        paired(write(tmp_path, values, weights), tiny_folder)
     assert "\n" not in str(refusal.value)
 
 
@@ -277,7 +272,7 @@ def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_fol
 def test_tensors_that_do_not_make_this_draft_are_refused(tmp_path, tiny_folder, weights, change, values, words):
     change(weights)
     with pytest.raises(UserError, match=words):
-        load(write(tmp_path, config(**values), weights), tiny_folder)
+        paired(write(tmp_path, config(**values), weights), tiny_folder)
 
 
 @pytest.mark.parametrize("index", ["{", json.dumps([1]), json.dumps({"weight_map": {"norm.weight": "gone.safetensors"}})])
@@ -285,4 +280,4 @@ def test_a_damaged_set_of_shards_is_refused(tmp_path, tiny_folder, weights, inde
     write(tmp_path, config(), weights, "sharded")
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match="model.safetensors.index.json|gone.safetensors"):
-        load(tmp_path, tiny_folder)
+        paired(tmp_path, tiny_folder)

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 
-from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, double, proposed, pruned, tensors, write
+from tests.unit.importers.foreign import DFLASH_SHAPES, IDS, ZLAB, H, double, paired, proposed, pruned, tensors, write
 from tests.unit.importers.test_speculators_folders import DFLASH as BY_SPECULATORS
 from tests.unit.methods import dspark_reference
 from tests.unit.tiny import MASK, VOCABULARY, B
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 
 R, ROWS = 6, B - 1
@@ -32,10 +31,6 @@ def weights(kind: str = "vanilla", rows: int = VOCABULARY) -> dict[str, torch.Te
     return tensors({**DFLASH_SHAPES, **head, **SHAPES[kind], **confidence})
 
 
-def load(folder, target):
-    return load_pair(folder, str(target), "float32", "cpu", False)
-
-
 def by_hand(pair, kind: str, w: dict, target, text: tuple, ids: torch.Tensor, head: torch.Tensor) -> list[int]:
     token, anchor = text[0][9], 9
     hidden = dspark_reference.rows(
@@ -51,7 +46,7 @@ def by_hand(pair, kind: str, w: dict, target, text: tuple, ids: torch.Tensor, he
 def test_a_folder_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, values, kind):
     values, w = json.loads(json.dumps(values).replace('"vanilla"', f'"{kind}"')), weights(kind)
     own = {"embed_tokens.weight": tiny_target.embedding.clone(), "lm_head.weight": tiny_target.head.clone()} if values is DEEPSPEC else {}
-    pair = load(write(tmp_path, values, w | own), tiny_folder)
+    pair = paired(write(tmp_path, values, w | own), tiny_folder)
     assert (pair.method.layer_ids, pair.method.block_size, pair.method.confident) == ((1, 3), B, True)
     served, document, text = proposed(pair, 9)
     assert served == document == by_hand(pair, kind, w, tiny_target, text, torch.arange(VOCABULARY), tiny_target.head)
@@ -63,22 +58,22 @@ def test_speculators_without_the_key_leaves_the_anchors_row_out(tmp_path, tiny_f
     values = {key: value for key, value in OF_SPECULATORS.items() if key != "sample_from_anchor"}
     ids, own = (IDS, pruned()) if reduced else (torch.arange(VOCABULARY), {})
     w = weights(rows=len(ids))
-    pair = load(write(tmp_path, {**values, "draft_vocab_size": len(ids)}, w | own), tiny_folder)
+    pair = paired(write(tmp_path, {**values, "draft_vocab_size": len(ids)}, w | own), tiny_folder)
     assert pair.method.block_size == B == pair.method.rows
     served, document, text = proposed(pair, 9)
     assert served == document == by_hand(pair, "vanilla", w, tiny_target, text, ids, own.get("lm_head.weight", tiny_target.head))
 
 
 def test_temperatures_beside_the_weights_are_the_drafts(tmp_path, tiny_folder):
-    pair = load(write(tmp_path, DEEPSPEC, weights()), tiny_folder)
+    pair = paired(write(tmp_path, DEEPSPEC, weights()), tiny_folder)
     assert pair.method.temperatures == [1.0] * 3
     (tmp_path / "sts.json").write_text(json.dumps({"temperatures": [0.5, 2.0, 1.5], "dataset": "gsm8k"}))
-    assert load(tmp_path, tiny_folder).method.temperatures == [0.5, 2.0, 1.5]
-    shorter = load_pair(tmp_path, str(tiny_folder), "float32", "cpu", False, draft_tokens=2)
+    assert paired(tmp_path, tiny_folder).method.temperatures == [0.5, 2.0, 1.5]
+    shorter = paired(tmp_path, tiny_folder, draft_tokens=2)
     assert shorter.method.block_size == 3 and shorter.method.temperatures == [0.5, 2.0]
     (tmp_path / "sts.json").write_text(json.dumps({"temperatures": [0.5, 0.0, 1.0]}))
     with pytest.raises(UserError, match=r"temperatures=\[0.5, 0.0, 1.0\]; fit them again"):
-        load(tmp_path, tiny_folder)
+        paired(tmp_path, tiny_folder)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +89,4 @@ def test_temperatures_beside_the_weights_are_the_drafts(tmp_path, tiny_folder):
 )
 def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_folder, values, words):
     with pytest.raises(UserError, match=words):
-        load(write(tmp_path, values, weights()), tiny_folder)
+        paired(write(tmp_path, values, weights()), tiny_folder)

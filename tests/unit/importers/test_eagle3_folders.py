@@ -3,9 +3,22 @@
 import pytest
 import torch
 
-from tests.unit.importers.foreign import EAGLE3, EAGLE3_SHAPES, IDS, PER_HEAD, D, H, K, eagle3_by_hand, proposed, pruned, tensors, write
+from tests.unit.importers.foreign import (
+    EAGLE3,
+    EAGLE3_SHAPES,
+    IDS,
+    PER_HEAD,
+    D,
+    H,
+    K,
+    eagle3_by_hand,
+    paired,
+    proposed,
+    pruned,
+    tensors,
+    write,
+)
 from tests.unit.tiny import NEVER, VOCABULARY, random_prompt
-from torchspec.decode.pair import load_pair
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.errors import ContractError, UserError
 from torchspec.methods.eagle3.format import AUX
@@ -25,25 +38,24 @@ def weights():
 
 
 def load(folder, target, draft_tokens=STEPS):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
+    return paired(folder, target, draft_tokens)
 
 
 def renamed(weights: dict, prefix: str, layer: str) -> dict:
     return {name if name in ("d2t", "t2d") else prefix + name.replace("midlayer.", layer): value for name, value in weights.items()}
 
 
-@pytest.mark.parametrize("files", ["single", "pickle", "sharded"])
 @pytest.mark.parametrize(
-    ("prefix", "layer", "architecture"),
+    ("prefix", "layer", "architecture", "files"),
     [
-        ("", "midlayer.", "LlamaForCausalLMEagle3"),
-        ("", "layers.0.", "Eagle3LlamaForCausalLM"),
-        ("model.", "layers.0.", "Eagle3Qwen3vlForCausalLM"),
-        ("model.", "midlayer.", "LlamaForCausalLM"),  # EAGLE's own checkpoints
+        ("", "midlayer.", "LlamaForCausalLMEagle3", "single"),
+        ("", "layers.0.", "Eagle3LlamaForCausalLM", "sharded"),
+        ("model.", "layers.0.", "Eagle3Qwen3vlForCausalLM", "single"),
+        ("model.", "midlayer.", "LlamaForCausalLM", "pickle"),  # EAGLE's own checkpoints
     ],
 )
 def test_every_spelling_proposes_what_the_definition_gives(
-    tmp_path, tiny_folder, tiny_target, weights, files, prefix, layer, architecture, capsys
+    tmp_path, tiny_folder, tiny_target, weights, prefix, layer, architecture, files, capsys
 ):
     own = pruned()
     theirs = renamed(weights | own, prefix, layer)
@@ -57,11 +69,13 @@ def test_every_spelling_proposes_what_the_definition_gives(
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [{"norm_before_residual": True}, {"norm_before_fc": True}, {"fc_norm": True, "norm_output": True}, {}],
-    ids=["norm_before_residual", "norm_before_fc", "EAGLE-3.1", "none"],
-)
-@pytest.mark.parametrize("nested", [False, True])
+    ("flags", "nested"),
+    [
+        ({"norm_before_residual": True}, False), ({"norm_before_fc": True}, False), ({"norm_before_fc": True}, True),
+        ({"fc_norm": True, "norm_output": True}, False), ({}, False),
+    ],
+    ids=["norm_before_residual", "norm_before_fc", "norm_before_fc, nested", "EAGLE-3.1", "none"],
+)  # fmt: skip
 def test_every_flag_is_the_definitions(tmp_path, tiny_folder, tiny_target, weights, flags, nested):
     """norm_before_fc stands at the top or in eagle_config."""
     norms = {"norm_before_fc": {"input_norm.weight": (K * H,)}, "fc_norm": {f"fc_norm.{i}.weight": (H,) for i in range(K)}}

@@ -17,13 +17,13 @@ from tests.unit.importers.foreign import (
     H,
     dflash_by_hand,
     eagle3_by_hand,
+    paired,
     proposed,
     pruned,
     tensors,
     write,
 )  # fmt: skip
 from tests.unit.tiny import MASK, VOCABULARY, B
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.nn.attention import WHOLE, Sight
 
@@ -45,14 +45,10 @@ OF_EAGLE3 = {
 BY_SPECULATORS = {name.replace("midlayer.", "layers.0."): shape for name, shape in EAGLE3_SHAPES.items()}
 
 
-def load(folder, target, draft_tokens=None):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
-
-
 @pytest.mark.parametrize("reduced", [False, True])
 def test_dflash_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_target, reduced, capsys):
     weights, own = tensors(DFLASH_SHAPES), pruned() if reduced else {}
-    pair = load(write(tmp_path, {**DFLASH, "draft_vocab_size": len(IDS) if reduced else VOCABULARY}, weights | own), tiny_folder)
+    pair = paired(write(tmp_path, {**DFLASH, "draft_vocab_size": len(IDS) if reduced else VOCABULARY}, weights | own), tiny_folder)
     assert (pair.method.layer_ids, pair.method.block_size, pair.method.mask_token_id) == ((1, 3), B, MASK)
     served, document, text = proposed(pair, 9)
     head, ids = (own["lm_head.weight"], IDS) if reduced else (tiny_target.head, None)
@@ -65,7 +61,7 @@ def test_eagle3_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_t
     """Its folders hold the target's embedding. A missing norm_before_residual is true for vLLM, in this format alone."""
     weights, own = tensors(BY_SPECULATORS), pruned()
     values = {key: value for key, value in {**OF_EAGLE3, "norm_before_residual": norm_before_residual}.items() if value is not None}
-    pair = load(write(tmp_path, values, weights | own | {"embed_tokens.weight": tiny_target.embedding}), tiny_folder)
+    pair = paired(write(tmp_path, values, weights | own | {"embed_tokens.weight": tiny_target.embedding}), tiny_folder)
     assert pair.method.layer_ids == (1, 3, 5) and pair.method.block_size == 4  # three tokens of its proposal method
     served, document, text = proposed(pair, 9)
     ours = {name.replace("layers.0.", "midlayer."): value for name, value in weights.items()}
@@ -76,7 +72,7 @@ def test_eagle3_proposes_what_the_definition_gives(tmp_path, tiny_folder, tiny_t
 def test_an_eagle3_draft_of_qwen3_layers_brings_norms_of_each_head(tmp_path, tiny_folder):
     shapes = BY_SPECULATORS | {f"layers.0.{name}.weight": (D,) for name in PER_HEAD}
     layers = {**OF_EAGLE3["transformer_layer_config"], "model_type": "qwen3"}
-    pair = load(write(tmp_path, {**OF_EAGLE3, "transformer_layer_config": layers}, tensors(shapes) | pruned()), tiny_folder)
+    pair = paired(write(tmp_path, {**OF_EAGLE3, "transformer_layer_config": layers}, tensors(shapes) | pruned()), tiny_folder)
     assert "midlayer.self_attn.q_norm.weight" in pair.model.state_dict()
 
 
@@ -84,14 +80,17 @@ def test_the_same_draft_in_both_formats_is_one(tmp_path, tiny_folder, tiny_targe
     weights = tensors(EAGLE3_SHAPES) | pruned()
     plain = {**EAGLE3, "draft_vocab_size": len(IDS), "ttt_length": 3}
     wrapped = {name.replace("midlayer.", "layers.0."): value for name, value in weights.items()}
-    ours, theirs = load(write(tmp_path / "a", plain, weights), tiny_folder), load(write(tmp_path / "b", OF_EAGLE3, wrapped), tiny_folder)
+    ours, theirs = (
+        paired(write(tmp_path / "a", plain, weights), tiny_folder),
+        paired(write(tmp_path / "b", OF_EAGLE3, wrapped), tiny_folder),
+    )
     expected, found = ours.model.state_dict(), theirs.model.state_dict()
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
     assert proposed(ours, 17)[0] == proposed(theirs, 17)[0]
 
 
 def test_what_vllm_would_serve_causally_is_said(tmp_path, tiny_folder, capsys):
-    load(write(tmp_path, {**DFLASH, "sliding_window_non_causal": False}, tensors(DFLASH_SHAPES)), tiny_folder)
+    paired(write(tmp_path, {**DFLASH, "sliding_window_non_causal": False}, tensors(DFLASH_SHAPES)), tiny_folder)
     assert "makes vLLM serve its full-attention layers causally" in capsys.readouterr().out
 
 
@@ -109,7 +108,7 @@ SLIDING = {**DFLASH["transformer_layer_config"], "layer_types": ["sliding_attent
 )
 def test_sliding_layers_are_causal_as_they_were_trained(tmp_path, tiny_folder, layers, non_causal, expected, said, capsys):
     values = {**DFLASH, "transformer_layer_config": {**SLIDING, **layers}, "sliding_window_non_causal": non_causal}
-    pair = load(write(tmp_path, values, tensors(DFLASH_SHAPES)), tiny_folder)
+    pair = paired(write(tmp_path, values, tensors(DFLASH_SHAPES)), tiny_folder)
     assert list(pair.method.sights) == expected
     assert ("makes vLLM serve its full-attention layers causally" in capsys.readouterr().out) == said
     served, document, _ = proposed(pair, 17)
@@ -129,7 +128,7 @@ def test_sliding_layers_are_causal_as_they_were_trained(tmp_path, tiny_folder, l
 )
 def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_folder, values, words):
     with pytest.raises(UserError, match=words):
-        load(write(tmp_path, values, tensors(DFLASH_SHAPES)), tiny_folder)
+        paired(write(tmp_path, values, tensors(DFLASH_SHAPES)), tiny_folder)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +145,4 @@ def test_what_is_not_computed_here_is_refused_in_one_sentence(tmp_path, tiny_fol
 )
 def test_other_methods_are_refused_by_name_with_what_is_supported(tmp_path, tiny_folder, values, name):
     with pytest.raises(UserError, match=f"is a {name}; supported are DFlashDraftModel, .*LlamaForCausalLMEagle3, .* speculators"):
-        load(write(tmp_path, values, {"x": torch.ones(H)}), tiny_folder)
+        paired(write(tmp_path, values, {"x": torch.ones(H)}), tiny_folder)

@@ -1,4 +1,7 @@
-"""What a block sees, measured: one input is changed, and every block that must not see it keeps its hidden states bitwise."""
+"""What a block sees of tokens and other blocks: one is changed, and every block that must not see it keeps its hidden states bitwise.
+
+What it sees of features: test_visibility.py.
+"""
 
 from dataclasses import replace
 
@@ -6,8 +9,7 @@ import pytest
 import torch
 
 from tests.unit.tiny import MASK, B, all_valid, lively, random_features
-from torchspec.methods.block import attention
-from torchspec.nn.attention import BlockLayout, structured_attention
+from torchspec.nn.attention import BlockLayout
 from torchspec.records import Batch
 from torchspec.training.stream import pack
 
@@ -30,37 +32,6 @@ def hidden(method, model, batch: Batch, layout: BlockLayout = LAYOUT) -> torch.T
 def changed_blocks(method, model, batch: Batch, layout: BlockLayout = LAYOUT) -> list[bool]:
     before, after = hidden(method, model, BATCH, LAYOUT), hidden(method, model, batch, layout)
     return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-
-
-def feature_influence(method, model) -> list[list[bool]]:
-    """[T][blocks]: does a block change with the features of a token?"""
-    rows = []
-    for t in range(len(BATCH.ids)):
-        context = BATCH.context.clone()
-        context[t] += 1.0
-        rows.append(changed_blocks(method, model, replace(BATCH, context=context)))
-    return rows
-
-
-def rule(after_anchor: int = 0) -> list[list[bool]]:
-    """A block of document n with anchor a sees the features of that document's tokens 0 .. a-1."""
-    rows = []
-    for document, length in enumerate(LENGTHS):
-        for t in range(length):
-            rows.append([n == document and t < anchor + after_anchor for n in range(3) for anchor in ANCHORS[n]])
-    return rows
-
-
-def test_a_block_sees_the_features_before_its_anchor_in_its_document_and_no_others(tiny_method, model):
-    assert feature_influence(tiny_method, model) == rule()
-
-
-def test_planted_an_anchor_that_sees_its_own_features_breaks_the_rule(tiny_method, model, monkeypatch):
-    def leaking(*qkv):  # `<=` in place of `<`
-        return structured_attention(*qkv[:5], replace(qkv[5], anchors=qkv[5].anchors + 1), *qkv[6:])
-
-    monkeypatch.setattr(attention, "tiled_attention", leaking)
-    assert feature_influence(tiny_method, model) == rule(after_anchor=1) != rule()
 
 
 def test_a_block_sees_its_anchors_token_and_no_other_token(tiny_method, model):
@@ -86,10 +57,3 @@ def test_invalid_blocks_do_not_touch_valid_ones_nor_look_at_anything(tiny_method
     other = pack([random_features("0" * length, 10 + i) for i, length in enumerate(LENGTHS)], epoch=0)
     unseen = ~valid.flatten()
     assert torch.equal(hidden(tiny_method, model, BATCH, padded)[unseen], hidden(tiny_method, model, other, padded)[unseen])
-
-
-@pytest.mark.parametrize("n", range(3))
-def test_a_packed_document_is_the_document_alone(tiny_method, model, n):
-    together = hidden(tiny_method, model, BATCH).view(3, 3, -1)[n]
-    alone = hidden(tiny_method, model, pack([SAMPLES[n]], epoch=0), all_valid([ANCHORS[n]], (LENGTHS[n],)))
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)  # float32: the projections are products of other shapes

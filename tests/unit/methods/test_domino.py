@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
+from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, paired, tensors, write
 from tests.unit.methods import reference
 from tests.unit.methods.cases import lively_draft
 from tests.unit.methods.definition import check_head, double
 from tests.unit.tiny import B, make_domino, make_method, random_features
 from torchspec.config import RunConfig
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.export.hf import check_export, serving_config, serving_tensors
 from torchspec.methods.base import check_served
@@ -145,7 +144,7 @@ def test_its_folder_is_what_sglang_reads(method, model, tmp_path):
     weights = serving_tensors(model.state_dict(), "float32")
     assert {name: tuple(value.shape) for name, value in weights.items()} == DFLASH_SHAPES | HEAD
     check_export(write(tmp_path / "draft", config, weights), weights)
-    pair = load_pair(tmp_path / "draft", str(method.target.folder), "float32", "cpu", False)
+    pair = paired(tmp_path / "draft", method.target.folder)
     anchors = torch.arange(3, 14)
     assert torch.equal(pair.method.propose(pair.model, SAMPLES[1], anchors), method.propose(model, SAMPLES[1], anchors))
     with pytest.raises(UserError, match="cannot be served with vllm: vLLM has no Domino"):
@@ -167,17 +166,17 @@ def test_a_folder_of_specforge_is_read(tmp_path, tiny_target, architecture, lega
     weights = tensors(DFLASH_SHAPES | HEAD)
     theirs = {f"logit_head.{name}" if legacy and name in HEAD else name: value for name, value in weights.items()}
     values = {**SPECFORGE, "architectures": [architecture], "dflash_config": {**ZLAB["dflash_config"], **ITS_KEYS}}
-    pair = load_pair(write(tmp_path, values, theirs), str(tiny_target.folder), "float32", "cpu", False)
+    pair = paired(write(tmp_path, values, theirs), tiny_target.folder)
     assert isinstance(pair.method, Domino) and (pair.method.pure, pair.method.proposing, pair.method.block_size) == (1, slice(None, -1), B)
     assert all(torch.equal(value, weights[name]) for name, value in pair.model.state_dict().items())
-    shorter = load_pair(tmp_path, str(tiny_target.folder), "float32", "cpu", False, 2).method
+    shorter = paired(tmp_path, tiny_target.folder, 2).method
     assert (shorter.rows, shorter.drafts) == (3, 2)
 
 
 def test_what_is_left_out_is_specforges_default_and_what_cannot_be_computed_is_refused(tmp_path, tiny_target):
     def load(**nested):
         values = {**SPECFORGE, "dflash_config": {**ZLAB["dflash_config"], "gru_hidden_dim": 10, **nested}}
-        return load_pair(write(tmp_path, values, tensors(DFLASH_SHAPES | HEAD)), str(tiny_target.folder), "float32", "cpu", False).method
+        return paired(write(tmp_path, values, tensors(DFLASH_SHAPES | HEAD)), tiny_target.folder).method
 
     assert (load().pure, load().proposing) == (0, slice(1, None))
     with pytest.raises(UserError, match="asks for a Domino head with sample_from_anchor"):

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from tests.unit.importers.foreign import paired
 from tests.unit.tiny import HIDDEN, LAYERS, B, answered, lively, make_eagle3, random_prompt
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.config import RunConfig
-from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
 from torchspec.export.hf import check_export, export_checkpoint
 from torchspec.methods.eagle3.config import Eagle3Config
@@ -88,7 +88,7 @@ def test_the_config_names_each_layer_as_each_reader_counts(case, tmp_path):
 
 def test_a_loaded_draft_proposes_what_the_trained_one_does(case, tmp_path, tiny_folder, eagle3_oracle):
     method, _ = case
-    pair = load_pair(export(tmp_path, method, "float32"), str(tiny_folder), "float32", "cpu", False)
+    pair = paired(export(tmp_path, method, "float32"), tiny_folder)
     assert (pair.method.layer_ids, pair.method.block_size) == (method.layer_ids, B)
     features = pair.target.capture(answered(eagle3_oracle, random_prompt(0, 9), 20))
     anchors = torch.arange(1, 28)
@@ -141,7 +141,7 @@ def test_planted_a_vocabulary_whose_maps_disagree_is_refused_by_export_and_by_lo
     with pytest.raises(ContractError, match="two maps of its vocabulary disagree"):
         check_export(draft, load_file(draft / "model.safetensors"))
     with pytest.raises(ContractError, match="two maps of its vocabulary disagree"):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_planted_an_export_that_servers_would_read_otherwise_is_refused(tiny_eag
 )
 def test_a_draft_that_does_not_fit_is_not_loaded(tiny_eagle3, tiny_folder, tmp_path, plant, words):
     draft = export(tmp_path, tiny_eagle3, "float32")
-    load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+    paired(draft, tiny_folder)
     rewrite(draft, plant)
     with pytest.raises(UserError, match=words):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(30, (1, 14, 26)), (36, (1, 17, 32)), (32, (1, 15, 28))])

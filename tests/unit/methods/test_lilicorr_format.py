@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from tests.unit.importers.foreign import paired
 from tests.unit.methods.test_eagle3_format import export
 from tests.unit.methods.test_lilicorr_definition import random_blocks
 from tests.unit.tiny import HIDDEN, LAYERS, MASK, VOCABULARY, B, answered, lively, make_lilicorr, make_method, random_prompt
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.methods.lilicorr.config import LiLiCorrConfig
 from torchspec.training.warm import fit, read_source
@@ -43,10 +43,6 @@ def method(tiny_target):
 @pytest.fixture(scope="module")
 def folder(method, tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("lilicorr"), method, "float32")
-
-
-def load(folder: Path, target: Path, draft_tokens: int | None = None):
-    return load_pair(folder, str(target), "float32", "cpu", False, draft_tokens)
 
 
 def changed(folder: Path, to: Path, nested: dict, tensors: dict | None = None, **top) -> Path:
@@ -91,7 +87,7 @@ def test_a_fresh_head_starts_as_published(method):
 
 @torch.no_grad()
 def test_a_loaded_draft_proposes_what_the_trained_one_does(method, folder, tiny_folder, eagle3_oracle):
-    pair = load(folder, tiny_folder)
+    pair = paired(folder, tiny_folder)
     assert (pair.method.layer_ids, pair.method.block_size) == (LAYERS, B)  # learning from the target's law is over
     features = pair.target.capture(answered(eagle3_oracle, random_prompt(0, 9), 20))
     seen = eagle3_oracle.capture(features.prompt)
@@ -103,7 +99,7 @@ def test_a_loaded_draft_proposes_what_the_trained_one_does(method, folder, tiny_
 @pytest.mark.parametrize("drafts", [1, 2])
 def test_a_shorter_block_has_the_first_slots_and_their_distances(method, folder, tiny_folder, drafts):
     """As servers score a shorter draft: its slots are the trained ones' first, a distance keeps its bias."""
-    pair, trained, blocks = load(folder, tiny_folder, drafts), lively(method.build(torch.Generator())), random_blocks()
+    pair, trained, blocks = paired(folder, tiny_folder, drafts), lively(method.build(torch.Generator())), random_blocks()
     of_head = pair.model.lilicorr
     assert torch.equal(of_head.slot_embedding, trained.lilicorr.slot_embedding[:, :, :drafts])
     assert torch.equal(of_head._bias(drafts, 4), trained.lilicorr._bias(B - 1, 4)[:, : 4 * drafts, : 4 * drafts])
@@ -117,9 +113,9 @@ def replace_states(blocks, slots: int):
 
 def test_an_own_head_is_used_only_where_the_config_says_so(folder, tiny_folder, tmp_path, capsys):
     own = {"lm_head.weight": torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(4))}
-    silent = load(changed(folder, tmp_path / "silent", {}, own), tiny_folder)
+    silent = paired(changed(folder, tmp_path / "silent", {}, own), tiny_folder)
     assert "lm_head.weight" not in silent.model.state_dict()
-    said = load(changed(folder, tmp_path / "said", {}, own, has_own_lm_head=True), tiny_folder)
+    said = paired(changed(folder, tmp_path / "said", {}, own, has_own_lm_head=True), tiny_folder)
     assert (
         torch.equal(said.method.served_vocabulary(said.model).head, own["lm_head.weight"]) and "head of its own" in capsys.readouterr().out
     )
@@ -145,7 +141,7 @@ def test_an_own_head_is_used_only_where_the_config_says_so(folder, tiny_folder, 
 )
 def test_planted_settings_that_cannot_be_served_are_named(folder, tiny_folder, tmp_path, nested, top, sentence):
     with pytest.raises(UserError, match=sentence):
-        load(changed(folder, tmp_path / "changed", nested, **top), tiny_folder)
+        paired(changed(folder, tmp_path / "changed", nested, **top), tiny_folder)
 
 
 def test_options_that_no_server_takes_are_refused(tiny_target):

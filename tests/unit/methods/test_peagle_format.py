@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.importers.foreign import write
+from tests.unit.importers.foreign import paired, write
 from tests.unit.methods.test_eagle3_format import export, rewrite
 from tests.unit.tiny import HIDDEN, MASK, B, answered, lively, make_peagle, random_prompt
 from torchspec.config import RunConfig
-from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
 from torchspec.export.hf import check_export
 from torchspec.methods.base import check_served
@@ -81,7 +80,7 @@ def test_it_is_read_back_as_it_was_also_as_a_plain_folder_of_eagle3s_name(folder
         weights["mask_hidden"] = weights["mask_hidden"].flatten()
 
     rewrite(draft, flat)
-    pairs = [load_pair(folder, str(tiny_folder), "float32", "cpu", False), load_pair(draft, str(tiny_folder), "float32", "cpu", False, 3)]
+    pairs = [paired(folder, tiny_folder), paired(draft, tiny_folder, 3)]
     features = eagle3_oracle.capture(answered(eagle3_oracle, random_prompt(0, 9), 20))
     expected = method.propose(lively(method.build(torch.Generator())), features, anchors)
     for pair in pairs:
@@ -125,7 +124,7 @@ def test_planted_an_export_that_vllm_would_read_otherwise_is_refused(draft, plan
 def test_a_draft_that_does_not_fit_is_not_loaded(draft, tiny_folder, plant, words):
     rewrite(draft, plant)
     with pytest.raises(UserError, match=words):
-        load_pair(draft, str(tiny_folder), "float32", "cpu", False)
+        paired(draft, tiny_folder)
 
 
 def test_no_other_engine_serves_it(tiny_target):

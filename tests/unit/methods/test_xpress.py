@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.importers.foreign import DFLASH_SHAPES, SIZES, SPECULATORS, ZLAB, tensors, write
+from tests.unit.importers.foreign import DFLASH_SHAPES, SIZES, SPECULATORS, ZLAB, paired, tensors, write
 from tests.unit.methods import reference
 from tests.unit.methods.cases import lively_draft
 from tests.unit.methods.definition import check_head, double
 from tests.unit.tiny import MASK, B, make_xpress, random_features
-from torchspec.decode.pair import load_pair
 from torchspec.errors import UserError
 from torchspec.export.hf import check_export, serving_config, serving_tensors
 from torchspec.methods.base import check_served
@@ -166,9 +165,9 @@ def test_its_folder_is_what_vllm_reads(method, model, tmp_path):
     weights = serving_tensors(model.state_dict(), "float32")
     assert {name: tuple(value.shape) for name, value in weights.items()} == SHAPES
     check_export(write(tmp_path / "draft", config, weights), weights)
-    pair = load_pair(tmp_path / "draft", str(method.target.folder), "float32", "cpu", False)
+    pair = paired(tmp_path / "draft", method.target.folder)
     assert torch.equal(pair.method.propose(pair.model, SAMPLES[1], ANCHORS), method.propose(model, SAMPLES[1], ANCHORS))
-    shorter = load_pair(tmp_path / "draft", str(method.target.folder), "float32", "cpu", False, 2)
+    shorter = paired(tmp_path / "draft", method.target.folder, 2)
     assert torch.equal(shorter.model.xpress_head.mix.L, model.xpress_head.mix.L[:, :3, :3])
     check_served("vllm", method)
     with pytest.raises(UserError, match="SGLang has no XPress; serve it with vllm"):
@@ -178,7 +177,7 @@ def test_its_folder_is_what_vllm_reads(method, model, tmp_path):
 def test_what_a_folder_leaves_out_is_vllms_default_and_what_cannot_be_computed_is_refused(tmp_path, tiny_target):
     def load(**values):
         values = {**ZLAB, "architectures": ["Qwen3XPressModel"], "xpress_rank": 6, "xpress_mlp_hidden": 10, **values}
-        return load_pair(write(tmp_path, values, tensors(SHAPES)), str(tiny_target.folder), "float32", "cpu", False).method
+        return paired(write(tmp_path, values, tensors(SHAPES)), tiny_target.folder).method
 
     assert {**KEYS, "xpress_num_passes": 6, "xpress_topc": 512}.items() <= load().config.dflash_config.items()
     with pytest.raises(UserError, match="asks for 0 passes of XPress"):
@@ -207,7 +206,7 @@ def test_a_folder_of_speculators_is_read_and_gone_on_with(tmp_path, tiny_target)
         short = name.removeprefix("xpress_head.")
         theirs[f"refiner_head.{THEIRS.get(short, short)}" if short != name else name] = value
     folder = write(tmp_path, OF_SPECULATORS, theirs)
-    pair = load_pair(folder, str(tiny_target.folder), "float32", "cpu", False)
+    pair = paired(folder, tiny_target.folder)
     assert {"xpress_mlp_hidden": 12, "xpress_num_passes": 4, "xpress_topc": 0}.items() <= pair.method.config.dflash_config.items()
     assert all(torch.equal(value, weights[name]) for name, value in pair.model.state_dict().items())
     method = make_xpress(tiny_target, xpress_mlp_hidden=12, xpress_num_passes=4)

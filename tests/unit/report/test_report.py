@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchspec.errors import UserError
+from torchspec.report.training_charts import training_charts
 from torchspec.report.write import write_report
 
 TEMPLATE = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -144,8 +145,15 @@ def write(folder: Path, results: dict, rows: list[dict] | None) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
-    return write(tmp_path_factory.mktemp("report"), results(), metrics())
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write(folder, results(), metrics())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -243,14 +251,15 @@ def test_the_tables_hold_every_number_behind_the_charts(full_page):
         assert expected in text, expected
 
 
-def test_pictures_are_pngs_and_those_of_an_earlier_page_go(full_folder, tmp_path):
+def test_the_same_numbers_give_the_same_bytes_and_pictures_of_an_earlier_page_go(folder, page, full_folder, tmp_path):
+    """A last line of the metrics that a kill has cut does not count."""
     shutil.copytree(full_folder, tmp_path, dirs_exist_ok=True)
-    before = set((tmp_path / "charts").iterdir())
-    write(tmp_path, results(), metrics())
-    after = set((tmp_path / "charts").iterdir())
-    gone = {"tau_per_data_set", "tau_by_domain", "tau_by_context", "speedup_by_concurrency", "break_even"}
-    assert {file.stem for file in before - after} == gone and len(after) == 6
-    assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in after)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert write(tmp_path, results(), None) == page
+    before, after = ({file.name: file.read_bytes() for file in (f / "charts").iterdir()} for f in (folder, tmp_path))
+    assert before == after and all(picture.startswith(b"\x89PNG\r\n") for picture in after.values())
+    assert after.keys() < {file.name for file in (full_folder / "charts").iterdir()}
 
 
 def test_expected_counts_of_sampled_decoding_are_shown_and_nothing_is_called_lossless(tmp_path):
@@ -261,10 +270,10 @@ def test_expected_counts_of_sampled_decoding_are_shown_and_nothing_is_called_los
     assert "1,942.5 tokens in 1,013.2\n" in page and ">617.2<" in page and "ossless" not in page.split("<h2>")[0]
 
 
-def test_a_first_loss_that_would_flatten_the_curve_is_cut_and_named(tmp_path):
+def test_a_first_loss_that_would_flatten_the_curve_is_cut_and_named():
     rows = metrics()
     rows[0]["loss"] = 54.6
-    assert "axis cut: highest value 54.6" in write(tmp_path, results(), rows)
+    assert "axis cut: highest value 54.6" in "".join(chart.svg for chart in training_charts(rows))
 
 
 def test_text_of_models_and_users_stays_text(page):
@@ -277,8 +286,7 @@ def test_coloured_tokens_join_to_the_answer(page):
     assert Text(page).tokens == ANSWER
 
 
-def test_the_table_shows_what_tells_prompts_apart(tmp_path):
-    page = write(tmp_path, results(), None)
+def test_the_table_shows_what_tells_prompts_apart(page):
     cells = re.findall(r"<tr><td>(.*?)</td>", page[page.index('<table class="answers">') :])
     assert cells[1:] == ["Why?&lt;|im_end|&gt;", "How?&lt;|im_end|&gt;"]
 
@@ -296,12 +304,6 @@ def test_the_page_needs_nothing_but_itself(request, which):
     assert {link[1:] for link in links + urls} <= identifiers
 
 
-def test_the_same_numbers_give_the_same_bytes(full_folder, full_page, tmp_path):
-    assert write(tmp_path, full_results(), metrics()) == full_page
-    pictures = [{file.name: file.read_bytes() for file in (folder / "charts").iterdir()} for folder in (full_folder, tmp_path)]
-    assert pictures[0] == pictures[1]
-
-
 @pytest.mark.parametrize("missing", [("offline",), ("decode",), ("offline", "decode")])
 def test_a_page_without_metrics_or_a_section_says_so(tmp_path, missing):
     page = write(tmp_path, {**results(), **dict.fromkeys(missing), "on_policy_share": None, "seed": None, "config": {}}, None)
@@ -311,23 +313,16 @@ def test_a_page_without_metrics_or_a_section_says_so(tmp_path, missing):
     assert page.count("<svg ") == (2 if len(missing) < 2 else 0)
 
 
-@pytest.mark.parametrize(("mismatches", "red"), [(0, False), (1, True)])
-def test_mismatches_are_red(tmp_path, mismatches, red):
+def test_mismatches_are_red(page, tmp_path):
     changed = results()
-    changed["decode"]["mismatches"] = mismatches
-    classes = [attributes.get("class") for _, attributes in Text(write(tmp_path, changed, None)).tags]
-    assert ("card bad" in classes) == red
+    changed["decode"]["mismatches"] = 1
+    red = write(tmp_path, changed, None)
+    assert ["card bad" in [attributes.get("class") for _, attributes in Text(text).tags] for text in (page, red)] == [False, True]
 
 
 def test_a_draft_that_accepts_nothing_and_one_row_of_metrics_still_draw(tmp_path):
     empty = {"tau": 1.0, "tau_interval": None, "steps": 0, "tokens": 0, "histogram": [0] * 4, "slot_acceptance": [0.0] * 3, "prompts": 1}
     assert write(tmp_path, {**results(), "offline": empty, "decode": None}, metrics()[:1]).count("<svg ") == 6
-
-
-def test_a_last_line_cut_by_a_kill_does_not_count(page, tmp_path):
-    lines = "".join(json.dumps(row) + "\n" for row in metrics())
-    (tmp_path / "metrics.jsonl").write_text(lines + '{"kind": "train", "st')
-    assert write(tmp_path, results(), None) == page
 
 
 def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
@@ -339,9 +334,8 @@ def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
 
 def test_an_alarm_is_red_wherever_it_was_raised(tmp_path):
     """In the evaluation, and at a checkpoint of the run whose metrics lie beside it."""
-    alarmed = full_results()
-    alarmed["served"].update(gap=-0.31, alarm="vllm accepts <less>")
-    rows = [*metrics(), {"kind": "served", "step": 150, "engine": "vllm", "tau": 1.1, "own_tau": 1.6, "alarm": "step alarm"}]
+    alarmed = {**results(), "served": full_results()["served"] | {"gap": -0.31, "alarm": "vllm accepts <less>"}}
+    rows = [{"kind": "served", "step": 150, "engine": "vllm", "tau": 1.1, "own_tau": 1.6, "alarm": "step alarm"}]
     page = write(tmp_path, alarmed, rows)
     assert '<p class="bad">vllm accepts &lt;less&gt;.</p>' in page
     assert '<p class="bad">Step 150: step alarm.</p>' in page

@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -132,22 +132,32 @@ def hub_folder(tmp_path) -> Path:
     return folder
 
 
-def documented_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "tools" / "prepare_perfectblend.py", "--output", "data/perfectblend.jsonl", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def documented_command(tmp_path, monkeypatch, capsys):
+    """As typed, in this process: -> exit code, what it printed, what it said of errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    script = ROOT / "scripts" / "tools" / "prepare_perfectblend.py"
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(script), "--output", "data/perfectblend.jsonl", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(script), run_name="__main__")
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
 
 
-def test_the_documented_command_samples_perfectblend(tmp_path, hub_folder):
-    done = documented_command(tmp_path, "--max_samples", "10")
-    assert done.returncode == 0, done.stderr
-    assert "10 conversations of 42 usable ones in 47 rows" in done.stdout
+def test_the_documented_command_samples_perfectblend(tmp_path, hub_folder, documented_command):
+    code, printed, error = documented_command("--max_samples", "10")
+    assert code == 0, error
+    assert "10 conversations of 42 usable ones in 47 rows" in printed
     rows, sources = lines(tmp_path / "data" / "perfectblend.jsonl"), [row.messages for row in read_rows([str(hub_folder)])]
     assert [row["messages"] for row in rows] == [sources[int(row["id"].rpartition(":")[2])] for row in rows]
 
 
-def test_without_the_hub_the_command_says_so(tmp_path):
-    done = documented_command(tmp_path, "--sample-size", "10")
-    assert done.returncode == 2 and not (tmp_path / "data" / "perfectblend.jsonl").exists()
-    (error,) = [line for line in done.stderr.splitlines() if line]
+def test_without_the_hub_the_command_says_so(tmp_path, documented_command):
+    code, _, said = documented_command("--sample-size", "10")
+    assert code == 2 and not (tmp_path / "data" / "perfectblend.jsonl").exists()
+    (error,) = [line for line in said.splitlines() if line]
     assert error.startswith("error: input 'mlabonne/open-perfectblend'") and "cannot be read (Couldn't reach" in error

@@ -3,7 +3,6 @@
 import math
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -73,11 +72,12 @@ def test_rows_are_judged_by_what_the_engine_measured_before_it_rounded(folder, c
 
 
 def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_stay():
-    code = "from torchspec.capture.shared_memory import new_folder; print(new_folder())"
-    left = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert os.path.isdir(left)
+    dead = subprocess.Popen(["true"])
+    dead.wait(60)
+    left = shared_memory.ROOT / f"{shared_memory.PREFIX}{dead.pid}-left"
+    left.mkdir()
     first, second = shared_memory.new_folder(), shared_memory.new_folder()
-    assert not os.path.exists(left) and first.is_dir()
+    assert not left.exists() and first.is_dir() and f"-{os.getpid()}-" in first.name
     first.rmdir(), second.rmdir()
 
 
