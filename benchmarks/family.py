@@ -97,7 +97,7 @@ def measure(setting: Setting, steps: int, seed: int) -> dict:
         for accepted, length in accepted_per_step(pair.method, pair.model, features):
             total.add_answer(accepted, length)
     return {
-        "method": setting.name, "overrides": setting.overrides, "seed": seed, "steps": steps, **total.to_json(),
+        "method": setting.name, "overrides": setting.overrides, "seed": seed, "training_steps": steps, **total.to_json(),
         "every_anchor": every_anchor(pair, held_out), "parameters": sum(parameter.numel() for parameter in pair.model.parameters()),
     }  # fmt: skip
 

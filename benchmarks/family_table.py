@@ -42,7 +42,7 @@ def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dic
         ratios = [fast / plain for fast, plain in zip(speed["speculative"], speed["plain"], strict=True)]
         low, high = median_interval(ratios)
         lines.append(
-            f"| `{name}` | {cost(rates, name):.2f} | {with_interval(steps)} | {minutes['steps']} | {with_interval(minutes)} "
+            f"| `{name}` | {cost(rates, name):.2f} | {with_interval(steps)} | {minutes['training_steps']} | {with_interval(minutes)} "
             f"| {' '.join(f'{100 * share:.0f}' for share in minutes['slot_acceptance'])}% | {minutes['parameters'] / 1e6:.1f}M "
             f"| {statistics.median(speed['proposal_ms']):.1f} | {statistics.median(speed['speculative']):.1f} "
             f"| {statistics.median(ratios):.2f}x [{low:.2f}, {high:.2f}] |"
@@ -59,7 +59,7 @@ def seeds(rows: list[dict]) -> str:
     """Of methods that were trained from several seeds."""
     found = {}
     for row in rows:
-        found.setdefault((row["method"], row["as_long_as"], row["steps"]), []).append(row["tau"])
+        found.setdefault((row["method"], row["as_long_as"], row["training_steps"]), []).append(row["tau"])
     several = {key: taus for key, taus in found.items() if len(taus) > 1}
     return "\n".join(
         f"{name}, {steps} steps: {statistics.mean(taus):.3f} ({', '.join(f'{tau:.3f}' for tau in taus)})"
