@@ -15,10 +15,7 @@ from torchspec.transfer.codec import decode, encode
 
 def main(request_file: str, answer_file: str) -> None:
     request = json.loads(Path(request_file).read_text())
-    spec = CaptureSpec(
-        Path(request["target"]), tuple(request["layer_ids"]), torch.bfloat16, max_length=1024, server_url=request["server_url"],
-        fp8=request["fp8"],
-    )  # fmt: skip
+    spec = CaptureSpec(Path(request["target"]), tuple(request["layer_ids"]), torch.bfloat16, max_length=1024, fp8=request["fp8"])
     backend = open_capture(request["engine"], spec)
     features, started = {}, time.perf_counter()
     prompts = [Prompt(index, torch.tensor(ids), torch.arange(len(ids)) > 0) for index, ids in enumerate(request["prompts"])]

@@ -1,13 +1,6 @@
 """Engines yield the features of Transformers: the conformance test of every capture backend, and a planted shift of the layers."""
 
 import dataclasses
-import os
-import shlex
-import signal
-import subprocess
-import time
-import urllib.request
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.interop.conftest import ENGINES, environment, in_engine
+from tests.interop.conftest import in_engine
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import ROUNDING, check_features
 from torchspec.capture.hf import HFCapture
@@ -46,7 +39,7 @@ def captured(
 ) -> tuple[dict, list[Features]]:
     request = {
         "engine": engine, "target": str(target.resolve()), "layer_ids": layers, "prompts": [s.ids.tolist() for s in samples],
-        "file": str(folder / "features.safetensors"), "server_url": None, "fp8": False, **options,
+        "file": str(folder / "features.safetensors"), "fp8": False, **options,
     }  # fmt: skip
     answer = in_engine(engine, "engine_capture.py", request, folder)
     contexts = load_file(request["file"])
@@ -92,46 +85,3 @@ def test_a_shift_of_the_layers_is_named(engine, oracle, layers):
     shifted = dataclasses.replace(engine[1][0], layer_ids=tuple(z - 1 for z in layers))
     with pytest.raises(ContractError, match="output of layer 1, so the layer-id convention is off"):
         check_features(shifted, oracle)
-
-
-START = 400.0  # seconds until a server that does not answer counts as hanging; another engine may start beside it
-ON_CPU = "--device cpu --attention-backend torch_native --sampling-backend pytorch --mem-fraction-static 0.3 --max-total-tokens 8192"
-
-
-@contextmanager
-def sglang_server(command: str, port: int, folder: Path):
-    """A server started by the very command that torchspec tells its user, on CPU."""
-    words = [str(ENGINES["sgl"]), *shlex.split(f"{command} {ON_CPU} --port {port}")[1:]]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(words, env=environment("sgl") | {"HOME": str(folder)}, stdout=log, stderr=log, start_new_session=True)
-    try:
-        until = time.monotonic() + START
-        while requests_to(port) != 200:
-            assert server.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()[-2000:]
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def requests_to(port: int) -> int | None:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status
-    except OSError:  # not listening yet
-        return None
-
-
-@ONE_SET
-def test_a_running_sglang_server_is_refused_with_the_command_that_it_should_have_been_started_with(
-    target_folder, layers, samples, oracle, tmp_path, capfd
-):
-    plain = f"python -m sglang.launch_server --model-path {target_folder.resolve()} --dtype bfloat16"
-    with sglang_server(plain, 30117, tmp_path) as url, pytest.raises(subprocess.CalledProcessError):
-        captured("sgl", target_folder, layers, samples, tmp_path, server_url=url)
-    sentence = capfd.readouterr().err
-    assert "was started with enable_return_aux_hidden_states=False" in sentence
-    command = sentence[sentence.index("python -m sglang.launch_server") :].splitlines()[0]
-    with sglang_server(command, 30118, tmp_path) as url:
-        answer, features = captured("sgl", target_folder, layers, samples, tmp_path, server_url=url)
-    check(answer, features, oracle)  # when the server, which never sleeps, is gone

@@ -21,13 +21,14 @@ from torchspec.config import RunConfig
 from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
 from torchspec.launch.remote import RemoteCapture
+from torchspec.launch.servers import supply
 from torchspec.launch.workers import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_device
-from torchspec.training.build import in_process
 from torchspec.training.log import METRICS
 from torchspec.training.loop import Serve, kept, train_together
 from torchspec.training.stream import Source
+from torchspec.transfer.base import open_transfer
 from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
@@ -92,7 +93,7 @@ def _rank(arguments: dict) -> None:
     if reason.is_file():
         return
     try:
-        train_together(config, from_workers if config.inference.num_workers else in_process, arguments["serve"])
+        train_together(config, from_workers if config.inference.num_workers else supply(config), arguments["serve"])
     except UserError as error:
         reason.write_text(str(error))
         raise
@@ -142,7 +143,7 @@ def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...])
     actor, arguments = ray.remote(CaptureWorker), (config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
     names = [f"{run_name(config)}-capture-{i}" for i in range(config.inference.num_workers)]
     workers = [actor.options(name=name, **options).remote(*arguments) for name in names]
-    return WorkerPool(workers)
+    return WorkerPool(workers, open_transfer(config, sends=False))
 
 
 def from_workers(config: RunConfig, method: Method, samples: int, device: torch.device) -> tuple[Source, Capture]:

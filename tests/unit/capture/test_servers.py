@@ -1,0 +1,219 @@
+"""Capture by servers that already run: what they yield is what the target yields here, whichever way it came and whoever has died."""
+
+import dataclasses
+import json
+import os
+import shlex
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.unit.capture.tiny_server import TinyServer
+from tests.unit.tiny import HIDDEN, LAYERS, random_prompt, write_target
+from torchspec.capture import outbox, shared_memory
+from torchspec.capture.base import CaptureSpec
+from torchspec.capture.feature_port import open_port
+from torchspec.capture.hf import HFCapture
+from torchspec.capture.http import ServerDown, call, is_loopback
+from torchspec.capture.outbox import NAME, Delivery, Outbox, new_name
+from torchspec.capture.server import wanted_delivery
+from torchspec.capture.spread import SpreadCapture, open_server, open_servers
+from torchspec.capture.vllm.server import command as vllm_command
+from torchspec.errors import ContractError, EngineMismatch, UserError
+from torchspec.records import Prompt
+
+OTHERS = socket.gethostbyname(socket.gethostname())  # this node as others see it
+
+
+@pytest.fixture
+def spec(tiny_folder, tiny_target) -> CaptureSpec:
+    return CaptureSpec(tiny_folder, LAYERS, torch.float32, target=tiny_target)
+
+
+@pytest.fixture
+def serve(tiny_oracle, tiny_folder, tmp_path):
+    """Starts servers that are told the given changes of what they should be told."""
+    started = []
+
+    def start(host: str = "127.0.0.1", oracle: HFCapture = tiny_oracle, model=tiny_folder, **told) -> TinyServer:
+        listen = None if host == "127.0.0.1" else f"{host}:{free_port(host)}"
+        delivery = Delivery(str(tmp_path / f"server-{len(started)}"), list(LAYERS), False, True, listen)
+        started.append(TinyServer(oracle, dataclasses.replace(delivery, **told), str(model), host))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if not server.broken:
+            server.stop()
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(i, random_prompt(i, 8 + i % 5) % 60, torch.arange(8 + i % 5) > 2) for i in range(count)]
+
+
+def together(capture: SpreadCapture, asked: list[Prompt], threads: int = 4) -> list[torch.Tensor]:
+    with ThreadPoolExecutor(threads) as pool:
+        return [features.context for features in pool.map(capture.capture, asked)]
+
+
+def expected(oracle: HFCapture, asked: list[Prompt]) -> list[torch.Tensor]:
+    return [oracle.capture(prompt).context for prompt in asked]
+
+
+def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.skipif(is_loopback(f"http://{OTHERS}:1"), reason="this machine has no address but loopback")
+def test_a_server_here_and_one_elsewhere_share_the_prompts_and_yield_the_targets_own_features(spec, serve, tiny_oracle):
+    here, elsewhere = serve(), serve(host=OTHERS)
+    capture, asked = open_servers("sgl", spec, [here.url, elsewhere.url]), prompts(24)
+    assert [server.port is None for server in capture.servers] == [True, False]
+    capture.verify(asked[:4])
+    assert len(here.asked) == len(elsewhere.asked) == 4
+    assert equal(together(capture, asked), expected(tiny_oracle, asked))
+    assert len(here.asked) + len(elsewhere.asked) == 8 + 24 and min(len(here.asked), len(elsewhere.asked)) > 4 + 6
+    for server in (here, elsewhere):
+        assert not any(server.outbox.folder.iterdir())  # each is handed out once
+
+
+def test_a_server_that_dies_costs_no_sample_and_is_named_once_and_used_again_when_it_returns(spec, serve, tiny_oracle, capsys):
+    first, second = serve(), serve()
+    capture, asked = SpreadCapture([open_server("sgl", spec, url) for url in (first.url, second.url)], rest=0.05), prompts(30)
+    first.answers_until = 5
+    assert equal(together(capture, asked), expected(tiny_oracle, asked))
+    assert len(first.asked) == 5 and len(second.asked) == 25
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert said.count("is down") == 1 and f"{first.url} is down" in said and "its requests go to the other 1 server(s)" in said
+    first.answers_until = float("inf")
+    capture.resting[0] = (0.0, "its rest is over")
+    together(capture, asked)
+    assert len(first.asked) > 5 and f"{first.url} answers again" in capsys.readouterr().out
+
+
+def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve):
+    servers = serve(), serve()
+    capture = SpreadCapture([open_server("sgl", spec, server.url) for server in servers], rest=0.01, patience=0.05)
+    for server in servers:
+        server.stop()
+    with pytest.raises(UserError, match="no server of inference.server_url has answered for 0 seconds: .*refused.*; .*refused"):
+        capture.capture(prompts(1)[0])
+
+
+def test_a_refused_prompt_is_the_prompts_fault_and_not_the_servers(spec, serve):
+    capture = open_servers("sgl", spec, [serve().url])
+    with pytest.raises(ContractError, match="answered 400 no such token"):
+        capture.capture(Prompt(0, torch.tensor([1, 2, 61]), torch.arange(3) > 1))
+    assert not capture.resting
+
+
+def test_a_server_of_another_target_is_refused_by_contents(spec, serve, tiny_oracle, tmp_path):
+    """The same shapes and config, other weights: only contents tell them apart."""
+    torch.manual_seed(1)
+    other = write_target(tmp_path / "other", initializer_range=0.31)
+    with pytest.raises(EngineMismatch, match="start it with the same files of the target"):
+        open_servers("sgl", spec, [serve().url, serve(model=other).url]).verify(prompts(2))
+
+
+def test_a_server_that_takes_another_layer_is_refused_by_its_own_next_token(spec, serve, tiny_oracle):
+    server = serve()
+    capture = open_servers("sgl", spec, [server.url])
+    put = server.outbox.put
+    server.outbox.put = lambda name, context, last: put(name, context, context[-1, :HIDDEN])
+    with pytest.raises(EngineMismatch, match="agree with sglang 0.5.23 float32's own next token for"):
+        capture.verify(prompts(12))
+
+
+@pytest.mark.parametrize(("told", "wrong"), [({"layer_ids": [0, 2]}, "forward_hooks"), ({"fp8": True}, "forward_hooks")])
+def test_a_server_that_was_told_otherwise_is_refused_with_its_command(spec, serve, told, wrong):
+    server = serve(**told)
+    with pytest.raises(UserError, match=f"was started with .*{wrong}") as refusal:
+        open_servers("sgl", spec, [server.url])
+    words = shlex.split(str(refusal.value).split("when started as: ")[1])
+    hooks = json.loads(words[words.index("--forward-hooks") + 1])
+    assert Delivery(**hooks[0]["config"]) == dataclasses.replace(server.delivery, layer_ids=list(LAYERS), fp8=False)
+    assert words[words.index("--return-aux-hidden-state-layer-ids") + 1 :][:2] == ["1", "3"]
+    assert words[words.index("--port") + 1] == server.url.rpartition(":")[2]
+
+
+def test_only_a_loopback_url_is_taken_for_shared_memory(spec):
+    assert all(is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "localhost", "[::1]"))
+    assert not any(is_loopback(f"http://{host}:1") for host in ("10.0.0.7", "node7"))
+    delivery = wanted_delivery(spec, "http://node7:8000", None)
+    assert delivery.listen == "node7:8001"
+    words = shlex.split(vllm_command(spec, "http://node7:8000", delivery))
+    told = json.loads(words[words.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]["torchspec"]
+    assert Delivery(**told) == delivery and "--no-enable-prefix-caching" in words
+
+
+def test_nothing_listens_there(spec):
+    with pytest.raises(ServerDown, match="does not answer"):
+        open_servers("sgl", spec, [f"http://127.0.0.1:{free_port('127.0.0.1')}"])
+
+
+@pytest.fixture
+def port(tmp_path):
+    server = open_port(tmp_path, NAME, "127.0.0.1:0")
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_port_hands_out_states_once_and_nothing_else(port, tmp_path):
+    name, other = new_name(), tmp_path / "secret"
+    (tmp_path / name).write_bytes(b"states")
+    other.write_bytes(b"secret")
+    with pytest.raises(ContractError, match="more than 5 bytes"):
+        call(f"{port}/{name}", limit=5)
+    (tmp_path / name).write_bytes(b"states")
+    assert call(f"{port}/{name}", limit=6) == b"states"
+    for path in (name, "", "secret", "../secret", f"{name}/../secret", f"./{name}"):
+        with pytest.raises(ContractError, match="404"):
+            call(f"{port}/{path}", limit=100)
+    assert other.read_bytes() == b"secret"
+
+
+def test_an_answer_that_breaks_off_is_a_dead_server_and_no_states():
+    """A server that promises ten bytes, sends four and is gone."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        connection, _ = listening.accept()
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour")
+        connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    with listening, pytest.raises(ServerDown, match="broke off 6 bytes before the end"):
+        call(f"http://127.0.0.1:{listening.getsockname()[1]}/x", limit=100)
+
+
+def test_damaged_bytes_are_refused(tmp_path):
+    box, name = Outbox(Delivery(str(tmp_path), [0], False), ""), new_name()
+    box.put(name, torch.randn(3, 4), torch.randn(4))
+    data = (tmp_path / name).read_bytes()
+    assert shared_memory.parse(data, "it").origin == {"layer_ids": "[0]"}
+    with pytest.raises(ContractError, match="what it sent is not whole"):
+        shared_memory.parse(data[:-1], "it")
+
+
+def test_a_shared_outbox_removes_what_nobody_fetched_and_keeps_no_states_where_memory_ends(tiny_folder, tmp_path, monkeypatch, capfd):
+    box = Outbox(Delivery(str(tmp_path), [0], False, shared=True), str(tiny_folder))
+    old, new, none = new_name(), new_name(), new_name()
+    box.put(old, torch.randn(3, 4), torch.randn(4))
+    os.utime(tmp_path / old, (0, 0))
+    box.put(new, torch.randn(3, 4), torch.randn(4))
+    box.put("../elsewhere", torch.randn(3, 4), torch.randn(4))
+    monkeypatch.setattr(outbox.shutil, "disk_usage", lambda folder: SimpleNamespace(free=90))
+    box.put(none, torch.randn(3, 4), torch.randn(4))
+    assert {file.name for file in tmp_path.iterdir()} == {new} and "so no states of" in capfd.readouterr().out
