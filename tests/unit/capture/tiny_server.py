@@ -40,6 +40,8 @@ class TinyServer:
 
     def stop(self) -> None:
         """As if it were killed: nothing listens, and what comes on open connections is cut off."""
+        if self.broken:
+            return
         self.broken = True
         self.http.shutdown()
         self.http.server_close()
@@ -56,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.tiny.broken or len(self.tiny.asked) >= self.tiny.answers_until:
             self.close_connection = True  # without an answer
             return
-        if max(body["input_ids"]) >= 60:
+        if max(body["input_ids"]) >= len(self.tiny.oracle.model.get_input_embeddings().weight):
             self.send_error(400, "no such token")
             return
         self._answer({"output_ids": [self.tiny.generate(body["input_ids"], body["rid"])]})

@@ -39,7 +39,5 @@ def test_every_small_run_is_refused_exactly_where_no_placement_exists(nodes):
 
 
 def test_a_worker_that_no_node_can_hold_is_named_with_the_nodes():
-    with pytest.raises(
-        UserError, match="worker.s 8 GPUs and 4 CPUs stand on one node, and nodes of 6 GPUs with 32 CPUs, 6 GPUs with "
-    ):
+    with pytest.raises(UserError, match="worker.s 8 GPUs and 4 CPUs stand on one node, and nodes of 6 GPUs with 32 CPUs, 6 GPUs with "):
         check_nodes(run(1, 1, 8), [{"GPU": 6, "CPU": 32}, {"GPU": 6, "CPU": 32}])

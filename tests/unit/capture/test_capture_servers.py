@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen3Config
 
 from tests.unit.capture.tiny_server import TinyServer
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt, write_target
@@ -21,11 +24,14 @@ from torchspec.capture.hf import HFCapture
 from torchspec.capture.http import ServerDown, call, is_loopback
 from torchspec.capture.outbox import NAME, Delivery, Outbox, new_name
 from torchspec.capture.server import wanted_delivery
+from torchspec.capture.sglang.server import command as sglang_command
+from torchspec.capture.sglang.settings import asked_layers
 from torchspec.capture.spread import SpreadCapture, open_server, open_servers
 from torchspec.capture.vllm.server import command as vllm_command
 from torchspec.errors import ContractError, EngineMismatch, UserError
 from torchspec.records import Prompt
 
+ROOT = Path(__file__).parents[3]
 OTHERS = socket.gethostbyname(socket.gethostname())  # this node as others see it
 
 
@@ -47,8 +53,7 @@ def serve(tiny_oracle, tiny_folder, tmp_path):
 
     yield start
     for server in started:
-        if not server.broken:
-            server.stop()
+        server.stop()
 
 
 def free_port(host: str) -> int:
@@ -58,7 +63,7 @@ def free_port(host: str) -> int:
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(i, random_prompt(i, 8 + i % 5) % 60, torch.arange(8 + i % 5) > 2) for i in range(count)]
+    return [Prompt(i, random_prompt(i, 8 + i % 5), torch.arange(8 + i % 5) > 2) for i in range(count)]
 
 
 def together(capture: SpreadCapture, asked: list[Prompt], threads: int = 4) -> list[torch.Tensor]:
@@ -113,7 +118,7 @@ def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve):
 def test_a_refused_prompt_is_the_prompts_fault_and_not_the_servers(spec, serve):
     capture = open_servers("sgl", spec, [serve().url])
     with pytest.raises(ContractError, match="answered 400 no such token"):
-        capture.capture(Prompt(0, torch.tensor([1, 2, 61]), torch.arange(3) > 1))
+        capture.capture(Prompt(0, torch.tensor([1, 2, 64]), torch.arange(3) > 1))
     assert not capture.resting
 
 
@@ -154,6 +159,26 @@ def test_only_a_loopback_url_is_taken_for_shared_memory(spec):
     words = shlex.split(vllm_command(spec, "http://node7:8000", delivery))
     told = json.loads(words[words.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]["torchspec"]
     assert Delivery(**told) == delivery and "--no-enable-prefix-caching" in words
+
+
+@pytest.mark.parametrize(("start", "url"), [("python -m sglang", "http://10.0.0.7:30000"), ("vllm serve", "http://10.0.0.7:8000")])
+def test_the_documented_command_is_the_one_that_is_printed(start, url, tmp_path):
+    page = (ROOT / "docs" / "disaggregated.md").read_text()
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    documented = next(block for block in blocks if block.startswith("python -m sglang"))
+    Qwen3Config(num_hidden_layers=36, max_position_embeddings=40960).save_pretrained(tmp_path)
+    spec = CaptureSpec(tmp_path, (1, 9, 17, 25, 33), torch.bfloat16, max_length=2048)
+    delivery = wanted_delivery(spec, url, None)
+    printed = vllm_command(spec, url, delivery) if start == "vllm serve" else sglang_command(spec, url, asked_layers(spec), delivery)
+    ours, theirs = (shlex.split(text.replace("\\\n", " ")) for text in (printed, documented[documented.index(start) :].split("\n\n")[0]))
+    assert list(map(plain, ours)) == list(map(plain, theirs)) and "Qwen/Qwen3-8B" in theirs
+
+
+def plain(word: str) -> object:
+    """Of a command line: JSON by its meaning, and the target's folder by its name."""
+    if word.startswith(("{", "[")):
+        return json.loads(word)
+    return "target" if word == "Qwen/Qwen3-8B" or Path(word).is_dir() else word
 
 
 def test_nothing_listens_there(spec):
