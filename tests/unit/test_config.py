@@ -137,6 +137,7 @@ SGL = ["inference.inference_engine_type=sgl"]
             [*SGL, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
             "asks servers itself; leave num_workers=2 out",
         ),
+        ([*SGL, "inference.server_url=[]"], "names no server"),
         ([*SGL, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
         ([*SGL, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
         ([*SGL, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),

@@ -46,12 +46,14 @@ class InferenceConfig(Section):
         if self.memory_fraction is not None and (self.inference_engine_type == "hf" or self.server_url is not None):
             where = "inference_engine_type: hf" if self.inference_engine_type == "hf" else f"server_url={self.server_url!r}"
             raise ValueError(f"memory_fraction={self.memory_fraction:g} is for an engine that the run starts; leave it out with {where}")
-        if self.servers:
+        if self.server_url is not None:
             self._check_servers()
         return self
 
     def _check_servers(self) -> None:
         given = f"server_url={self.server_url!r}"
+        if not self.servers:
+            raise ValueError(f"{given} names no server; leave it out, or name one")
         if self.inference_engine_type == "hf":
             raise ValueError(f"{given} is for inference_engine_type: sgl or vllm; leave it out for hf")
         if self.num_workers:

@@ -13,9 +13,13 @@ IDLE = 60.0  # seconds after which a connection that neither asks nor reads is c
 def open_port(folder: Path, names: re.Pattern, listen: str) -> ThreadingHTTPServer:
     """listen: host:port, where port 0 takes a free one. Files of the folder whose whole name matches are handed out; nothing is listed."""
     host, _, port = listen.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), partial(Handler, folder, names))
+    server = Port((host, int(port)), partial(Handler, folder, names))
     threading.Thread(target=server.serve_forever, daemon=True, name="torchspec features").start()
     return server
+
+
+class Port(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that wait to be accepted: all ranks may come at once
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,8 +39,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Length", str(file.stat().st_size))
             self.end_headers()
-            self.connection.sendfile(states)
-        file.unlink(missing_ok=True)  # after the last byte: a connection that broke may ask again
+            try:
+                self.connection.sendfile(states)
+            except ConnectionError:  # the asker has gone; it may ask again
+                return
+        file.unlink(missing_ok=True)
 
     def log_message(self, *_) -> None:
         """The engine's log is its own."""

@@ -1,6 +1,7 @@
 """Capture by a server that somebody else started, alone or with others, on this node or another."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,10 +62,10 @@ class ServerCapture(OutsideCapture):
         self.folder, self.port = Path(dialect.delivery.folder), None
         if not is_loopback(url):
             self.port = f"http://{urlsplit(url).hostname}:{dialect.delivery.listen.rpartition(':')[2]}"
-        elif not self.folder.is_dir():
+        elif not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
             raise UserError(
-                f"{self.who} writes its states to {self.folder}, which is not here; give the URL by which other nodes reach it, and they "
-                "travel over the network"
+                f"{self.who} writes its states to {self.folder}, which is not here or another user's; give the URL by which other nodes "
+                "reach it, and they travel over the network"
             )
         self.origin = {"layer_ids": json.dumps(list(spec.layer_ids)), "target": model_key(spec.folder)}
         self.dtype = torch.float8_e4m3fn if spec.fp8 else spec.dtype

@@ -181,6 +181,13 @@ def plain(word: str) -> object:
     return "target" if word == "Qwen/Qwen3-8B" or Path(word).is_dir() else word
 
 
+def test_a_server_on_this_node_whose_folder_is_not_here_is_refused_with_the_way_round(spec, serve):
+    server = serve()
+    server.outbox.folder.rmdir()  # as where server and trainer are in two containers
+    with pytest.raises(UserError, match="which is not here or another user's; give the URL by which other nodes reach it"):
+        open_servers("sgl", spec, [server.url])
+
+
 def test_nothing_listens_there(spec):
     with pytest.raises(ServerDown, match="does not answer"):
         open_servers("sgl", spec, [f"http://127.0.0.1:{free_port('127.0.0.1')}"])

@@ -18,7 +18,7 @@ class VLLMServer:
         self.url = url
         self.engine = f"vllm {call_json(f'{url}/version')['version']}"
         self.model = call_json(f"{url}/v1/models")["data"][0]["id"]
-        found = (self._complete([0], new_name())["kv_transfer_params"] or {}).get(DELIVERY)
+        found = (self._complete([0], new_name()).get("kv_transfer_params") or {}).get(DELIVERY)
         self.delivery = wanted_delivery(spec, url, found)
         if found != vars(self.delivery):
             raise UserError(
