@@ -20,7 +20,8 @@ from torchspec.files.contents import model_key
 from torchspec.records import Prompt
 from torchspec.target.model import load_config
 
-FOLDER = ROOT / "torchspec-server"
+FOLDER = ROOT / "torchspec-server"  # servers of one node may share it: names are drawn at random
+PORT_ABOVE = 100  # a server's own port, where it hands out features; the next ones are likely another server's
 HEADER = 2**16  # bytes of a file of states beside its tensors, at most
 
 
@@ -41,7 +42,7 @@ def wanted_delivery(spec: CaptureSpec, url: str, found: dict | None) -> Delivery
     found: what it was told. Only a loopback URL proves that it shares memory with this process; all others are asked over the network.
     """
     where = urlsplit(url)
-    wanted = Delivery(str(FOLDER), list(spec.layer_ids), spec.fp8, True, None if is_loopback(url) else f"{where.hostname}:{where.port + 1}")
+    wanted = Delivery(str(FOLDER), list(spec.layer_ids), spec.fp8, True, None if is_loopback(url) else f"{where.hostname}:{where.port + PORT_ABOVE}")
     if found is None:
         return wanted
     return replace(wanted, folder=found.get("folder") or wanted.folder, listen=found.get("listen") or wanted.listen)

@@ -155,7 +155,7 @@ def test_only_a_loopback_url_is_taken_for_shared_memory(spec):
     assert all(is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "localhost", "[::1]"))
     assert not any(is_loopback(f"http://{host}:1") for host in ("10.0.0.7", "node7"))
     delivery = wanted_delivery(spec, "http://node7:8000", None)
-    assert delivery.listen == "node7:8001"
+    assert delivery.listen == "node7:8100"
     words = shlex.split(vllm_command(spec, "http://node7:8000", delivery))
     told = json.loads(words[words.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]["torchspec"]
     assert Delivery(**told) == delivery and "--no-enable-prefix-caching" in words
