@@ -42,7 +42,9 @@ def wanted_delivery(spec: CaptureSpec, url: str, found: dict | None) -> Delivery
     found: what it was told. Only a loopback URL proves that it shares memory with this process; all others are asked over the network.
     """
     where = urlsplit(url)
-    wanted = Delivery(str(FOLDER), list(spec.layer_ids), spec.fp8, True, None if is_loopback(url) else f"{where.hostname}:{where.port + PORT_ABOVE}")
+    wanted = Delivery(
+        str(FOLDER), list(spec.layer_ids), spec.fp8, True, None if is_loopback(url) else f"{where.hostname}:{where.port + PORT_ABOVE}"
+    )
     if found is None:
         return wanted
     return replace(wanted, folder=found.get("folder") or wanted.folder, listen=found.get("listen") or wanted.listen)

@@ -19,6 +19,7 @@ from torchspec.doctor.servers import servers
 from torchspec.doctor.tiny import tiny_config, write_tiny_target
 from torchspec.errors import UserError
 from torchspec.target.fetch import resolve_target
+from torchspec.training.build import CHECKED_SAMPLES
 
 LOG_WIDTH = 180  # of the table in a file, where nothing should be wrapped
 COLOURS = {"ok": "green", "absent": "dim", "look": "yellow", "bad": "red"}
@@ -70,7 +71,8 @@ def _of_a_run(config: RunConfig, scratch: Path) -> Iterator[list[Finding]]:
     if any(finding.verdict == "bad" for finding in space):
         raise UserError("the target is not loaded where memory or disk is missing")
     if config.inference.servers:
-        yield servers(config, folder, method.layer_ids, sources[config.dataset.train_data_path][0])
+        rows = sources[config.dataset.train_data_path]
+        yield servers(config, folder, method.layer_ids, [rows[i] for i in range(min(len(rows), CHECKED_SAMPLES))])
     yield data.on_policy(config, frozen, sources)
     yield rehearse(config, folder, method.block_size, scratch)
 

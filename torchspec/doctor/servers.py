@@ -19,26 +19,26 @@ from torchspec.records import Prompt
 from torchspec.transfer.codec import decode, encode
 
 
-def servers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], prompt: Prompt) -> list[Finding]:
-    """A row for each; prompt: of the training data."""
+def servers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], prompts: list[Prompt]) -> list[Finding]:
+    """A row for each; prompts: some of the training data, of which the first is compared with Transformers."""
     inference, device = config.inference, resolve_device(config.model.device)
     spec = capture_spec(config, folder, layer_ids, torch.device("cpu"))
     oracle = HFCapture(
         CaptureSpec(folder, layer_ids, resolve_dtype(config.model.dtype), device, trust_remote_code=config.model.trust_remote_code)
     )
-    return [_row(inference.inference_engine_type, spec, url, oracle, prompt) for url in inference.servers]
+    return [_row(inference.inference_engine_type, spec, url, oracle, prompts) for url in inference.servers]
 
 
-def _row(name: str, spec: CaptureSpec, url: str, oracle: HFCapture, prompt: Prompt) -> Finding:
+def _row(name: str, spec: CaptureSpec, url: str, oracle: HFCapture, prompts: list[Prompt]) -> Finding:
     try:
         server = open_server(name, spec, url)
-        server.verify([prompt])
-        seconds = _compare(server, spec, oracle, prompt)
+        server.verify(prompts)
+        seconds = _compare(server, spec, oracle, prompts[0])
     except UserError as error:
         return Finding("servers", url, "does not fit", "bad", str(error))
     way = "shared memory" if server.port is None else server.port
     found = f"{server.producer}, layers {list(spec.layer_ids)}, this target by its contents"
-    return Finding("servers", url, f"{found}; {len(prompt.ids)} tokens are Transformers' own, {1000 * seconds:.0f} ms by way of {way}")
+    return Finding("servers", url, f"{found}; {len(prompts[0].ids)} tokens are Transformers' own, {1000 * seconds:.0f} ms by way of {way}")
 
 
 def _compare(server: ServerCapture, spec: CaptureSpec, oracle: HFCapture, prompt: Prompt) -> float:

@@ -1,11 +1,13 @@
 """Capture by servers that already run: what they yield is what the target yields here, whichever way it came and whoever has died."""
 
+import ast
 import dataclasses
 import json
 import os
 import re
 import shlex
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,6 +188,25 @@ def test_a_server_on_this_node_whose_folder_is_not_here_is_refused_with_the_way_
     server.outbox.folder.rmdir()  # as where server and trainer are in two containers
     with pytest.raises(UserError, match="which is not here or another user's; give the URL by which other nodes reach it"):
         open_servers("sgl", spec, [server.url])
+
+
+@pytest.mark.parametrize("inside", ["sglang.hook", "vllm.connector"])
+def test_an_engines_environment_needs_torchspec_alone(inside):
+    """`pip install --no-deps torchspec` is what the page says: every import at the top of our piece, and of what that imports."""
+    seen, waiting, others = set(), [f"torchspec.capture.{inside}"], set()
+    while waiting:
+        module = waiting.pop()
+        file = ROOT / f"{module.replace('.', '/')}.py"
+        if module in seen or not file.is_file():
+            continue
+        seen.add(module)
+        for node in ast.parse(file.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) else []
+            waiting += [name for name in names if name.startswith("torchspec.")]
+            others |= {name.split(".")[0] for name in names}
+    there = {"torch", "numpy", "safetensors", "transformers", inside.split(".")[0], "torchspec"}
+    assert "torchspec.capture.outbox" in seen and others - sys.stdlib_module_names <= there
 
 
 def test_nothing_listens_there(spec):

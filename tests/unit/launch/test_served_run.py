@@ -70,8 +70,8 @@ def test_the_doctor_has_a_row_for_each_server_with_what_is_wrong_with_it(serve, 
     fits, gone, other = serve(), serve(), serve(model=write_target(tmp_path / "other"))
     gone.stop()
     config = run(tmp_path, small_folder, "doctor", *asked(fits, gone, other))
-    prompt = Prompt(0, torch.arange(100, 130), torch.arange(30) > 5)
-    rows = servers(config, small_folder, LAYERS, prompt)
+    prompts = [Prompt(i, torch.arange(100, 130) + i, torch.arange(30) > 5) for i in range(2)]
+    rows = servers(config, small_folder, LAYERS, prompts)
     assert [(row.check, row.verdict) for row in rows] == [(fits.url, "ok"), (gone.url, "bad"), (other.url, "bad")]
     assert "layers [1, 3], this target by its contents; 30 tokens are Transformers' own" in rows[0].found
     assert "does not answer" in rows[1].fix and "same files of the target" in rows[2].fix
