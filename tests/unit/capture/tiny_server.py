@@ -19,7 +19,7 @@ class TinyServer:
     def __init__(self, oracle: HFCapture, delivery: Delivery, model: str, host: str = "127.0.0.1"):
         self.oracle, self.delivery, self.asked, self.broken = oracle, delivery, [], False
         self.outbox = Outbox(delivery, model)
-        self.answers_until = float("inf")  # prompts
+        self.admitted, self.answers_until = 0, float("inf")  # prompts
         self.http = ThreadingHTTPServer((host, 0), type("Handler", (Handler,), {"tiny": self}))
         self.lock = threading.Lock()
         self.url = f"http://{host}:{self.http.server_port}"
@@ -38,6 +38,11 @@ class TinyServer:
             self.asked.append(ids)
             return int(logits[-1].argmax())
 
+    def admits(self) -> bool:
+        with self.lock:
+            self.admitted += 1
+            return not self.broken and self.admitted <= self.answers_until
+
     def stop(self) -> None:
         """As if it were killed: nothing listens, and what comes on open connections is cut off."""
         if self.broken:
@@ -55,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.tiny.broken or len(self.tiny.asked) >= self.tiny.answers_until:
+        if not self.tiny.admits():
             self.close_connection = True  # without an answer
             return
         if max(body["input_ids"]) >= len(self.tiny.oracle.model.get_input_embeddings().weight):
