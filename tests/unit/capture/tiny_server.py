@@ -12,6 +12,8 @@ from torchspec.capture.outbox import Delivery, Outbox
 from torchspec.capture.sglang.settings import settings
 from torchspec.records import Prompt
 
+MODEL = threading.Lock()  # servers may share one, whose hooks serve one thread at a time
+
 
 class TinyServer:
     """delivery: what it is told, as by SGLang's command line; host: where it listens, also for its features where the delivery says so."""
@@ -31,7 +33,7 @@ class TinyServer:
 
     @torch.inference_mode()
     def generate(self, ids: list[int], name: str) -> int:
-        with self.lock:
+        with MODEL:
             prompt = Prompt(0, torch.tensor(ids), torch.arange(len(ids)) > 0)
             logits, states = _run(self.oracle, prompt)
             self.outbox.put(name, self.oracle.capture(prompt).context, states[-1][-1])
