@@ -87,7 +87,8 @@ class SpreadCapture:
             if not known and not others:
                 self.silent_since = now
         if not known:
-            console.print(f"{self.servers[server].url} is down: {reason}; its requests go to the other {others} server(s)", markup=False)
+            then = f"its requests go to the other {others} server(s)" if others else f"none is left, and {self.patience:.0f} s are waited"
+            console.print(f"{self.servers[server].url} is down: {reason}; {then}", markup=False)
 
     def _up(self, server: int) -> None:
         with self.lock:

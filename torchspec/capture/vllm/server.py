@@ -36,7 +36,7 @@ class VLLMServer:
 
 def command(spec: CaptureSpec, url: str, delivery: Delivery) -> str:
     """The shell command that starts a server which captures these layers."""
-    words = ["vllm", "serve", str(spec.folder), *server_words(spec, url)]
+    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", str(spec.folder), *server_words(spec, url)]
     for name, value in settings(spec, delivery).items():
         flag = name.replace("_", "-")
         words.append(f"--no-{flag}" if value is False else f"--{flag}")
