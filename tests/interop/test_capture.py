@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.interop.conftest import in_engine
+from tests.interop.running import OTHERS, running
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import ROUNDING, check_features
 from torchspec.capture.hf import HFCapture
+from torchspec.capture.spread import open_server
 from torchspec.data.dataset import open_or_prepare
 from torchspec.errors import ContractError
 from torchspec.records import Features, Prompt
@@ -74,11 +76,26 @@ def test_a_batch_yields_the_features_of_each_prompt(engine):
 
 @ONE_SET
 def test_what_the_engine_rounds_is_what_we_would_have_rounded(engine, target_folder, layers, samples, tmp_path):
-    """Oracle: our own rounding of the states that the same engine gave whole."""
-    name = "vllm" if engine[0]["producer"].startswith("vllm") else "sgl"
-    rounded = captured(name, target_folder, layers, samples, tmp_path, fp8=True)[1]
+    """Oracle: our own rounding of the states that the same engine gave whole. vLLM's rounds as a server that is asked over the network."""
+    if engine[0]["producer"].startswith("vllm"):
+        rounded = by_a_server("vllm", target_folder, layers, samples, tmp_path)
+    else:
+        rounded = captured("sgl", target_folder, layers, samples, tmp_path, fp8=True)[1]
     for ours, theirs in zip(engine[1], rounded, strict=True):
-        assert torch.equal(decode(encode(ours, fp8=True), ours.prompt, torch.device("cpu"), torch.bfloat16).context, theirs.context)
+        assert torch.equal(widened(ours).context, theirs.context)
+
+
+def by_a_server(engine: str, target: Path, layers: tuple[int, ...], samples: list[Prompt], folder: Path) -> list[Features]:
+    """What a running one rounds; the engine is not installed in this environment."""
+    spec, url = CaptureSpec(target.resolve(), layers, torch.bfloat16, max_length=1024, fp8=True), f"http://{OTHERS}:30137"
+    with running(engine, spec, [url], folder):
+        server = open_server(engine, spec, url)
+        server.verify(samples)
+        return [widened(server.capture(sample)) for sample in samples]
+
+
+def widened(features: Features) -> Features:
+    return decode(encode(features, fp8=True), features.prompt, torch.device("cpu"), torch.bfloat16)
 
 
 def test_a_shift_of_the_layers_is_named(engine, oracle, layers):
