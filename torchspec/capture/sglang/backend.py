@@ -7,6 +7,7 @@ from pathlib import Path
 
 import sglang
 
+import torchspec.capture.sglang.hook  # noqa: F401 - where it does not fit this SGLang, it is said here, before an engine starts
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.outbox import Delivery, new_name

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import vllm
 from vllm import LLM, SamplingParams
 
+import torchspec.capture.vllm.connector  # noqa: F401 - where it does not fit this vLLM, it is said here, before an engine starts
 from torchspec.capture import shared_memory
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.outbox import Delivery, new_name
