@@ -5,20 +5,20 @@ import shlex
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.http import call_json
-from torchspec.capture.outbox import Delivery, new_name
+from torchspec.capture.outbox import Delivery
 from torchspec.capture.server import server_words, wanted_delivery
 from torchspec.capture.vllm.settings import DELIVERY, NAME, settings
 from torchspec.errors import UserError
 
 
 class VLLMServer:
-    """What a server was told only our connector says, with the answer to a request: a first prompt of one token asks for it."""
+    """What a server was told only our connector says, with the answer to a request: a first prompt of one token asks for it, by no name, so that no states are kept."""
 
     def __init__(self, spec: CaptureSpec, url: str):
         self.url = url
         self.engine = f"vllm {call_json(f'{url}/version')['version']}"
         self.model = call_json(f"{url}/v1/models")["data"][0]["id"]
-        found = (self._complete([0], new_name()).get("kv_transfer_params") or {}).get(DELIVERY)
+        found = (self._complete([0], "").get("kv_transfer_params") or {}).get(DELIVERY)
         self.delivery = wanted_delivery(spec, url, found)
         if found != vars(self.delivery):
             raise UserError(
