@@ -12,7 +12,10 @@ from torchspec.errors import UserError
 
 
 class VLLMServer:
-    """What a server was told only our connector says, with the answer to a request: a first prompt of one token asks for it, by no name, so that no states are kept."""
+    """What a server was told only our connector says, with the answer to a request.
+
+    A first prompt of one token asks for it, by no name, so that no states are kept.
+    """
 
     def __init__(self, spec: CaptureSpec, url: str):
         self.url = url
