@@ -64,7 +64,7 @@ def config(**inference) -> RunConfig:
 
 def stream(run: RunConfig, workers: int, samples: int, seconds: float, tokens: int, width: int, depth: int = 4) -> FeatureStream:
     actors = [ray.remote(FakeWorker).options(num_cpus=0.01).remote(tokens, width, seconds, run) for _ in range(workers)]
-    source = RemoteCapture(WorkerPool(actors), run, LAYERS, width, samples, torch.device("cpu"))
+    source = RemoteCapture(WorkerPool(actors, open_transfer(run, sends=False)), run, LAYERS, width, samples, torch.device("cpu"))
     plan = [MicroBatch(0, (i,)) for i in range(samples)]
     return FeatureStream(Prompts(tokens), source, plan, 0, depth)
 

@@ -3,27 +3,19 @@
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from tests.interop.plain_server import plain_server
 from torchspec.capture.base import CaptureSpec, open_capture
-from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
 from torchspec.transfer.codec import decode, encode
-
-SERVER_FOLDER = Path("/dev/shm/torchspec-server")  # of a server that was started by hand
 
 
 def main(request_file: str, answer_file: str) -> None:
     request = json.loads(Path(request_file).read_text())
-    spec = CaptureSpec(
-        Path(request["target"]), tuple(request["layer_ids"]), torch.bfloat16, max_length=1024, server_url=request["server_url"],
-        fp8=request["fp8"],
-    )  # fmt: skip
+    spec = CaptureSpec(Path(request["target"]), tuple(request["layer_ids"]), torch.bfloat16, max_length=1024, fp8=request["fp8"])
     backend = open_capture(request["engine"], spec)
     features, started = {}, time.perf_counter()
     prompts = [Prompt(index, torch.tensor(ids), torch.arange(len(ids)) > 0) for index, ids in enumerate(request["prompts"])]
@@ -41,23 +33,7 @@ def main(request_file: str, answer_file: str) -> None:
         "left_in_shared_memory": len(list(backend.folder.iterdir())),
     }
     backend.close()
-    if request["engine"] == "sgl":
-        answer |= said_of_servers(spec)
     Path(answer_file).write_text(json.dumps(answer))
-
-
-def said_of_servers(spec: CaptureSpec) -> dict:
-    """The command of a server that captures; where one is running, the sentence that a plain one gets."""
-    from torchspec.capture.sglang.backend import command  # imports SGLang, which vLLM's environment has not
-
-    said = {"command": command(spec, list(spec.layer_ids), SERVER_FOLDER)}
-    if spec.server_url is not None:
-        with plain_server(spec.server_url) as url:
-            try:
-                open_capture("sgl", replace(spec, server_url=url))
-            except UserError as error:
-                said["refusal"] = str(error)
-    return said
 
 
 def widened(features: Features) -> torch.Tensor:

@@ -124,17 +124,28 @@ def test_numbers_that_would_fail_or_spoil_the_run_later_are_refused_now(file, ke
     assert f"{key}=" in refused(file, f"{key}={value}")
 
 
+SGL = ["inference.inference_engine_type=sgl"]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         (["inference.transfer=mooncake"], "transfer=mooncake concerns capture workers"),
         (["inference.transfer_dtype=fp8"], "transfer_dtype concerns capture workers"),
-        (["inference.server_url=http://here"], "is for inference_engine_type: sgl"),
+        (["inference.server_url=http://here:1"], "is for inference_engine_type: sgl or vllm; leave it out for hf"),
+        (
+            [*SGL, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
+            "asks servers itself; leave num_workers=2 out",
+        ),
+        ([*SGL, "inference.server_url=[]"], "names no server"),
+        ([*SGL, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
+        ([*SGL, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
+        ([*SGL, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),
         (["inference.memory_fraction=0.5"], "memory_fraction=0.5 is for an engine that the run starts; leave it out with inference_engine"),
         (["inference.inference_engine_type=vllm", "inference.memory_fraction=1"], "memory_fraction=1 is refused: Input should be less"),
         (
-            ["inference.inference_engine_type=sgl", "inference.server_url=http://here", "inference.memory_fraction=0.5"],
-            "memory_fraction=0.5 is for an engine that the run starts; leave it out with server_url='http://here'",
+            [*SGL, "inference.server_url=http://here:1", "inference.memory_fraction=0.5"],
+            "memory_fraction=0.5 is for an engine that the run starts; leave it out with server_url='http://here:1'",
         ),
         (["inference.num_workers=1", "inference.cache_gib=1"], "cache_gib=1 keeps features in the trainer's process"),
     ],

@@ -33,7 +33,6 @@ class CaptureSpec:
     memory_fraction: float = SHARED_DEVICE  # of each of these devices: what an engine may take
     max_length: int = 4096  # tokens of the longest prompt
     trust_remote_code: bool = False
-    server_url: str | None = None  # of a running engine; none starts one
     fp8: bool = False  # whoever asks wants fp8, so an engine may round before its states leave the device
     target: FrozenTarget | None = None  # that this process has anyway
 

@@ -1,12 +1,11 @@
 """Features of earlier prompts kept in the host's memory, so that later epochs cost no target forward."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from torchspec.capture.base import Capture
-from torchspec.nn.staging import to_host
 from torchspec.records import Features, Prompt
 
 
@@ -19,16 +18,16 @@ class CachedCapture:
     def __init__(self, inner: Capture, limit_bytes: int, device: torch.device):
         self.inner, self.limit_bytes, self.device = inner, limit_bytes, device
         self.layer_ids, self.producer = inner.layer_ids, inner.producer
-        self.kept: dict[bytes, Tensor] = {}
+        self.kept: dict[bytes, Features] = {}
         self.bytes = 0
 
     def capture(self, prompt: Prompt) -> Features:
         tokens = prompt.ids.numpy().tobytes()  # a number does not say what the text is: a served answer bears the one of its prompt
         if tokens in self.kept:
-            return Features(prompt, self.kept[tokens], self.layer_ids, self.producer).to(self.device)
+            return replace(self.kept[tokens], prompt=prompt).to(self.device)
         features = self.inner.capture(prompt)
         if self.bytes + features.context.nbytes <= self.limit_bytes:
-            self.kept[tokens] = to_host(features.context)
+            self.kept[tokens] = features.to(torch.device("cpu"))
             self.bytes += features.context.nbytes
         return features.to(self.device)
 

@@ -1,5 +1,6 @@
 """Truth checks at the border between target and draft: each names the likely cause when it fires."""
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -105,14 +106,16 @@ class NextTokenCheck:
         self.spec, self.producer = spec, producer
         self.recent: deque[bool] = deque(maxlen=32)
         self.rounds = Rounds()
+        self.lock = threading.Lock()  # several threads ask a server
 
     def watch(self, last_states: list[torch.Tensor], engine_tokens: list[int]) -> None:
         """One prompt in CHECK_EVERY; after one that disagrees, one of each micro-batch until they agree again, so that 32 decide soon."""
-        doubtful = bool(self.recent) and not self.recent[-1]
-        if self.rounds.due(len(engine_tokens)) or doubtful:
-            self.compare(last_states[:1], engine_tokens[:1])
-            if len(self.recent) == self.recent.maxlen:
-                self.conclude()
+        with self.lock:
+            doubtful = bool(self.recent) and not self.recent[-1]
+            if self.rounds.due(len(engine_tokens)) or doubtful:
+                self.compare(last_states[:1], engine_tokens[:1])
+                if len(self.recent) == self.recent.maxlen:
+                    self.conclude()
 
     @torch.inference_mode()
     def compare(self, last_states: list[torch.Tensor], engine_tokens: list[int]) -> None:

@@ -1,6 +1,7 @@
 """Who runs the target, where, and what is kept of its features."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -15,7 +16,9 @@ class InferenceConfig(Section):
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of a device's memory that vLLM or SGLang takes; none: 0.9 of a worker's own GPU, else 0.4"
     )
-    server_url: str | None = Field(None, description="running SGLang server on the node of each worker; none starts an engine per worker")
+    server_url: str | list[str] | None = Field(
+        None, description="running SGLang or vLLM server, or a list of them, that capture in place of engines of the run's own"
+    )
     transfer_dtype: Literal["model", "fp8"] = Field("model", description="fp8: e4m3 with a scale per token and layer, half the bytes")
     transfer: Literal["ray", "mooncake"] = Field("ray", description="how features get from workers to ranks")
     mooncake: MooncakeConfig = MooncakeConfig()
@@ -31,8 +34,11 @@ class InferenceConfig(Section):
 
     @model_validator(mode="after")
     def _where(self):
-        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None:
-            raise ValueError("transfer_dtype concerns capture workers and replay_dir; set num_workers or replay_dir, or leave it out")
+        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None and not self.servers:
+            raise ValueError(
+                "transfer_dtype concerns capture workers, servers and replay_dir; set num_workers, server_url or replay_dir, or leave it "
+                "out"
+            )
         if self.num_workers == 0 and self.transfer != "ray":
             raise ValueError(f"transfer={self.transfer} concerns capture workers; set num_workers, or leave it out")
         if self.num_workers and self.cache_gib:
@@ -40,8 +46,34 @@ class InferenceConfig(Section):
         if self.memory_fraction is not None and (self.inference_engine_type == "hf" or self.server_url is not None):
             where = "inference_engine_type: hf" if self.inference_engine_type == "hf" else f"server_url={self.server_url!r}"
             raise ValueError(f"memory_fraction={self.memory_fraction:g} is for an engine that the run starts; leave it out with {where}")
-        if self.server_url is not None and self.inference_engine_type != "sgl":
-            raise ValueError(
-                f"server_url={self.server_url!r} is for inference_engine_type: sgl; leave it out for {self.inference_engine_type}"
-            )
+        if self.server_url is not None:
+            self._check_servers()
         return self
+
+    def _check_servers(self) -> None:
+        given = f"server_url={self.server_url!r}"
+        if not self.servers:
+            raise ValueError(f"{given} names no server; leave it out, or name one")
+        if self.inference_engine_type == "hf":
+            raise ValueError(f"{given} is for inference_engine_type: sgl or vllm; leave it out for hf")
+        if self.num_workers:
+            raise ValueError(f"{given}: the trainer asks servers itself; leave num_workers={self.num_workers} out")
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError(f"{given} names a server twice; name each once")
+        for url in self.servers:
+            parts = urlsplit(url)
+            if parts.scheme != "http" or not parts.hostname or not _port(url) or parts.path:
+                raise ValueError(f"server_url={url!r} is no URL of a server, like http://node7:30000")
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        if self.server_url is None:
+            return ()
+        return tuple([self.server_url] if isinstance(self.server_url, str) else self.server_url)
+
+
+def _port(url: str) -> int | None:
+    try:
+        return urlsplit(url).port
+    except ValueError:  # not a number
+        return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from torchspec.capture.base import OWN_DEVICE, SHARED_DEVICE, Capture, CaptureSpec, open_capture
+from torchspec.capture.spread import open_servers
 from torchspec.config import RunConfig
 from torchspec.nn.device import resolve_dtype
 from torchspec.target.frozen import FrozenTarget
@@ -17,7 +18,7 @@ def capture_spec(
     inference = config.inference
     return CaptureSpec(
         folder, layer_ids, resolve_dtype(config.model.dtype), device, inference.gpus_per_worker, memory_fraction(config, device),
-        config.dataset.max_length, config.model.trust_remote_code, inference.server_url, inference.transfer_dtype == "fp8", target,
+        config.dataset.max_length, config.model.trust_remote_code, inference.transfer_dtype == "fp8", target,
     )  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def memory_fraction(config: RunConfig, device: torch.device) -> float:
 
 def open_engine(config: RunConfig, spec: CaptureSpec) -> Capture:
     """The capture backend of a run, behind its disk cache where there is one."""
-    inference, engine = config.inference, open_capture(config.inference.inference_engine_type, spec)
+    inference, name = config.inference, config.inference.inference_engine_type
+    engine = open_servers(name, spec, inference.servers) if inference.servers else open_capture(name, spec)
     if inference.replay_dir is None:
         return engine
     from torchspec.capture.replay import ReplayCapture

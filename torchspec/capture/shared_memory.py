@@ -1,8 +1,6 @@
-"""States on their way from an engine's process to ours, on the same node: files in a folder of /dev/shm, written whole or not at all.
+"""States that an engine has left for us: as a file in a folder of /dev/shm, or as bytes that came over the network."""
 
-Whatever touches every value happens before they leave the engine's device: the rounding, and the sizes by which rows are judged.
-"""
-
+import json
 import os
 import shutil
 import tempfile
@@ -10,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from torchspec.errors import ContractError
-from torchspec.nn.staging import to_host
-from torchspec.records import Features, Prompt, row_sizes
-from torchspec.transfer.codec import fp8_scales, to_fp8
+from torchspec.records import Features, Prompt
+from torchspec.transfer.codec import fp8_scales
 
 ROOT, PREFIX = Path("/dev/shm"), "torchspec-"
 
@@ -37,27 +35,33 @@ class States:
     context: Tensor  # [L, K*H_t] outputs of the captured layers, rounded where fp8 is wanted
     sizes: Tensor  # [L, K] of the rows before the rounding
     last: Tensor  # [H_t] the last layer's output for the last token, before the final norm
+    origin: dict[str, str]  # what they were captured from
 
     def features(self, prompt: Prompt, layer_ids: tuple[int, ...], producer: str) -> Features:
         scales = fp8_scales(self.sizes) if self.context.dtype == torch.float8_e4m3fn else None
         return Features(prompt, self.context, layer_ids, producer, scales).check(self.sizes)
 
 
-def put(folder: Path, name: str, context: Tensor, last: Tensor, num_layers: int, fp8: bool) -> None:
-    """context [L, K*H_t] and last [H_t] of one prompt, on any device."""
-    sizes = row_sizes(context, num_layers)
-    context = to_fp8(context, fp8_scales(sizes)) if fp8 else context
-    states = {"context": context.contiguous(), "sizes": sizes, "last": last.clone()}  # a file refuses tensors that overlap
-    partial = folder / f".{name}"
-    save_file({key: to_host(tensor) for key, tensor in states.items()}, partial)
-    partial.rename(folder / name)
-
-
 def take(folder: Path, name: str, producer: str) -> States:
     """Read once: the file is gone afterwards, its memory when the tensors are, which are no copies."""
     file = folder / name
     if not file.is_file():
-        raise ContractError(f"{producer} answered and left no states in {folder}; its log says what became of the request")
-    states = States(**load_file(file))
+        raise no_states(producer)
+    with safe_open(file, "pt") as states:
+        taken = States(**{key: states.get_tensor(key) for key in states.keys()}, origin=states.metadata())  # noqa: SIM118 - no dict
     file.unlink()
-    return states
+    return taken
+
+
+def parse(data: bytes, producer: str) -> States:
+    """The same, from the bytes of such a file: 8 bytes that say how long the header is, the header, the tensors."""
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ContractError(f"what {producer} sent is not whole ({error})") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return States(**tensors, origin=header["__metadata__"])
+
+
+def no_states(producer: str) -> ContractError:
+    return ContractError(f"{producer} answered and left no states; its log says what became of the request")

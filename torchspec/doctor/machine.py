@@ -26,7 +26,7 @@ READ = {"vllm": "0.33"}  # newer releases whose sources were compared with what 
 def installation(config: RunConfig | None) -> list[Finding]:
     needed = set(CORE)
     if config is not None:
-        needed |= {EXTRAS[name] for name in [config.inference.inference_engine_type] if name in EXTRAS}
+        needed |= {EXTRAS[name] for name in [config.inference.inference_engine_type] if name in EXTRAS and not config.inference.servers}
         needed |= {"ray"} if config.distributed else set()
         needed |= {config.evaluation.served} if config.evaluation.served and config.evaluation.served_python is None else set()
     rows = [Finding("install", "python", platform.python_version())]

@@ -15,9 +15,11 @@ from torchspec.console import console
 from torchspec.doctor import data, machine, target
 from torchspec.doctor.finding import Finding
 from torchspec.doctor.rehearsal import rehearse
+from torchspec.doctor.servers import servers
 from torchspec.doctor.tiny import tiny_config, write_tiny_target
 from torchspec.errors import UserError
 from torchspec.target.fetch import resolve_target
+from torchspec.training.build import CHECKED_SAMPLES
 
 LOG_WIDTH = 180  # of the table in a file, where nothing should be wrapped
 COLOURS = {"ok": "green", "absent": "dim", "look": "yellow", "bad": "red"}
@@ -68,6 +70,9 @@ def _of_a_run(config: RunConfig, scratch: Path) -> Iterator[list[Finding]]:
     yield (space := target.space(config, frozen, method))
     if any(finding.verdict == "bad" for finding in space):
         raise UserError("the target is not loaded where memory or disk is missing")
+    if config.inference.servers:
+        rows = sources[config.dataset.train_data_path]
+        yield servers(config, folder, method.layer_ids, [rows[i] for i in range(min(len(rows), CHECKED_SAMPLES))])
     yield data.on_policy(config, frozen, sources)
     yield rehearse(config, folder, method.block_size, scratch)
 

@@ -27,6 +27,11 @@ def folder_key(folder: Path) -> str:
     return key([[file.name, file_key(file)] for file in files])
 
 
+def model_key(folder: Path) -> str:
+    """16 hex digits of what decides a model's states: its config and weights. Engines fetch other files beside them than we do."""
+    return key([[file.name, file_key(file)] for file in sorted((folder / "config.json", *folder.glob("*.safetensors")))])
+
+
 def file_key(file: Path) -> str:
     """16 hex digits of a file's contents."""
     stat, memory = file.stat(), _memory(file)

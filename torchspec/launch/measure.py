@@ -64,7 +64,7 @@ def alone(config: RunConfig) -> RunConfig:
     training, inference = config.training, config.inference
     per_step = training.draft_accumulation_steps * training.num_ranks
     here = {"num_workers": 0, "server_url": None}
-    if inference.num_workers:  # what was meant for devices of their own, and for the way between them
+    if inference.num_workers or inference.servers:  # what was meant for devices of their own, and for the way between them
         here |= {"memory_fraction": None, "transfer_dtype": inference.transfer_dtype if inference.replay_dir else "model"}
     return config.model_copy(
         update={

@@ -115,8 +115,9 @@ def topology(config: RunConfig) -> str:
     """One line, or a refusal where this machine is the whole cluster and lacks the devices."""
     training, inference, device = config.training, config.inference, resolve_device(config.model.device)
     ranks = f"{training.num_ranks} trainer rank{'s' if training.num_ranks > 1 else ''}"
+    servers = f"{len(inference.servers)} running {inference.inference_engine_type} server(s)"
     if not config.distributed:
-        return f"one process: {inference.inference_engine_type} captures and the draft trains on {device}"
+        return f"one process: {servers if inference.servers else inference.inference_engine_type} captures and the draft trains on {device}"
     wanted = training.num_ranks + inference.num_workers * inference.gpus_per_worker
     if device.type == "cuda" and config.cluster.address is None and wanted > torch.cuda.device_count():
         raise UserError(
@@ -124,6 +125,8 @@ def topology(config: RunConfig) -> str:
             f"{inference.gpus_per_worker} need {wanted} GPUs, this machine has {torch.cuda.device_count()}; lower one, or join a cluster "
             "with cluster.address"
         )
+    if inference.servers:
+        return f"{ranks} ({training.fsdp_strategy}), each asks {servers}"
     if inference.num_workers == 0:
         return f"{ranks} ({training.fsdp_strategy}), each captures with {inference.inference_engine_type} in its own process"
     workers = (

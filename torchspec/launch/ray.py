@@ -20,18 +20,19 @@ from torchspec.capture.base import Capture
 from torchspec.config import RunConfig
 from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
+from torchspec.launch.placement import RANK_CPUS, WORKER_CPUS, check_nodes
 from torchspec.launch.remote import RemoteCapture
+from torchspec.launch.servers import supply
 from torchspec.launch.workers import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_device
-from torchspec.training.build import in_process
 from torchspec.training.log import METRICS
 from torchspec.training.loop import Serve, kept, train_together
 from torchspec.training.stream import Source
+from torchspec.transfer.base import open_transfer
 from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
-RANK_CPUS, WORKER_CPUS = 1, 4  # on GPUs, and so many OpenMP threads by Ray. A worker's engine has processes of its own, and two requests
 
 
 def train_on_cluster(config: RunConfig, serve: Serve | None = None) -> None:
@@ -66,7 +67,9 @@ def run_ranks(config: RunConfig, serve: Serve | None) -> None:
         _rank,
         train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd(), "serve": serve},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=share),
+        scaling_config=ScalingConfig(
+            num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=share, placement_strategy="PACK"
+        ),
         run_config=RayRunConfig(
             name=run_name(config),
             storage_path=str(reason.parent),
@@ -92,7 +95,7 @@ def _rank(arguments: dict) -> None:
     if reason.is_file():
         return
     try:
-        train_together(config, from_workers if config.inference.num_workers else in_process, arguments["serve"])
+        train_together(config, from_workers if config.inference.num_workers else supply(config), arguments["serve"])
     except UserError as error:
         reason.write_text(str(error))
         raise
@@ -120,16 +123,8 @@ def _share(gpus: int, cpus: int, on_gpu: bool) -> dict[str, float]:
 
 
 def check_resources(config: RunConfig, on_gpu: bool) -> None:
-    if not on_gpu:
-        return
-    ranks, workers, per_worker = config.training.num_ranks, config.inference.num_workers, config.inference.gpus_per_worker
-    there = ray.cluster_resources()
-    for kind, wanted in {"GPU": ranks + workers * per_worker, "CPU": ranks * RANK_CPUS + workers * WORKER_CPUS}.items():
-        if wanted > there.get(kind, 0):
-            raise UserError(
-                f"training.num_ranks={ranks} and inference.num_workers={workers} x gpus_per_worker={per_worker} need {wanted} {kind}s, "
-                f"the cluster has {there.get(kind, 0):g}; lower one of them"
-            )
+    if on_gpu:
+        check_nodes(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...]) -> WorkerPool:
@@ -142,7 +137,7 @@ def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...])
     actor, arguments = ray.remote(CaptureWorker), (config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
     names = [f"{run_name(config)}-capture-{i}" for i in range(config.inference.num_workers)]
     workers = [actor.options(name=name, **options).remote(*arguments) for name in names]
-    return WorkerPool(workers)
+    return WorkerPool(workers, open_transfer(config, sends=False))
 
 
 def from_workers(config: RunConfig, method: Method, samples: int, device: torch.device) -> tuple[Source, Capture]:

@@ -1,4 +1,4 @@
-"""A trainer rank's features from capture workers.
+"""A trainer rank's features from capture workers, or from servers that already run.
 
 A sample that fails `max_tries` times is dropped: it counts, it is listed in dropped.jsonl, and an empty document stands in for it so
 that all ranks keep step.
@@ -7,19 +7,36 @@ that all ranks keep step.
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
-import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
 
 from torchspec.config import RunConfig
-from torchspec.errors import ContractError, EngineMismatch, FeaturesLost, TransferDown, UserError
-from torchspec.launch.workers import WorkerPool, last_line
+from torchspec.errors import ContractError, EngineMismatch, FeaturesLost, UserError
 from torchspec.nn.device import resolve_dtype
 from torchspec.nn.staging import CopyStream, copy_stream
 from torchspec.records import Features, Prompt
-from torchspec.transfer.base import open_transfer
 from torchspec.transfer.codec import Wire, decode
+
+
+class Pool(Protocol):
+    """Those who capture for a rank: actors of Ray, or servers. Two threads use it."""
+
+    def send(self, prompts: list[Prompt]) -> object:
+        """Asks for the features of a micro-batch; what it returns is for `receive`, once."""
+        ...
+
+    def receive(self, request: object) -> list[Wire]:
+        """Waits for them. FeaturesLost: ask again. Another ContractError than EngineMismatch: a prompt of these may be to blame."""
+        ...
+
+    def verify(self, prompts: list[Prompt]) -> None:
+        """Each of them compares its engine with the target's files."""
+        ...
+
+    def producer(self) -> str:
+        """What they capture with; waits until they can."""
+        ...
 
 
 class Arriving:
@@ -41,17 +58,16 @@ class RemoteCapture:
     One thread sends requests, another receives and decodes in their order: the trainer finds its features ready.
     """
 
-    def __init__(self, pool: WorkerPool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
+    def __init__(self, pool: Pool, config: RunConfig, layer_ids: tuple[int, ...], width: int, samples: int, device: torch.device):
         self.pool, self.layer_ids, self.width, self.device = pool, layer_ids, width, device
         self.dtype, self.max_tries = resolve_dtype(config.model.dtype), config.inference.max_tries
         self.dropped, self.most_dropped = 0, int(config.inference.max_dropped * samples)
         self.file = Path(config.output_dir) / "dropped.jsonl"
-        self.transfer = open_transfer(config, sends=False)
         self.sender, self.receiver = (ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) for name in ("requests", "features"))
         self.producer = pool.producer()
 
     def request(self, prompts: list[Prompt]) -> Arriving:
-        """The features of one micro-batch, from one worker."""
+        """The features of one micro-batch."""
         stream, sent = copy_stream(self.device), self.sender.submit(self.pool.send, prompts)
         return Arriving(self.receiver.submit(stream.run, self._resolve, prompts, sent), stream)
 
@@ -59,43 +75,26 @@ class RemoteCapture:
         return self.request([prompt]).result()[0]
 
     def _resolve(self, prompts: list[Prompt], sent: Future) -> list[Features]:
-        """Waits for the answer; asks again where a worker failed, and for each prompt alone where one of several is to blame."""
-        (worker, reference), reasons = sent.result(), []
+        """Waits for the answer; asks again where it was lost, and for each prompt alone where one of several is to blame."""
+        request, reasons = sent.result(), []
         while True:
             try:
-                wires = self._receive(worker, reference)
+                wires = self.pool.receive(request)
                 return [decode(wire, prompt, self.device, self.dtype) for wire, prompt in zip(wires, prompts, strict=True)]
-            except RayActorError as error:
-                reasons.append(f"the capture worker died: {last_line(error)}")
-                self.pool.rest(worker)
             except FeaturesLost as error:
                 reasons.append(str(error))
-            except (RayTaskError, ContractError) as error:
-                reasons.append(self._blame(error))
+            except EngineMismatch:  # no retry would mend it
+                raise
+            except ContractError as error:
+                reasons.append(str(error))
                 if len(prompts) > 1:
                     return [self._resolve([prompt], self.sender.submit(self.pool.send, [prompt]))[0] for prompt in prompts]
             if len(reasons) == self.max_tries:
                 return [self.drop(prompt, reasons) for prompt in prompts]
-            worker, reference = self.pool.send(prompts)
-
-    def _blame(self, error: RayTaskError | ContractError) -> str:
-        """Why a prompt's capture failed; raises what no retry would mend."""
-        if isinstance(error, RayTaskError) and isinstance(error.cause, EngineMismatch | TransferDown):
-            raise error.cause from error
-        return last_line(error)
-
-    def _receive(self, worker: int, reference: ray.ObjectRef) -> list[Wire]:
-        try:
-            return [self.transfer.get(ticket) for ticket in ray.get(reference)]
-        finally:
-            self.pool.done(worker)
+            request = self.pool.send(prompts)
 
     def verify(self, prompts: list[Prompt]) -> None:
-        """Each worker compares its engine with the target's files."""
-        try:
-            ray.get([worker.verify.remote(prompts) for worker in self.pool.workers])
-        except RayTaskError as error:
-            raise error.cause from error
+        self.pool.verify(prompts)
 
     def drop(self, prompt: Prompt, reasons: list[str]) -> Features:
         """Writes the sample down and returns an empty document in its place, which has no supervised token."""

@@ -3,6 +3,7 @@
 import os
 
 from torchspec.config import RunConfig
+from torchspec.launch.servers import supply
 from torchspec.training.loop import Serve, train
 
 
@@ -10,7 +11,7 @@ def launch(config: RunConfig, serve: Serve | None = None) -> None:
     """Trains to the last step. serve: what is done with every checkpoint beside keeping it."""
     is_rank = "WORLD_SIZE" in os.environ
     if config.inference.num_workers == 0 and (is_rank or not config.distributed):
-        train(config, serve=serve)
+        train(config, supply(config), serve)
         return
     from torchspec.launch.ray import from_workers, train_on_cluster  # Ray is an extra
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import ray
 import transformers
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from torchspec.capture.engine import capture_spec, open_engine
 from torchspec.config import RunConfig
-from torchspec.errors import UserError
+from torchspec.errors import ContractError, EngineMismatch, FeaturesLost, TransferDown, UserError
 from torchspec.nn.device import resolve_device
 from torchspec.records import Prompt
-from torchspec.transfer.base import open_transfer
-from torchspec.transfer.codec import encode
+from torchspec.transfer.base import Transfer, open_transfer
+from torchspec.transfer.codec import Wire, encode
 
 PATIENCE = 60.0  # seconds without any living worker after which the run stops
 REQUESTS = 2  # that a worker has in hand: its engine runs one while the answer to the other is sent
@@ -53,8 +53,9 @@ class CaptureWorker:
 class WorkerPool:
     """Hands each request to the living worker with the fewest requests of this rank under way. Two threads use it."""
 
-    def __init__(self, workers: list):
-        self.workers, self.lock = workers, threading.Lock()
+    def __init__(self, workers: list, transfer: Transfer):
+        """transfer: the rank's end."""
+        self.workers, self.transfer, self.lock = workers, transfer, threading.Lock()
         self.under_way = [0] * len(workers)
         self.resting: dict[int, ray.ObjectRef] = {}  # dead workers, and the question that they will answer once restarted
         self.given_up = False
@@ -66,9 +67,26 @@ class WorkerPool:
             self.under_way[chosen] += 1
             return chosen, self.workers[chosen].capture.remote(prompts)
 
-    def done(self, worker: int) -> None:
-        with self.lock:
-            self.under_way[worker] -= 1
+    def receive(self, request: tuple[int, ray.ObjectRef]) -> list[Wire]:
+        worker, reference = request
+        try:
+            return [self.transfer.get(ticket) for ticket in ray.get(reference)]
+        except RayActorError as error:
+            self.rest(worker)
+            raise FeaturesLost(f"the capture worker died: {last_line(error)}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, EngineMismatch | TransferDown):
+                raise error.cause from error
+            raise ContractError(last_line(error)) from error
+        finally:
+            with self.lock:
+                self.under_way[worker] -= 1
+
+    def verify(self, prompts: list[Prompt]) -> None:
+        try:
+            ray.get([worker.verify.remote(prompts) for worker in self.workers])
+        except RayTaskError as error:
+            raise error.cause from error
 
     def rest(self, worker: int) -> None:
         """It died: nothing is sent until it has been restarted."""

@@ -136,7 +136,7 @@ def test_the_cache_keeps_the_first_that_fit_and_returns_them_bitwise(tiny_folder
     cached = CachedCapture(inner, 30 * row, torch.device("cpu"))
     epochs = [[cached.capture(p) for p in prompts] for _ in range(3)]
     assert inner.asked == [0, 1, 2, 3] + [1, 3] * 2  # 20 + 10 rows fit, 30 more or 20 more do not
-    assert cached.bytes == 30 * row == sum(kept.nbytes for kept in cached.kept.values())
+    assert cached.bytes == 30 * row == sum(kept.context.nbytes for kept in cached.kept.values())
     for epoch in epochs:
         for p, features in zip(prompts, epoch, strict=True):
             assert torch.equal(features.context, inner.capture(p).context)

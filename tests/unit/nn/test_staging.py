@@ -85,7 +85,7 @@ def test_the_cache_keeps_features_on_the_host_and_yields_them_on_the_device(tiny
     cached = CachedCapture(inner, 2**20, CUDA)
     prompt = Prompt(0, torch.arange(4, 24), torch.arange(20) > 5)
     first, again = cached.capture(prompt).context, cached.capture(prompt).context
-    assert first.is_cuda and again.is_cuda and torch.equal(first, again) and all(kept.is_pinned() for kept in cached.kept.values())
+    assert first.is_cuda and again.is_cuda and torch.equal(first, again) and all(kept.context.is_pinned() for kept in cached.kept.values())
 
 
 def test_the_cache_knows_a_text_by_its_tokens_and_not_by_its_number(tiny_oracle):

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from torchspec.capture import shared_memory
+from torchspec.capture.outbox import Delivery, Outbox, new_name
 from torchspec.config import RunConfig
 from torchspec.errors import ContractError, UserError
 from torchspec.records import Features, Prompt
 from torchspec.transfer.base import TRANSFERS, open_transfer
 from torchspec.transfer.codec import decode, encode
+
+ONE = new_name()
 
 
 def config(**inference) -> RunConfig:
@@ -33,8 +36,8 @@ def prompt(length: int) -> Prompt:
 
 def through(folder, context: torch.Tensor, fp8: bool = False) -> tuple[Features, torch.Tensor]:
     """The features that our process makes of an engine's states, and the last state."""
-    shared_memory.put(folder, "one", context, context[-1, -16:], 2, fp8)
-    states = shared_memory.take(folder, "one", "engine")
+    Outbox(Delivery(str(folder), [1, 3], fp8), "none").put(ONE, context, context[-1, -16:])
+    states = shared_memory.take(folder, ONE, "engine")
     return states.features(prompt(len(context)), (1, 3), "engine"), states.last
 
 
@@ -49,7 +52,7 @@ def test_states_are_read_once_and_bitwise(folder, context):
     features, last = through(folder, context)
     assert torch.equal(features.context, context) and torch.equal(last, context[-1, -16:]) and features.scales is None
     with pytest.raises(ContractError, match="engine answered and left no states"):
-        shared_memory.take(folder, "one", "engine")
+        shared_memory.take(folder, ONE, "engine")
 
 
 def test_what_an_engine_rounds_is_what_we_would_have_rounded(folder, context):

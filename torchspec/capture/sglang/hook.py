@@ -1,4 +1,4 @@
-"""The piece of us that runs inside SGLang: a forward hook (`--forward-hooks`) that copies a prompt's hidden states to shared memory.
+"""The piece of us that runs inside SGLang: a forward hook (`--forward-hooks`) that leaves a prompt's hidden states in an outbox.
 
 SGLang hands the states of the asked layers (`--enable-return-aux-hidden-states`) to its logits processor, and the last layer's
 output to the final norm; both modules are hooked. Its own way back, Python lists through `meta_info`, adds 40% to a prefill of
@@ -6,22 +6,20 @@ output to the final norm; both modules are hooked. Its own way back, Python list
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank
 from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.runtime_context import get_server_args
 from torch import Tensor
 
-from torchspec.capture import shared_memory
+from torchspec.capture.outbox import MARK, Delivery, Outbox
 from torchspec.capture.sglang.states import joined
-
-MODULES = ["*model.norm", "*logits_processor"]
-MARK = "torchspec-"  # request ids that begin so are captured; a shared server answers others as ever
 
 
 def recorder(config: dict) -> Callable:
-    folder, num_layers, fp8 = Path(config["folder"]), config["layers"], config["fp8"]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """config: fields of Delivery."""
+    delivery = Delivery(**config)
+    outbox = Outbox(delivery, get_server_args().model_path) if get_tensor_model_parallel_rank() == 0 else None
     last: list[Tensor] = []  # of the running batch: the last layer's output, [tokens, H_t]
 
     def hook(module, inputs, output) -> None:
@@ -33,12 +31,12 @@ def recorder(config: dict) -> Callable:
                 "torchspec: this model names the states that it hands out; set inference.inference_engine_type to vllm or hf"
             )
         batch, layers = inputs[3], inputs[4]
-        if batch.forward_mode.is_extend() and get_tensor_model_parallel_rank() == 0:  # every rank has the whole states
-            context = joined(layers, last[0], num_layers)
+        if batch.forward_mode.is_extend() and outbox is not None:  # every rank has the whole states
+            context = joined(layers, last[0], len(delivery.layer_ids))
             lengths = list(batch.extend_seq_lens_cpu)  # of the batch's prompts, which lie end to end
             for request, rows, ends in zip(batch.rids, context.split(lengths), last[0].split(lengths), strict=True):
-                if request.startswith(MARK):
-                    shared_memory.put(folder, request, rows, ends[-1], num_layers, fp8)
+                if request.startswith(MARK):  # a shared server answers others as ever
+                    outbox.put(request, rows, ends[-1])
         last.clear()
 
     return hook

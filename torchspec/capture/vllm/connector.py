@@ -1,12 +1,11 @@
-"""The piece of us that runs inside vLLM: a KV connector that copies a prompt's hidden states to shared memory.
+"""The piece of us that runs inside vLLM: a KV connector that leaves a prompt's hidden states in an outbox.
 
 vLLM's `extract_hidden_states` method keeps the outputs of the asked layers in a cache of its own, paged like keys and values.
 In the step that runs a prompt whole, `wait_for_save` comes after that cache is filled and before the request's answer is
 given: the file is complete when the caller hears of the request, so nothing is polled. CPU and CUDA alike, nothing patched.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 import torch
 import vllm
@@ -17,12 +16,9 @@ from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionL
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from torchspec.capture import shared_memory
+from torchspec.capture.outbox import Delivery, Outbox
 from torchspec.capture.vllm.cache import check_layout, prompt_states
-
-# keys of the connector's extra settings
-FOLDER, LAYERS, STATES, FP8 = "torchspec_folder", "torchspec_layers", "torchspec_states", "torchspec_fp8"
-NAME = "torchspec_name"  # of a request's
+from torchspec.capture.vllm.settings import DELIVERY, NAME
 
 
 @dataclass
@@ -49,12 +45,17 @@ def cache_group(specs: list) -> int:
     return own[0] if own else 0
 
 
-class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
+def asked_name(sampling) -> str | None:
+    """Of the states that a request wants; warm-up requests and other users want none."""
+    extra = sampling.extra_args or {}
+    return (extra.get("kv_transfer_params") or {}).get(NAME)
+
+
+class OutboxConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config, role, kv_cache_config):
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        settings = self._kv_transfer_config.kv_connector_extra_config
-        self.folder, self.fp8 = Path(settings[FOLDER]), settings[FP8]
-        self.num_layers, self.num_states = settings[LAYERS], settings[STATES]
+        self.delivery = Delivery(**self._kv_transfer_config.kv_connector_extra_config[DELIVERY])
+        self.states = vllm_config.speculative_config.draft_model_config.hf_config.eagle_aux_hidden_state_layer_ids
         self.group = cache_group([group.kv_cache_spec for group in kv_cache_config.kv_cache_groups])
 
     # the scheduler's side
@@ -68,30 +69,31 @@ class SharedMemoryConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output) -> Step:
         step = Step()
         for request in scheduler_output.scheduled_new_reqs:
-            extra = request.sampling_params.extra_args or {}
-            name = (extra.get("kv_transfer_params") or {}).get(NAME)
-            if name is not None:  # warm-up requests have none
+            name = asked_name(request.sampling_params)
+            if name is not None:
                 count = scheduler_output.num_scheduled_tokens[request.req_id]
                 step.prompts.append(Rows(name, list(request.block_ids[self.group]), count))
         return step
 
     def request_finished_all_groups(self, request, block_ids):
-        return False, None  # its rows are saved: the blocks may go
+        """Its rows are saved, so the blocks may go. Who asked for states is told where they are."""
+        return False, None if asked_name(request.sampling_params) is None else {DELIVERY: asdict(self.delivery)}
 
     # the worker's side
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         (name,) = get_layers_from_vllm_config(self._vllm_config, CacheOnlyAttentionLayer, list(kv_caches))
         self.cache = kv_caches[name]  # [blocks, K or K+1, block size, H_t]: the captured layers, and the last one
-        check_layout(self.cache, self.num_states, vllm.__version__)
+        check_layout(self.cache, len(self.states), vllm.__version__)
+        first = get_tensor_model_parallel_rank() == 0  # every rank has the whole states
+        self.outbox = Outbox(self.delivery, self._vllm_config.model_config.model) if first else None
 
     def wait_for_save(self) -> None:
-        if get_tensor_model_parallel_rank() != 0:  # every rank has the whole states
+        if self.outbox is None:
             return
         for rows in self._get_connector_metadata().prompts:
             states = prompt_states(self.cache, rows.blocks, rows.count)  # [L, K or K+1, H_t]
-            context = states[:, : self.num_layers].flatten(1)
-            shared_memory.put(self.folder, rows.name, context, states[-1, -1], self.num_layers, self.fp8)
+            self.outbox.put(rows.name, states[:, : len(self.delivery.layer_ids)].flatten(1), states[-1, -1])
 
     def start_load_kv(self, forward_context, **kwargs) -> None:
         pass
