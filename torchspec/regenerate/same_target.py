@@ -16,8 +16,8 @@ PROBES = (
     "¿Por qué el cielo es azul? 天空为什么是蓝色的？",
 )
 TOKENS = 24  # of each probe
-# Of its greedy tokens, how many must be the target's own choice or as likely up to rounding: 98 to 100% are, with roundings of another
-# engine; of another model with this vocabulary, a third to two thirds.
+# Of its greedy tokens, how many must be the target's own choice, or as likely up to rounding. Of SmolLM2, ties left out, 98.9% of its own
+# greedy answers are, and 68% of what people wrote.
 LEAST_SHARE = 0.9
 TIE = 0.1  # nats below the most likely token that bfloat16 explains
 

@@ -12,6 +12,7 @@ from torchspec.serve.engines import ENGINES
 
 CONNECT, PATIENCE = 10.0, 1800.0  # seconds until a server takes a request, and until it has answered
 BUSY = (429, 503)  # it lives and can do no more now
+OF_ONE_PROMPT = (400, 413, 422)  # too long, or not to be read; all other refusals are meant for everybody
 
 
 class ServerFailed(Exception):
@@ -87,7 +88,9 @@ class Server:
             raise ServerFailed(said, False)
         if reply.status_code >= 500:
             raise ServerFailed(said, True)
-        raise Refused(said)
+        if reply.status_code in OF_ONE_PROMPT:
+            raise Refused(said)
+        raise UserError(f"{self.url}/{path} takes no request of ours ({said}); give a server that answers /{path}, and without a key")
 
 
 def _model(url: str, listed: list[dict], target: Path) -> dict:

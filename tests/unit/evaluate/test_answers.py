@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
+from tests.unit.regenerate.stand_in import stand_in
 from tests.unit.tiny import write_target
 from torchspec.chat.format import ChatFormat
 from torchspec.decode.pair import load_pair
@@ -15,6 +16,7 @@ from torchspec.evaluate.answers import answered, target_answers
 from torchspec.evaluate.run import Settings, evaluating
 from torchspec.regenerate.answering import Engine, Place, open_answering
 from torchspec.regenerate.conversation import Conversation
+from torchspec.regenerate.engine import running
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.turns import Sampling, Turns
 
@@ -60,6 +62,18 @@ def test_only_what_is_not_there_is_answered(folder, tmp_path):
     regenerator.generate = lambda prompts, *how: asked.append(len(prompts)) or generate(prompts, *how)
     second = responses(target_answers(regenerator, [["Bye"], *ASKED[:1]], tmp_path / "cache", tmp_path / "out", "b"))
     assert asked == [1] and second == [*fresh(regenerator, ["Bye"]), *first]
+
+
+def test_servers_answer_instead_and_their_answers_are_kept_apart(folder, tmp_path):
+    """Oracle: the target here, which stands behind the server."""
+    regenerator = load(folder)
+    turns, asked = regenerator.turns, ASKED[:2]
+    here = responses(target_answers(regenerator, asked, tmp_path / "cache", tmp_path / "out", "a"))
+    with stand_in("vllm", lambda prompt, *_: regenerator.generate([prompt], 0.0, 0)[0], turns.tokenizer, turns.stop) as server:
+        for _ in range(2):  # the second time from what is kept
+            file = target_answers(running(turns, [server.url], 1, None), asked, tmp_path / "cache", tmp_path / "out", "b")
+            assert responses(file) == here and len(server.bodies) == 3
+    assert len(list((tmp_path / "cache" / "answers").glob("*.jsonl"))) == 2
 
 
 def test_a_second_evaluation_is_refused_before_anything_is_answered(folder, tmp_path):

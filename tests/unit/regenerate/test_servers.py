@@ -219,6 +219,13 @@ def test_answers_are_cut_behind_the_first_stop_token(turns):
     assert (answer.ids, answer.finish) == ([5, stop], "stop")
 
 
+def test_a_server_that_takes_no_request_at_all_stops_the_run(serve, turns, source, tmp_path):
+    server = serve()
+    server.status = lambda prompt: 401
+    with pytest.raises(UserError, match="v1/completions takes no request of ours .status 401.*give a server that answers"):
+        through([server], turns, source, tmp_path / "out.jsonl")
+
+
 # --- the server must run the target
 
 
