@@ -79,7 +79,7 @@ def bare(answering: Answering, rows: list[dict]) -> Iterator[Callable]:
 
 
 def asked(servers: Servers, prompts: list[list[int]]) -> tuple[str, list[bytes]]:
-    server, stop = servers.loads[0].server, sorted(servers.turns.stop)
+    server, stop = servers.servers[0], sorted(servers.turns.stop)
     requested = [Request(prompt, MAX_NEW_TOKENS, 0.0, 0, stop) for prompt in prompts]
     bodies = [json.dumps(PROTOCOLS["vllm"].body(server.model, request)).encode() for request in requested]
     return f"{server.url}/{server.protocol.path}", bodies

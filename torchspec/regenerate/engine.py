@@ -35,10 +35,10 @@ def running(turns: Turns, urls: list[str], in_flight: int, model: Callable[[], P
     model: the target here, whose own choice their next tokens must be; None compares the vocabularies alone.
     """
     servers = Servers(turns, [Server.at(url, turns.target, in_flight) for url in urls], in_flight)
-    for load in servers.loads:
-        check_vocabulary(load.server, turns)
+    for server in servers.servers:
+        check_vocabulary(server, turns)
     if model is not None:
         loaded = model()
-        for load in servers.loads:
-            check_same_target(load.server, servers, loaded)
+        for server in servers.servers:
+            check_same_target(server, servers, loaded)
     return servers

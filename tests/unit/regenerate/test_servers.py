@@ -13,7 +13,7 @@ from tests.unit.regenerate.stand_in import StandIn, stand_in
 from torchspec.chat.format import ChatFormat
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import UserError
-from torchspec.regenerate import servers as side_by_side
+from torchspec.regenerate import pool
 from torchspec.regenerate.answering import Engine, Place, open_answering
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.report import Counts
@@ -160,11 +160,11 @@ def test_as_many_requests_at_a_time_as_are_asked_for_and_no_more(serve, turns, s
 
 
 def test_rows_of_a_server_that_dies_go_to_the_others_and_it_is_named(serve, turns, source, expected, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(side_by_side, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "PAUSE", 0.001)
     living, dying, dead = serve(), serve(), Event()
 
     def fall(prompt: list[int]) -> int:
-        if len(dying.bodies) > side_by_side.TRIES:
+        if len(dying.bodies) > pool.TRIES:
             dead.set()
         return 200 if len(dying.bodies) < 2 else 503
 
@@ -172,12 +172,12 @@ def test_rows_of_a_server_that_dies_go_to_the_others_and_it_is_named(serve, turn
     living.status = lambda prompt: 200 if dead.wait(30) else 500  # busy until then, so that the other is asked again and again
     counts = through([dying, living], turns, source, tmp_path / "out.jsonl", in_flight=1)
     assert ids(by_id(tmp_path / "out.jsonl")) == ids(expected) and not counts.rejected
-    assert len(dying.bodies) == 1 + side_by_side.TRIES
+    assert len(dying.bodies) == 1 + pool.TRIES
     assert f"{dying.url} is given up: status 503" in " ".join(capsys.readouterr().out.split())
 
 
 def test_where_all_are_dead_what_is_kept_is_said_and_the_next_run_goes_on(serve, turns, source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(side_by_side, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "PAUSE", 0.001)
     out, dying = tmp_path / "out.jsonl", serve()
     dying.status = lambda prompt: 200 if len(dying.bodies) < 7 else 503
     with pytest.raises(UserError, match=r"no server is left \(.*: status 503.*every conversation that was answered whole is kept"):
@@ -189,18 +189,18 @@ def test_where_all_are_dead_what_is_kept_is_said_and_the_next_run_goes_on(serve,
 
 
 def test_a_server_that_comes_back_is_used_again(serve, turns, source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(side_by_side, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "PAUSE", 0.001)
     server = serve()
-    server.status = lambda prompt: 503 if 2 <= len(server.bodies) < 2 + side_by_side.TRIES - 1 else 200
+    server.status = lambda prompt: 503 if 2 <= len(server.bodies) < 2 + pool.TRIES - 1 else 200
     through([server], turns, source, tmp_path / "out.jsonl", in_flight=1)
     assert ids(by_id(tmp_path / "out.jsonl")) == ids(expected)
 
 
-@pytest.mark.parametrize(("status", "times"), [(500, side_by_side.REPLIES), (400, 1)])
+@pytest.mark.parametrize(("status", "times"), [(500, pool.REPLIES), (400, 1)])
 def test_a_prompt_that_breaks_the_server_is_listed_and_the_others_answered(
     serve, turns, source, expected, tmp_path, monkeypatch, status, times
 ):
-    monkeypatch.setattr(side_by_side, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "PAUSE", 0.001)
     bad, server, asked = expected[f"{source}:1#1"]["prompt_ids"], serve(), []
     server.status = lambda prompt: 200 if prompt != bad else asked.append(prompt) or status
     counts = through([server], turns, source, tmp_path / "out.jsonl")
@@ -213,7 +213,7 @@ def test_a_prompt_that_breaks_the_server_is_listed_and_the_others_answered(
 def test_answers_are_cut_behind_the_first_stop_token(turns):
     """llama.cpp knows the ends that its file names, and goes on behind others."""
     servers, stop = Servers(turns, [Server("u", "llamacpp", "m", "1")], 1), min(turns.stop)
-    read = servers.loads[0].server.protocol.read
+    read = servers.servers[0].protocol.read
     said = {"content": "", "tokens": [5, stop, 6, 7], "stop_type": "limit", "tokens_evaluated": 1, "tokens_predicted": 4}
     answer = servers.read(read(said))
     assert (answer.ids, answer.finish) == ([5, stop], "stop")
