@@ -19,7 +19,7 @@ from torchspec.files.writing import writing
 from torchspec.regenerate.answers_file import AnswersFile
 from torchspec.regenerate.conversation import Conversation, conversations_of
 from torchspec.regenerate.report import Counts, kind
-from torchspec.regenerate.turns import CUT, Answering
+from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
 from torchspec.rows.sources import read_rows
 
@@ -57,8 +57,10 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
                 progress.update(task, completed=counts.seen, description=counts.line)
         if not counts.rejected:
             listing.unlink()
-    if not files.answers.done:
-        reason = next(iter(counts.rejected), CUT if files.done else "the input has no rows")
+    if files.done and not files.answers.done:
+        raise UserError(f"every answer is cut at max_new_tokens and kept in {files.cut.path} alone; give more, or leave --drop-cut out")
+    if not files.done:
+        reason = next(iter(counts.rejected), "the input has no rows")
         raise UserError(f"no row of {', '.join(inputs)} can be answered, the first because of this: {reason}; all are listed in {listing}")
     return counts
 
@@ -70,7 +72,10 @@ class Files:
         header, target = answering.turns.header(answering.made_with), answering.turns.target
         self.answers = AnswersFile(out, header, target)
         self.cut = AnswersFile(out.with_name(f"{out.name}.cut"), header, target) if answering.turns.drop_cut else None
-        self.done = self.answers.done | (self.cut.done if self.cut else set())
+
+    @property
+    def done(self) -> set[str]:
+        return self.answers.done | (self.cut.done if self.cut else set())
 
     def add(self, finished: list[Conversation]) -> None:
         self.answers.add([(conversation.key, conversation.rows) for conversation in finished])

@@ -337,7 +337,7 @@ def test_unusable_rows_are_listed_and_the_others_answered(regenerator, write_jso
     listed = {row["where"].removeprefix(f"{source}:"): row["reason"] for row in lines(tmp_path / "out.jsonl.rejected")}
     assert {line: reason[:31] for line, reason in listed.items()} == {
         "2": "the chat template refuses the c", "4": "not valid JSON: Expecting prope", "5": "no user turn to answer",
-        "6": "too long for the target: prompt", "7": "the chat template does not rende",
+        "6": "too long for the target: prompt", "7": "the chat template does not rend",
     }  # fmt: skip
     assert listed["6"].endswith(f"together: {1000 + 19 + TOKENS} of 512 positions")  # one token a byte, 19 of the template
     ended = {row["id"].rpartition(":")[2]: (row["last"], row["ended"]) for row in lines(out)}
@@ -430,7 +430,7 @@ def test_cut_answers_are_dropped_counted_and_not_answered_again(regenerator, wri
 
 
 def test_where_every_answer_is_cut_that_is_the_reason(resampled, write_jsonl, tmp_path):
-    with pytest.raises(UserError, match="the first because of this: the answer is cut at max_new_tokens"):
+    with pytest.raises(UserError, match="every answer is cut at max_new_tokens and kept in .*out.jsonl.cut alone; give more, or leave"):
         regenerate([write_jsonl("in.jsonl", [chat("Hi")])], tmp_path / "out.jsonl", resampled(drop_cut=True), 1, None)
 
 
