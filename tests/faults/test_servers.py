@@ -19,7 +19,7 @@ from torchspec.export.llamacpp import LlamaCpp
 from torchspec.transfer.mooncake_master import free_port
 
 LLAMACPP = LlamaCpp(Path(__file__).parents[2] / ".interop" / "llamacpp")
-PROMPTS, TOKENS, IN_FLIGHT, DEADLINE = 40, 24, 2, 300.0
+PROMPTS, TOKENS, IN_FLIGHT, DEADLINE = 40, 24, 2, 600.0
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def healthy(url: str) -> bool:
 def until(what, process: subprocess.Popen) -> None:
     end = time.monotonic() + DEADLINE
     while not what():
-        assert process.poll() is None and time.monotonic() < end, process.stdout and process.stdout.read()
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(process.stdout.read() if process.stdout else "no server")
         time.sleep(0.02)  # asking without a pause would take a core from the server
 
 
