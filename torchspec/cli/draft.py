@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from torchspec.cli.options import Device, Draft, DraftTokens, Dtype, LlamaCppFolder, MaxNewTokens, Target, Thinking, Trust, is_on
+from torchspec.cli.options import (
+    Device,
+    Draft,
+    DraftTokens,
+    Dtype,
+    EnginePython,
+    LlamaCppFolder,
+    MaxNewTokens,
+    ServerArgs,
+    Target,
+    Thinking,
+    Trust,
+    is_on,
+)
 from torchspec.errors import UserError
 
 
@@ -75,6 +88,14 @@ def evaluate(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with NAME.jsonl of these data sets. Default: the hub.", show_default=False)
     ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="With --datasets: a running server of the target that answers them; as often as there are.",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -104,11 +125,9 @@ def evaluate(
         str | None, typer.Option(help="Running server with the draft. Default: servers are started here.", show_default=False)
     ] = None,
     plain_url: Annotated[str | None, typer.Option(help="Running server without the draft; goes with --url.", show_default=False)] = None,
-    engine_python: Annotated[
-        str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
-    ] = None,
+    engine_python: EnginePython = None,
     llamacpp: LlamaCppFolder = None,
-    server_args: Annotated[str, typer.Option(help="Further arguments of the started servers, in quotes.", show_default=False)] = "",
+    server_args: ServerArgs = "",
     thinking: Thinking = None,
     cache: Annotated[Path, typer.Option(help="Where the target's answers are kept.")] = Path("~/.cache/torchspec"),
     dtype: Dtype = "bfloat16",
@@ -118,6 +137,8 @@ def evaluate(
     """Acceptance length on what the target writes; decoding compared token by token with the plain one; real servers. Safe to kill."""
     if (data is None) == (datasets is None):
         raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
+    if data is not None and server:
+        raise UserError("--server answers the questions of --datasets; --data is answered already, so leave one of them out")
     from torchspec.decode.pair import load_pair
     from torchspec.decode.ragged import refuse_all_but_full_attention
     from torchspec.evaluate.answers import answered
@@ -138,7 +159,7 @@ def evaluate(
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     if batch_size > 1:
         refuse_all_but_full_attention(pair.target)
-    sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out)
+    sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out, server or [])
     evaluate_draft(pair, sources, out, settings)
 
 

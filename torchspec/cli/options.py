@@ -34,6 +34,10 @@ MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", mi
 Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
 Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the target.")]
+EnginePython = Annotated[
+    str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
+]
+ServerArgs = Annotated[str, typer.Option(help="Further arguments of the started servers, in quotes.", show_default=False)]
 LlamaCppFolder = Annotated[
     str | None,
     typer.Option(

@@ -1,12 +1,20 @@
 """Text: conversations made ready, and written anew by the target."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchspec.cli.options import Device, Dtype, MaxNewTokens, Target, Thinking, Trust, is_on
+from torchspec.cli.options import Device, Dtype, EnginePython, LlamaCppFolder, MaxNewTokens, ServerArgs, Target, Thinking, Trust, is_on
 from torchspec.errors import UserError
+
+
+class Writer(StrEnum):
+    HF = "hf"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMACPP = "llamacpp"
 
 
 def prepare(
@@ -68,27 +76,67 @@ def regenerate(
     target: Target,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL to write, or to go on with.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Write nothing: report the on-policy share of the input.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 decodes greedily.", min=0)] = 0.0,
+    engine: Annotated[
+        Writer, typer.Option(help="What answers: hf (Transformers in this process), or an engine that is started here.")
+    ] = Writer.HF,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A running server of the target that answers instead; as often as there are.", show_default=False),
+    ] = None,
+    in_flight: Annotated[int, typer.Option(help="Requests at a time, of each server.", min=1)] = 32,
+    check: Annotated[
+        bool, typer.Option(help="Load the target here: it must agree with each --server, and the on-policy share is reported.")
+    ] = True,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="0 decodes greedily. Several are dealt to the conversations. Default: 0.", min=0, show_default=False),
+    ] = None,
+    answers_per_prompt: Annotated[int, typer.Option(help="Answers of each prompt, each drawn by its own seed.", min=1)] = 1,
+    last_turn_only: Annotated[
+        bool, typer.Option("--last-turn-only", help="Answer the last turn; the earlier ones stay as they are.")
+    ] = False,
+    drop_cut: Annotated[bool, typer.Option("--drop-cut", help="Leave out answers that --max-new-tokens cuts.")] = False,
     max_new_tokens: MaxNewTokens = 512,
-    batch_size: Annotated[int, typer.Option(help="Conversations answered at a time.", min=1)] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of a prompt with its answer. Default: the target's positions.", min=2, show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="With --engine hf: conversations answered at a time.", min=1)] = 16,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.", min=1)] = None,
     seed: int = 0,
     thinking: Thinking = None,
+    engine_python: EnginePython = None,
+    llamacpp: LlamaCppFolder = None,
+    server_args: ServerArgs = "",
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
 ) -> None:
     """Let the target answer: the text a draft learns must be the text that is served. Safe to kill and start again."""
+    from torchspec.chat.format import ChatFormat
     from torchspec.nn.device import resolve_device, resolve_dtype
-    from torchspec.regenerate import run as regeneration
+    from torchspec.regenerate.answering import Engine, Place, open_answering
+    from torchspec.regenerate.run import Wanted
+    from torchspec.regenerate.run import regenerate as run
+    from torchspec.regenerate.share import report_share
+    from torchspec.regenerate.turns import Sampling, Turns
     from torchspec.target.fetch import resolve_target
 
+    temperatures, servers = tuple(temperature or (0.0,)), server or []
+    if answers_per_prompt > 1 and 0.0 in temperatures:
+        raise UserError(f"--answers-per-prompt {answers_per_prompt} needs every --temperature above 0: greedy answers are all the same")
+    if servers and engine is not Writer.HF:
+        raise UserError(f"give either --engine {engine.value}, which is started here, or --server, which runs already")
     folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
     if measure:
-        return regeneration.report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
+        return report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
-    sampling = regeneration.Sampling(max_new_tokens, temperature, seed)
-    regenerator = regeneration.Regenerator.load(folder, sampling, *place, is_on(thinking), trust_remote_code)
-    regeneration.report(regeneration.regenerate(inputs, out, regenerator, batch_size, limit), out)
-    regeneration.report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)
+    chat = ChatFormat.load(folder, is_on(thinking), False, trust_remote_code)
+    turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, drop_cut)
+    wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp)
+    with open_answering(turns, wanted, Place(*place, trust_remote_code), out) as answering:
+        counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only))
+    counts.report(out)
+    if check:
+        report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)

@@ -12,7 +12,7 @@ from torchspec.data.leak import find_leak
 from torchspec.data.prepare import prepare
 from torchspec.doctor.finding import Finding
 from torchspec.nn.device import resolve_device, resolve_dtype
-from torchspec.regenerate.run import on_policy_share
+from torchspec.regenerate.share import on_policy_share
 from torchspec.target.frozen import FrozenTarget
 
 ROWS, SHARE_ROWS = 256, 8

@@ -13,28 +13,44 @@ from torchspec.errors import UserError
 from torchspec.evaluate.run import Settings, evaluating
 from torchspec.files import contents
 from torchspec.regenerate.answers_file import AnswersFile
-from torchspec.regenerate.regenerator import Conversation, Regenerator, Sampling
+from torchspec.regenerate.conversation import Conversation
+from torchspec.regenerate.regenerator import Regenerator
+from torchspec.regenerate.turns import Answering, Sampling, Turns
+from torchspec.serve.options import check_client
 
+IN_FLIGHT = 32  # requests at a time, of each server
 BATCH = 16  # questions answered at a time, and lost at most when the run is killed
 
 
-def answered(pair: Pair, asked: dict[str, list[list[str]]], settings: Settings, cache: Path, out: Path) -> dict[str, str]:
-    """asked: data set -> user turns of its conversations. Returns data set -> file of the target's answers."""
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
+def answered(
+    pair: Pair, asked: dict[str, list[list[str]]], settings: Settings, cache: Path, out: Path, servers: list[str]
+) -> dict[str, str]:
+    """asked: data set -> user turns of its conversations. Returns data set -> file of the target's answers.
+
+    servers: URLs of servers that run the target and answer instead of it here.
+    """
+    sampling = Sampling(settings.max_new_tokens, (settings.temperature,), settings.seed)
     with evaluating(pair, out):
-        chat = ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code)
-        regenerator = Regenerator(chat, pair.target.model, sampling)
-        return {name: str(target_answers(regenerator, pair.folder, turns, cache, out / "answers", name)) for name, turns in asked.items()}
+        turns = Turns(ChatFormat.load(pair.folder, settings.thinking, False, pair.target.spec.trust_remote_code), sampling)
+        answering = _running(turns, servers, pair) if servers else Regenerator(turns, pair.target.model, BATCH)
+        return {name: str(target_answers(answering, questions, cache, out / "answers", name)) for name, questions in asked.items()}
 
 
-def target_answers(regenerator: Regenerator, target: Path, asked: list[list[str]], cache: Path, out: Path, name: str) -> Path:
+def _running(turns: Turns, servers: list[str], pair: Pair) -> Answering:
+    check_client("--server")
+    from torchspec.regenerate.engine import running  # its client is an extra
+
+    return running(turns, servers, IN_FLIGHT, lambda: pair.target.model)
+
+
+def target_answers(answering: Answering, asked: list[list[str]], cache: Path, out: Path, name: str) -> Path:
     """Writes out/NAME.jsonl, a row per assistant turn in the order of `asked`; only what the cache lacks is generated."""
-    header = regenerator.header(target)
+    header = answering.turns.header(answering.made_with)
     kept = cache / "answers" / f"{contents.key(header)}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     conversations = [Conversation(f"{name}:{i}", [[{"role": "user", "content": turn}] for turn in turns]) for i, turns in enumerate(asked)]
     with FileLock(f"{kept}.lock"):  # evaluations of several drafts share a target: the others wait, and find the answers there
-        _answer(regenerator, AnswersFile(kept, header, target), conversations, name)
+        _answer(answering, AnswersFile(kept, header, answering.turns.target), conversations, name)
     rows = _rows(kept, {c.key for c in conversations})
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{name}.jsonl"
@@ -42,16 +58,14 @@ def target_answers(regenerator: Regenerator, target: Path, asked: list[list[str]
     return file
 
 
-def _answer(regenerator: Regenerator, answers: AnswersFile, conversations: list[Conversation], name: str) -> None:
-    todo = sorted({c.key: c for c in conversations if c.key not in answers.done}.values(), key=lambda c: len(str(c.questions)))
+def _answer(answering: Answering, answers: AnswersFile, conversations: list[Conversation], name: str) -> None:
+    todo = list({c.key: c for c in conversations if c.key not in answers.done}.values())
     columns = (TextColumn(f"the target answers {name}"), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not todo) as progress:
         task = progress.add_task("", total=len(todo))
-        for start in range(0, len(todo), BATCH):
-            batch = todo[start : start + BATCH]
-            regenerator.converse(batch)
-            answers.add([(c.key, c.rows) for c in batch])
-            progress.advance(task, len(batch))
+        for finished in answering.converse(todo):
+            answers.add([(c.key, c.rows) for c in finished])
+            progress.advance(task, len(finished))
     without = [c for c in todo if not c.rows]
     if without and len(without) == len(conversations):
         raise UserError(f"the target can answer no question of {name}: {without[0].ended}")

@@ -29,7 +29,7 @@ from torchspec.files.contents import file_key, folder_key, key
 from torchspec.files.kept import Kept
 from torchspec.files.writing import writing
 from torchspec.records import Prompt
-from torchspec.regenerate.run import SHARE_SAMPLES, on_policy_share
+from torchspec.regenerate.share import SHARE_SAMPLES, on_policy_share
 from torchspec.report.results import RESULTS, write_results
 from torchspec.report.tables import print_results, print_served
 from torchspec.report.write import write_report

@@ -4,108 +4,84 @@ The rows carry the ids that the target read and wrote, so that nothing is tokeni
 """
 
 import json
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
-import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from torchspec.capture.base import CaptureSpec
-from torchspec.capture.hf import HFCapture
 from torchspec.console import console
-from torchspec.data.dataset import PromptDataset, open_or_prepare
-from torchspec.data.encode import Options
 from torchspec.errors import UserError
 from torchspec.files.writing import writing
 from torchspec.regenerate.answers_file import AnswersFile
-from torchspec.regenerate.regenerator import Conversation, Regenerator, Sampling, questions_of
+from torchspec.regenerate.conversation import Conversation, conversations_of
+from torchspec.regenerate.report import Counts, kind
+from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
 from torchspec.rows.sources import read_rows
 
-__all__ = ["Regenerator", "Sampling", "on_policy_share", "regenerate", "report", "report_share"]
 
-SHARE_SAMPLES = 32  # samples that the on-policy share is measured on
-WINDOW = 32  # batches whose conversations are sorted by length together: little padding, bounded memory
+@dataclass(frozen=True)
+class Wanted:
+    """Which turns of the input are answered."""
 
-
-@dataclass
-class Counts:
-    """What a run did. Reasons are counted by the part before the first ": "."""
-
-    already_there: int = 0  # conversations of the input
-    duplicates: int = 0
-    answered: int = 0
-    rows: int = 0  # answers
-    tokens: int = 0
-    stopped: int = 0
-    seconds: float = 0.0
-    ended: Counter[str] = field(default_factory=Counter)  # conversations that end before their last turn
-    rejected: Counter[str] = field(default_factory=Counter)
-
-    def add(self, conversations: list[Conversation], seconds: float) -> None:
-        self.seconds += seconds
-        for conversation in conversations:
-            if conversation.rows:
-                self.answered += 1
-                self.rows += len(conversation.rows)
-                self.tokens += sum(len(row["response_ids"]) for row in conversation.rows)
-                self.stopped += sum(row["finish"] == "stop" for row in conversation.rows)
-                if conversation.ended:
-                    self.ended[_kind(conversation.ended)] += 1
+    limit: int | None = None  # rows of the input
+    answers: int = 1  # of each prompt
+    last_turn_only: bool = False
 
 
-def regenerate(inputs: list[str], out: Path, regenerator: Regenerator, batch_size: int, limit: int | None) -> dict:
-    """Adds to `out` until every conversation that can be answered is there. What cannot is listed in `out`.rejected."""
+def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wanted) -> Counts:
+    """Adds to `out` until every conversation that can be answered is there. What cannot is listed in `out`.rejected; with
+    `drop_cut`, conversations whose first answer is cut are kept apart in `out`.cut, so that they are not answered again."""
     _check_out(inputs, out)
-    counts, target = Counts(), regenerator.target
-    listing = out.with_name(f"{out.name}.rejected")
-    columns = (
-        TextColumn("regenerate"),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
+    counts, listing = Counts(), out.with_name(f"{out.name}.rejected")
+    columns = (TextColumn("regenerate"), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("eta"))
     with (
         writing(out, "torchspec regenerate", lambda: f"{out} keeps its whole conversations, and the same command goes on there"),
-        Progress(*columns, console=console) as progress,
+        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
     ):
-        answers = AnswersFile(out, regenerator.header(target), target)
+        files = Files(out, answering)
         with listing.open("w") as refused:
-            task = progress.add_task("", total=limit)
-            todo = _todo(islice(read_rows(inputs), limit), answers.done, refused, counts)
-            for batch in _batches(todo, batch_size):
-                started = time.perf_counter()
-                _converse(regenerator, batch)
-                counts.add(batch, time.perf_counter() - started)
-                answers.add([(conversation.key, conversation.rows) for conversation in batch])
-                for conversation in batch:
-                    if not conversation.rows:
+            task = progress.add_task("", total=wanted.limit and wanted.limit * wanted.answers)
+            todo, began = _todo(read_rows(inputs), wanted, files.done, refused, counts), time.perf_counter()
+            for finished in answering.converse(todo):
+                began, seconds = time.perf_counter(), time.perf_counter() - began
+                counts.add(finished, seconds)
+                files.add(finished)
+                for conversation in finished:
+                    if not conversation.rows and not conversation.cut:
                         _refuse(conversation.where, conversation.ended, refused, counts)
-                rate = counts.tokens / counts.seconds if counts.seconds else 0
-                done = counts.answered + counts.already_there + counts.duplicates + counts.rejected.total()
-                progress.update(task, completed=done, description=f"{rate:,.0f} tok/s")
+                progress.update(task, completed=counts.seen, description=counts.line)
         if not counts.rejected:
             listing.unlink()
-    if not answers.done:
+    if files.done and not files.answers.done:
+        raise UserError(f"every answer is cut at max_new_tokens and kept in {files.cut.path} alone; give more, or leave --drop-cut out")
+    if not files.done:
         reason = next(iter(counts.rejected), "the input has no rows")
         raise UserError(f"no row of {', '.join(inputs)} can be answered, the first because of this: {reason}; all are listed in {listing}")
-    return vars(counts)
+    return counts
 
 
-def _converse(regenerator: Regenerator, batch: list[Conversation]) -> None:
-    try:
-        regenerator.converse(batch)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the device has no memory for {len(batch)} conversations at a time; go on with a smaller --batch-size or --max-new-tokens"
-        ) from error
+class Files:
+    """The answers, and beside them with `drop_cut` the conversations whose first answer is cut."""
+
+    def __init__(self, out: Path, answering: Answering):
+        header, target = answering.turns.header(answering.made_with), answering.turns.target
+        self.answers = AnswersFile(out, header, target)
+        self.cut = AnswersFile(out.with_name(f"{out.name}.cut"), header, target) if answering.turns.drop_cut else None
+
+    @property
+    def done(self) -> set[str]:
+        return self.answers.done | (self.cut.done if self.cut else set())
+
+    def add(self, finished: list[Conversation]) -> None:
+        self.answers.add([(conversation.key, conversation.rows) for conversation in finished])
+        if self.cut:
+            whole = [c for c in finished if c.cut and not c.rows]
+            self.cut.add([(c.key, [c.cut | {"last": True, "ended": c.ended}]) for c in whole])
 
 
 def _check_out(inputs: list[str], out: Path) -> None:
@@ -117,82 +93,27 @@ def _check_out(inputs: list[str], out: Path) -> None:
         raise UserError(f"--out {out} is an input as well; name another file")
 
 
-def _todo(rows: Iterator[Row], done: set[str], refused, counts: Counts) -> Iterator[Conversation]:
+def _todo(rows: Iterator[Row], wanted: Wanted, done: set[str], refused: TextIO, counts: Counts) -> Iterator[Conversation]:
     """The conversations that `done` lacks, each once."""
     met: set[str] = set()
-    for row in rows:
-        problem = row.problem or _unanswerable(row)
-        if problem:
-            _refuse(row.where, problem, refused, counts)
-            continue
-        conversation = Conversation(row.where, questions_of(row.messages))
-        if conversation.key in met:
-            counts.duplicates += 1
-        elif conversation.key in done:
-            counts.already_there += 1
-        else:
-            yield conversation
-        met.add(conversation.key)
+    for row in islice(rows, wanted.limit):
+        problem = row.problem or ("the row has token ids and no messages, so its questions are not known" if row.messages is None else None)
+        conversations = [] if problem else conversations_of(row, wanted.answers, wanted.last_turn_only)
+        if not conversations:
+            _refuse(row.where, problem or "no user turn to answer", refused, counts)
+            counts.seen += wanted.answers
+        for conversation in conversations:
+            if conversation.key in met:
+                counts.duplicates += 1
+                counts.seen += 1
+            elif conversation.key in done:
+                counts.already_there += 1
+                counts.seen += 1
+            else:
+                yield conversation
+            met.add(conversation.key)
 
 
-def _batches(conversations: Iterator[Conversation], batch_size: int) -> Iterator[list[Conversation]]:
-    while window := list(islice(conversations, WINDOW * batch_size)):
-        window.sort(key=lambda conversation: len(str(conversation.questions)))
-        for start in range(0, len(window), batch_size):
-            yield window[start : start + batch_size]
-
-
-def _unanswerable(row: Row) -> str | None:
-    if row.messages is None:
-        return "the row has token ids and no messages, so its questions are not known"
-    if row.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages):
-        return "the row has tools, which nobody can call here; remove them or keep the row as it is"
-    return None if questions_of(row.messages) else "no user turn to answer"
-
-
-def _refuse(where: str, reason: str, refused, counts: Counts) -> None:
-    counts.rejected[_kind(reason)] += 1
+def _refuse(where: str, reason: str, refused: TextIO, counts: Counts) -> None:
+    counts.rejected[kind(reason)] += 1
     refused.write(json.dumps({"where": where, "reason": reason}) + "\n")
-
-
-def _kind(reason: str) -> str:
-    return reason.partition(": ")[0]
-
-
-def report(counts: dict, out: Path) -> None:
-    rate = counts["tokens"] / counts["seconds"] if counts["seconds"] else 0
-    duplicates = f", {counts['duplicates']} are duplicates" if counts["duplicates"] else ""
-    console.print(
-        f"{out}: {counts['rows']} answers written ({counts['already_there']} conversations were there{duplicates}), "
-        f"{counts['tokens']:,} tokens, {rate:,.0f} tok/s; {counts['stopped']} ended by themselves, the rest at the cap"
-    )
-    for reason, count in counts["ended"].items():
-        console.print(f"  {count} conversations end before their last turn: {reason}", markup=False)
-    for reason, count in counts["rejected"].items():
-        console.print(f"  rejected {count}: {reason} (listed in {out}.rejected)", markup=False)
-
-
-def report_share(
-    inputs: list[str], target: Path, dtype: torch.dtype, device: torch.device, thinking: bool | None, trust_remote_code: bool
-) -> None:
-    """Prints how much of each input's supervised text the target would have written itself."""
-    model = HFCapture(CaptureSpec(target, (0,), dtype, device, trust_remote_code=trust_remote_code))
-    for path in inputs:
-        with tempfile.TemporaryDirectory() as scratch:
-            dataset = open_or_prepare(path, Path(scratch), target, Options(thinking, trust_remote_code=trust_remote_code))
-            same, total = on_policy_share(model, dataset, SHARE_SAMPLES)
-        console.print(f"{path}: on-policy share {same / total:.1%} ({same} of {total} tokens are the target's own greedy choice)")
-
-
-@torch.inference_mode()
-def on_policy_share(target: HFCapture, dataset: PromptDataset, samples: int) -> tuple[int, int]:
-    """(supervised tokens that equal the target's argmax after the true prefix, supervised tokens), over evenly spread samples."""
-    same = total = 0
-    count = min(samples, len(dataset))
-    for i in range(count):
-        prompt = dataset[i * len(dataset) // count]
-        choices = target.model(input_ids=prompt.ids.to(target.device)[None], use_cache=False).logits[0].argmax(-1).cpu()  # [L]
-        supervised = prompt.loss_mask[1:]
-        same += int((choices[:-1] == prompt.ids[1:])[supervised].sum())
-        total += int(supervised.sum())
-    return same, total

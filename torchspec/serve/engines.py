@@ -20,6 +20,7 @@ class Engine:
     command: Callable[[Serving], list[str]]  # starts the server
     files: Callable[[Served, Serving, Path], Served]  # what it loads, in a form that it reads; the folder keeps what is made
     arguments: Callable[[Served, Load], list[str]]  # of every server
+    uncached: list[str]  # of servers that are measured: a prompt that is asked twice would cost nothing the second time
     with_draft: Callable[[Served], list[str]]  # further arguments
     client: Callable[[str, str], Client]  # URL, where its log is
     request: dict  # what the OpenAI protocol does not have
@@ -45,8 +46,8 @@ SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
 
 
 def _vllm_arguments(served: Served, _load: Load) -> list[str]:
-    """No prefix cache: a prompt that is asked twice would cost nothing the second time. Sampling by our settings alone."""
-    return ["--model", str(served.target), "--dtype", served.dtype, "--no-enable-prefix-caching", "--generation-config", "vllm"]
+    """Sampling by our settings alone."""
+    return ["--model", str(served.target), "--dtype", served.dtype, "--generation-config", "vllm"]
 
 
 def _vllm_draft(served: Served) -> list[str]:
@@ -64,7 +65,7 @@ def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
 
 
 def _sglang_arguments(served: Served, _load: Load) -> list[str]:
-    return ["--model-path", str(served.target), "--dtype", served.dtype, "--disable-radix-cache", "--sampling-defaults", "openai"]
+    return ["--model-path", str(served.target), "--dtype", served.dtype, "--sampling-defaults", "openai"]
 
 
 def _sglang_draft(served: Served) -> list[str]:
@@ -90,6 +91,7 @@ ENGINES = {
         module("vllm.entrypoints.openai.api_server"),
         _as_they_are,
         _vllm_arguments,
+        ["--no-enable-prefix-caching"],
         _vllm_draft,
         Client,
         {},
@@ -100,6 +102,7 @@ ENGINES = {
         module("sglang.launch_server"),
         _as_they_are,
         _sglang_arguments,
+        ["--disable-radix-cache"],
         _sglang_draft,
         Client,
         {"return_spec_tokens_details": True},
@@ -110,6 +113,7 @@ ENGINES = {
         llamacpp.command,
         llamacpp.files,
         llamacpp.arguments,
+        [],  # its client asks each prompt without the cache
         llamacpp.with_draft,
         llamacpp.LlamaCppClient,
         {},

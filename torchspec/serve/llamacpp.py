@@ -50,9 +50,10 @@ def files(served: Served, serving: Serving, folder: Path) -> Served:
     """Target and draft as files in `folder`, each under the contents of what it was made from."""
     llamacpp, python = LlamaCpp.at(serving.llamacpp), serving.python or sys.executable
     converter, target = folder_key(llamacpp.folder / "conversion"), folder_key(served.target)
-    made = {name: folder / f"{name}-{key(parts)}.gguf" for name, parts in {
-        "target": [converter, served.dtype, target], "draft": [converter, served.dtype, target, folder_key(served.draft)],
-    }.items()}  # fmt: skip
+    parts = {"target": [converter, served.dtype, target]}
+    if served.draft is not None:
+        parts["draft"] = [converter, served.dtype, target, folder_key(served.draft)]
+    made = {name: folder / f"{name}-{key(of)}.gguf" for name, of in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in made.items():
         if file.is_file():

@@ -47,10 +47,22 @@ def serving_options(
     return serving, tuple(sorted(set(map(int, words))))
 
 
-def _check_installed(serving: Serving, asked_by: str, other_python: str) -> None:
+def target_serving(engine: str, python: str | None, arguments: str, llamacpp: str | None) -> Serving:
+    """Of a target that is started alone."""
+    serving = Serving(engine, python=python, arguments=arguments, llamacpp=llamacpp)
+    _check_installed(serving, f"--engine {engine}", "--engine-python")
+    return serving
+
+
+def check_client(asked_by: str) -> None:
+    """Of servers that run already, only what asks them is needed here."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{asked_by} needs {', '.join(missing)}: pip install 'torchspec[serve]'")
+
+
+def _check_installed(serving: Serving, asked_by: str, other_python: str) -> None:
+    check_client(asked_by)
     if serving.engine == "llamacpp":
         _check_llamacpp(serving)
     elif serving.url is None and serving.python is None and importlib.util.find_spec(serving.engine) is None:

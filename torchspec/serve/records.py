@@ -9,11 +9,15 @@ class Served:
     """What a started server is to load."""
 
     target: Path
-    draft: Path
+    draft: Path | None  # None: the target serves alone, and the next two are nothing
     method: str
     draft_tokens: int
     dtype: str
     gguf_facts: dict  # what a converted draft must say of itself
+
+    @classmethod
+    def target_alone(cls, target: Path, dtype: str) -> "Served":
+        return cls(target, None, "", 0, dtype, {})
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Side:
         if url is not None:
             return running_server(self.engine, url)
         loaded = self.engine.files(self.served, self.serving, self.logs.parent / "gguf")
-        arguments = self.engine.arguments(loaded, load)
+        arguments = self.engine.arguments(loaded, load) + self.engine.uncached
         if self.with_draft:
             arguments += self.engine.with_draft(loaded)
         return open_server(self.name, self.engine, arguments, self.serving, self.logs / f"{self.name.replace(' ', '_')}.log")

@@ -11,7 +11,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.chat.format import ChatFormat
 from torchspec.chat.stops import stop_ids
 from torchspec.decode import sequence as decode
-from torchspec.regenerate.regenerator import Regenerator, Sampling
+from torchspec.regenerate.turns import Sampling, Turns
 
 OWN = 2  # <|im_end|>, the tokenizer's eos
 
@@ -55,5 +55,4 @@ def test_training_regeneration_and_evaluation_stop_at_the_same_ids(tiny_folder, 
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
     capture, chat = HFCapture(CaptureSpec(tmp_path, (1,), torch.float32)), ChatFormat.load(tmp_path, None, False)
-    regenerator = Regenerator(chat, capture.model, Sampling(1, 0.0, 0))
-    assert chat.stop_ids == decode.stop_ids(capture) == regenerator.stop == {0, 2, 5}
+    assert chat.stop_ids == decode.stop_ids(capture) == Turns(chat, Sampling(1, (0.0,), 0)).stop == {0, 2, 5}

@@ -20,7 +20,8 @@ from torchspec.decode.sequence import first_difference, plain_decode, speculativ
 from torchspec.errors import UserError
 from torchspec.evaluate import break_even
 from torchspec.records import Prompt
-from torchspec.regenerate.regenerator import Regenerator, Sampling
+from torchspec.regenerate.regenerator import Regenerator
+from torchspec.regenerate.turns import Sampling, Turns
 
 LENGTHS = (1, 10)
 MOST = 16
@@ -136,8 +137,9 @@ def test_prompts_are_not_decoded_together(known):
 def test_answers_regenerated_in_a_batch_are_those_of_each_prompt(known):
     """Left-padded prompts of different length: padding must leave no trace in a state."""
     tokenizer = SimpleNamespace(pad_token_id=0, name_or_path=str(known.oracle.spec.folder))
-    regenerator = Regenerator(SimpleNamespace(tokenizer=tokenizer, stop_ids=set()), known.oracle.model, Sampling(MOST, 0.0, 0))
-    assert regenerator.generate([random_prompt(n, n).tolist() for n in LENGTHS]) == list(known.plain.values())
+    turns = Turns(SimpleNamespace(tokenizer=tokenizer, stop_ids=set()), Sampling(MOST, (0.0,), 0))
+    regenerator = Regenerator(turns, known.oracle.model, len(LENGTHS))
+    assert regenerator.generate([random_prompt(n, n).tolist() for n in LENGTHS], 0.0, 0) == list(known.plain.values())
 
 
 @pytest.mark.parametrize("known", ["qwen3_5_text", "jamba"], indirect=True)

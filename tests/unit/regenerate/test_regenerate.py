@@ -1,5 +1,6 @@
 """The target's own answers on disk: right, whole, never mixed. The target is a random byte-level Llama, which answers in milliseconds."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,12 +16,18 @@ from torchspec.decode.sequence import plain_decode
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import Stopped, UserError
 from torchspec.files.lock import locked
-from torchspec.regenerate.regenerator import questions_of
-from torchspec.regenerate.run import Regenerator, Sampling, regenerate
+from torchspec.regenerate import run
+from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.conversation import Conversation, questions_of
+from torchspec.regenerate.regenerator import Regenerator
+from torchspec.regenerate.report import Counts
+from torchspec.regenerate.turns import Sampling, Turns
 from torchspec.rows.sources import read_rows
 
 TOKENS = 4
-GREEDY = Sampling(TOKENS, 0.0, 0)
+GREEDY = Sampling(TOKENS, (0.0,), 0)
+HERE = Place(torch.float32, torch.device("cpu"), False)
+HF = Engine("hf", [], 1, True, 16, None, "", None)
 HOSTILE = {
     "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "bad_words_ids": [[i] for i in range(40)], "min_length": 500, "top_k": 2,
     "suppress_tokens": list(range(40, 80)), "begin_suppress_tokens": list(range(80, 120)), "num_beams": 3, "top_p": 0.3, "min_p": 0.2,
@@ -34,15 +41,34 @@ def folder(tmp_path_factory) -> Path:
     return write_tiny_target(tmp_path_factory.mktemp("regenerate") / "target")
 
 
+def loaded(folder: Path, sampling: Sampling = GREEDY) -> Regenerator:
+    with open_answering(Turns(ChatFormat.load(folder, None, False), sampling), HF, HERE, folder) as regenerator:
+        return regenerator
+
+
+def regenerate(inputs: list[str], out: Path, regenerator: Regenerator, batch_size: int, limit: int | None, **wanted) -> Counts:
+    regenerator.batch_size = batch_size
+    return run.regenerate(inputs, out, regenerator, run.Wanted(limit, **wanted))
+
+
+def answered(regenerator: Regenerator, *conversations: dict) -> list[dict]:
+    """A row for every assistant turn, conversation by conversation."""
+    talks = [Conversation(str(i), questions_of(each["messages"])) for i, each in enumerate(conversations)]
+    list(regenerator.converse(talks))
+    return [row for talk in talks for row in talk.rows]
+
+
 @pytest.fixture(scope="module")
 def regenerator(folder) -> Regenerator:
-    return Regenerator.load(folder, GREEDY, torch.float32, torch.device("cpu"), None, False)
+    return loaded(folder)
 
 
 @pytest.fixture
 def resampled(regenerator):
     """The same target under another sampling."""
-    return lambda **sampling: Regenerator(regenerator.chat, regenerator.model, Sampling(**{**vars(GREEDY), **sampling}))
+    return lambda drop_cut=False, **sampling: Regenerator(
+        Turns(regenerator.turns.chat, Sampling(**{**vars(GREEDY), **sampling}), drop_cut=drop_cut), regenerator.model, 16
+    )
 
 
 def chat(*questions: str) -> dict:
@@ -64,26 +90,26 @@ def questions(file: Path) -> list[str]:
 
 def test_greedy_answers_are_the_argmax_whatever_generation_config_says(folder, regenerator):
     regenerator.model.generation_config = GenerationConfig(**HOSTILE)
-    rows = regenerator.answer([(str(i), chat(f"Question {i}")["messages"]) for i in range(3)])
+    rows = answered(regenerator, *(chat(f"Question {i}") for i in range(3)))
     oracle = HFCapture(CaptureSpec(folder, (1,), torch.float32))
-    expected = [plain_decode(oracle, torch.tensor(row["prompt_ids"]), TOKENS, set(regenerator.stop)).ids for row in rows]
+    expected = [plain_decode(oracle, torch.tensor(row["prompt_ids"]), TOKENS, set(regenerator.turns.stop)).ids for row in rows]
     assert [row["response_ids"] for row in rows] == expected
-    assert [row["finish"] for row in rows] == ["stop" if ids[-1] in regenerator.stop else "length" for ids in expected]
+    assert [row["finish"] for row in rows] == ["stop" if ids[-1] in regenerator.turns.stop else "length" for ids in expected]
 
 
 def test_at_a_temperature_nothing_but_the_temperature_counts(resampled):
-    regenerator, asked = resampled(temperature=2.0), [("a", chat("Hi", "And?")["messages"])]
+    regenerator, asked = resampled(temperatures=(2.0,)), chat("Hi", "And?")
     regenerator.model.generation_config = GenerationConfig()
-    plain = regenerator.answer(asked)
+    plain = answered(regenerator, asked)
     regenerator.model.generation_config = GenerationConfig(**HOSTILE)
-    assert regenerator.answer(asked) == plain != resampled(temperature=2.0, seed=1).answer(asked)
+    assert answered(regenerator, asked) == plain != answered(resampled(temperatures=(2.0,), seed=1), asked)
 
 
 def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(regenerator, resampled):
     """The total variation between a law and 4,000 draws from it is at most about sqrt(259 / (2 pi 4000)) = 0.1 here, where 259 ids are
     possible; the law of temperature 1 lies 0.4 away."""
     prompt = [7, 100, 33]
-    drawn = resampled(max_new_tokens=1, temperature=3.0).generate([prompt] * 4000)
+    drawn = resampled(max_new_tokens=1).generate([prompt] * 4000, 3.0, 0)
     found = torch.bincount(torch.tensor(drawn).flatten(), minlength=259) / 4000
     logits = regenerator.model(torch.tensor([prompt])).logits[0, -1].detach()
     distance = {t: float((found - (logits / t).softmax(-1)).abs().sum() / 2) for t in (1.0, 3.0)}
@@ -98,12 +124,12 @@ def test_rows_say_what_made_them_and_are_read_again(regenerator, folder, write_j
     assert [row["id"] for row in rows] == [f"{source}:1#1", f"{source}:1#2", f"{source}:2#1"]
     assert [(row["last"], row["ended"]) for row in rows] == [(False, None), (True, None), (True, None)]
     assert rows[0]["key"] == rows[1]["key"] != rows[2]["key"] and len({row["header"] for row in rows}) == 1
-    assert (counts["answered"], counts["rows"], counts["tokens"]) == (2, 3, sum(len(row["response_ids"]) for row in rows))
+    assert (counts.answered, counts.rows, counts.tokens) == (2, 3, sum(len(row["response_ids"]) for row in rows))
     assert header == {
-        "path": str(folder.resolve()), "target": header["target"], "dtype": "float32", "template": regenerator.chat.template_hash,
-        "thinking": None, "stop_ids": sorted(regenerator.stop), "max_new_tokens": TOKENS, "temperature": 0.0, "seed": None,
+        "path": str(folder.resolve()), "target": header["target"], "dtype": "float32", "template": regenerator.turns.chat.template_hash,
+        "thinking": None, "stop_ids": sorted(regenerator.turns.stop), "max_new_tokens": TOKENS, "temperature": 0.0, "seed": None,
     }  # fmt: skip
-    assert regenerator.tokenizer.decode(rows[1]["prompt_ids"]).startswith(regenerator.tokenizer.decode(rows[0]["prompt_ids"]))
+    assert regenerator.turns.tokenizer.decode(rows[1]["prompt_ids"]).startswith(regenerator.turns.tokenizer.decode(rows[0]["prompt_ids"]))
     assert [(row.prompt_ids, row.response_ids) for row in read_rows([str(out)])] == [
         (r["prompt_ids"], r["response_ids"]) for r in lines(out)
     ]
@@ -148,7 +174,7 @@ def test_rows_are_found_by_their_questions_wherever_they_stand_now(regenerator, 
     new = [chat("fig?"), chat("pear?"), {"messages": [{"role": "user", "content": "fig?"}]}, chat("apple?"), chat("fig?", "fig?")]
     counts = regenerate([write_jsonl("in.jsonl", new)], out, regenerator, 2, None)
     assert sorted(questions(out)) == ["apple?", "fig?", "fig?", "fig?", "pear?"]  # the last of two turns
-    assert (counts["already_there"], counts["duplicates"], counts["answered"]) == (2, 1, 2)
+    assert (counts.already_there, counts.duplicates, counts.answered) == (2, 1, 2)
 
 
 def test_stopped_between_batches_keeps_what_was_answered(resampled, finished, tmp_path):
@@ -156,11 +182,11 @@ def test_stopped_between_batches_keeps_what_was_answered(resampled, finished, tm
     out, regenerator = tmp_path / "out.jsonl", resampled()
     generate, calls = regenerator.generate, []
 
-    def interrupted(prompts):
-        calls.append(prompts)
+    def interrupted(*asked):
+        calls.append(asked)
         if len(calls) == 3:
             raise Stopped
-        return generate(prompts)
+        return generate(*asked)
 
     regenerator.generate = interrupted
     with pytest.raises(Stopped, match=r"torchspec regenerate was stopped: .*out.jsonl keeps its whole conversations, and the same command"):
@@ -177,7 +203,7 @@ def test_stopped_between_batches_keeps_what_was_answered(resampled, finished, tm
     ("sampling", "sentence"),
     [
         ({"max_new_tokens": 6}, f"max_new_tokens {TOKENS} instead of 6"),
-        ({"temperature": 1.0, "seed": 3}, "temperature 0.0 instead of 1.0, seed None instead of 3"),
+        ({"temperatures": (1.0,), "seed": 3}, "temperature 0.0 instead of 1.0, seed None instead of 3"),
     ],
 )
 def test_another_sampling_is_refused_by_name(resampled, finished, tmp_path, sampling, sentence):
@@ -194,13 +220,13 @@ def test_another_sampling_is_refused_by_name(resampled, finished, tmp_path, samp
 def test_a_seed_decides_nothing_where_nothing_is_drawn(resampled, finished, tmp_path):
     source, whole = finished
     regenerate([source], tmp_path / "out.jsonl", resampled(), 1, None)
-    assert regenerate([source], tmp_path / "out.jsonl", resampled(seed=7), 1, None)["already_there"] == 3
+    assert regenerate([source], tmp_path / "out.jsonl", resampled(seed=7), 1, None).already_there == 3
 
 
 def test_another_template_thinking_mode_or_changed_weights_are_refused_by_name(regenerator, finished, tmp_path):
     source, _ = finished
     target = write_tiny_target(tmp_path / "target")
-    out, load = tmp_path / "out.jsonl", lambda mode: Regenerator(ChatFormat.load(target, mode, False), regenerator.model, GREEDY)
+    out, load = tmp_path / "out.jsonl", lambda mode: Regenerator(Turns(ChatFormat.load(target, mode, False), GREEDY), regenerator.model, 1)
     regenerate([source], out, load(None), 1, 1)
     with pytest.raises(UserError, match="template .{16} instead of .{16}, thinking None instead of False; name"):
         regenerate([source], out, load(False), 1, 1)
@@ -244,7 +270,7 @@ def test_one_writer_at_a_time(regenerator, finished, tmp_path):
         pytest.raises(UserError, match=r"out.jsonl is being written by torchspec regenerate, pid \d+"),
     ):
         regenerate([finished[0]], out, regenerator, 1, None)
-    assert regenerate([finished[0]], out, regenerator, 1, None)["answered"] == 3
+    assert regenerate([finished[0]], out, regenerator, 1, None).answered == 3
 
 
 def test_a_full_disk_is_one_sentence(regenerator, finished, tmp_path):
@@ -265,7 +291,7 @@ def test_an_out_that_cannot_be_meant(regenerator, write_jsonl, tmp_path, out):
 
 
 def turns(text: str) -> list[dict]:
-    roles = {"s": "system", "u": "user", "a": "assistant"}
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     return [{"role": roles[letter], "content": f"{letter}{i}"} for i, letter in enumerate(text)]
 
 
@@ -281,6 +307,8 @@ def turns(text: str) -> list[dict]:
         ("uasua", ["u", "su"]),
         ("uas", ["u"]),
         ("usa", ["us"]),
+        ("uata", ["uat"]),  # a call stays where its result follows
+        ("uatataua", ["uatat", "u"]),
         ("sa", []),
         ("a", []),
     ],
@@ -293,10 +321,10 @@ def test_answers_are_given_where_a_user_has_asked(conversation, groups):
 
 
 def test_unusable_rows_are_listed_and_the_others_answered(regenerator, write_jsonl, tmp_path, monkeypatch):
-    refusing = regenerator.tokenizer.chat_template.replace(
+    refusing = regenerator.turns.tokenizer.chat_template.replace(
         "{% for m in messages %}", "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}"
     )
-    monkeypatch.setattr(regenerator.tokenizer, "chat_template", refusing)
+    monkeypatch.setattr(regenerator.turns.tokenizer, "chat_template", refusing)
     rows = [
         chat("Hi"), chat("no"), chat("Well", "no"), "{", {"messages": [{"role": "assistant", "content": "x"}]}, chat("long " * 200),
         {**chat("x"), "tools": [{"type": "function", "function": {"name": "f"}}]}, chat("Well", "long " * 200, "more"),
@@ -305,20 +333,20 @@ def test_unusable_rows_are_listed_and_the_others_answered(regenerator, write_jso
     source, out = write_jsonl("in.jsonl", rows), tmp_path / "out.jsonl"
     counts = regenerate([source], out, regenerator, 3, None)
     ids = [row["id"].removeprefix(f"{source}:") for row in lines(out)]
-    assert sorted(ids) == ["1#1", "3#1", "8#1"]
+    assert sorted(ids) == ["1#1", "3#1", "8#1", "9#1"]
     listed = {row["where"].removeprefix(f"{source}:"): row["reason"] for row in lines(tmp_path / "out.jsonl.rejected")}
     assert {line: reason[:31] for line, reason in listed.items()} == {
         "2": "the chat template refuses the c", "4": "not valid JSON: Expecting prope", "5": "no user turn to answer",
-        "6": "too long for the target: prompt", "7": "the row has tools, which nobody", "9": "the row has tools, which nobody",
+        "6": "too long for the target: prompt", "7": "the chat template does not rend",
     }  # fmt: skip
     assert listed["6"].endswith(f"together: {1000 + 19 + TOKENS} of 512 positions")  # one token a byte, 19 of the template
     ended = {row["id"].rpartition(":")[2]: (row["last"], row["ended"]) for row in lines(out)}
     assert (
         ended["1#1"] == (True, None) and ended["3#1"][1].startswith("the chat template refuses") and ended["8#1"][1].startswith("too long")
     )
-    assert counts["rejected"].total() == 6 and counts["ended"].total() == 2
+    assert counts.rejected.total() == 5 and counts.ended.total() == 2
     again = regenerate([source], out, regenerator, 3, None)
-    assert (again["already_there"], again["answered"], again["rejected"].total()) == (3, 0, 6)
+    assert (again.already_there, again.answered, again.rejected.total()) == (4, 0, 5)
 
 
 def test_where_nothing_can_be_answered_the_first_reason_is_told(regenerator, write_jsonl, tmp_path):
@@ -331,7 +359,7 @@ def test_where_nothing_can_be_answered_the_first_reason_is_told(regenerator, wri
 
 def test_a_cap_that_leaves_no_room_is_refused_before_the_model_is_read(folder):
     with pytest.raises(UserError, match="max_new_tokens 512 leaves no room for a prompt in the target's 512 positions"):
-        Regenerator.load(folder, Sampling(512, 0.0, 0), torch.float32, torch.device("cpu"), None, False)
+        loaded(folder, Sampling(512, (0.0,), 0))
 
 
 def test_a_target_that_lacks_weights_writes_nothing(tmp_path):
@@ -340,4 +368,90 @@ def test_a_target_that_lacks_weights_writes_nothing(tmp_path):
     del weights["model.layers.3.mlp.up_proj.weight"]
     save_file(weights, target / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks the weights .*layers.3.mlp.up_proj"):
-        Regenerator.load(target, GREEDY, torch.float32, torch.device("cpu"), None, False)
+        loaded(target)
+
+
+# --- which answers are wanted
+
+
+def sampled(resampled, write_jsonl, out: Path, rows: list[dict], per_prompt: int, **sampling) -> list[dict]:
+    regenerate([write_jsonl("in.jsonl", rows)], out, resampled(**sampling), 1, None, answers=per_prompt)
+    return lines(out)
+
+
+def test_answers_of_one_prompt_are_drawn_by_seeds_of_their_own_and_more_can_be_added(resampled, write_jsonl, tmp_path):
+    """4 tokens of a nearly uniform law over 260: two draws of one seed would be equal, two of different ones hardly ever are."""
+    out, asked = tmp_path / "out.jsonl", [chat("Hi"), chat("Bye")]
+    two = sampled(resampled, write_jsonl, out, asked, 2, temperatures=(3.0,))
+    three = sampled(resampled, write_jsonl, out, asked, 3, temperatures=(3.0,))
+    assert three[: len(two)] == two and len(three) == 6 == len({tuple(row["response_ids"]) for row in three}) == len(
+        {r["key"] for r in three}
+    )
+    assert {row["id"].rpartition(":")[2] for row in three} == {f"{line}/{n}#1" for line in (1, 2) for n in (1, 2, 3)}
+
+
+def test_temperatures_are_dealt_by_the_key_of_the_conversation(resampled, regenerator, write_jsonl, tmp_path):
+    asked, out = [chat(f"q{i}", "and?") for i in range(12)], tmp_path / "out.jsonl"
+    rows = sampled(resampled, write_jsonl, out, asked, 1, temperatures=(0.0, 3.0))
+    assert all(row["temperature"] == (0.0, 3.0)[int(row["key"], 16) % 2] for row in rows)
+    greedy = {row["messages"][0]["content"]: row for row in rows if row["temperature"] == 0.0 and row["id"].endswith("#1")}
+    assert 0 < len(greedy) < 12
+    for question, row in greedy.items():
+        assert row["response_ids"] == answered(regenerator, chat(question))[0]["response_ids"]
+    header = json.loads((tmp_path / "out.jsonl.header.json").read_text())
+    assert header["temperature"] == [0.0, 3.0] and header["seed"] == 0
+
+
+def test_the_last_turn_alone_is_answered_behind_the_earlier_ones_as_they_are(regenerator, write_jsonl, tmp_path):
+    source = write_jsonl("in.jsonl", [chat("Hi", "And?", "So?"), {"messages": turns("ua")}, {"messages": turns("uau")}])
+    regenerate([source], tmp_path / "out.jsonl", regenerator, 1, None, last_turn_only=True)
+    rows = {row["id"].removeprefix(f"{source}:"): row for row in lines(tmp_path / "out.jsonl")}
+    assert rows.keys() == {"1#1", "2#1", "3#1"} and all(row["last"] for row in rows.values())
+    decoded = regenerator.turns.tokenizer.decode(rows["1#1"]["prompt_ids"])
+    assert decoded == regenerator.turns.chat.render(chat("Hi", "And?", "So?")["messages"][:5], add_generation_prompt=True)
+    assert [message["content"] for message in rows["3#1"]["messages"][:3]] == ["u0", "a1", "u2"]
+
+
+def test_cut_answers_are_dropped_counted_and_not_answered_again(regenerator, write_jsonl, tmp_path):
+    """An end is made of the first token of one answer, so that some end by themselves; which ones, the answers without it tell."""
+    asked, out = [chat(f"q{i}") for i in range(5)], tmp_path / "out.jsonl"
+    wrote = {f"q{i}": row["response_ids"] for i, row in enumerate(answered(regenerator, *asked))}
+    stop = frozenset({wrote["q0"][0]})
+    whole = {question for question, ids in wrote.items() if stop & set(ids)}
+    assert 0 < len(whole) < 5
+    chat_format = dataclasses.replace(regenerator.turns.chat, stop_ids=stop)
+    dropping = Regenerator(Turns(chat_format, GREEDY, drop_cut=True), regenerator.model, 1)
+    source = write_jsonl("in.jsonl", asked)
+    counts = regenerate([source], out, dropping, 1, None)
+    assert set(questions(out)) == whole and set(questions(Path(f"{out}.cut"))) == wrote.keys() - whole
+    assert (counts.answered, counts.dropped, counts.rejected.total()) == (len(whole), 5 - len(whole), 0)
+    again = regenerate([source], out, dropping, 1, None)
+    assert (again.already_there, again.answered, again.dropped) == (5, 0, 0)
+
+
+def test_where_every_answer_is_cut_that_is_the_reason(resampled, write_jsonl, tmp_path):
+    with pytest.raises(UserError, match="every answer is cut at max_new_tokens and kept in .*out.jsonl.cut alone; give more, or leave"):
+        regenerate([write_jsonl("in.jsonl", [chat("Hi")])], tmp_path / "out.jsonl", resampled(drop_cut=True), 1, None)
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {}}}]}
+
+
+def test_tools_calls_and_results_stand_in_the_prompt_as_the_template_renders_them(regenerator, write_jsonl, tmp_path, monkeypatch):
+    template = (
+        "{% for t in tools or [] %}<tool>{{ t.function.name }}</tool>{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    monkeypatch.setattr(regenerator.turns.tokenizer, "chat_template", template)
+    asked = [{"role": "user", "content": "Rain?"}, CALL, {"role": "tool", "content": "no"}, {"role": "assistant", "content": "No."}]
+    rows = [{"messages": asked, "tools": TOOLS}, {"messages": asked[:2], "tools": TOOLS}, {"messages": asked[:2]}]
+    source, out, decode = write_jsonl("in.jsonl", rows), tmp_path / "out.jsonl", regenerator.turns.tokenizer.decode
+    regenerate([source], out, regenerator, 1, None)
+    prompts = {row["id"].removeprefix(f"{source}:"): decode(row["prompt_ids"]) for row in lines(out)}
+    assert prompts == {
+        "1#1": "<tool>weather</tool><user>Rain?<assistant><call>weather</call><tool>no<a>",
+        "2#1": "<tool>weather</tool><user>Rain?<a>",
+        "3#1": "<user>Rain?<a>",
+    }

@@ -1,0 +1,44 @@
+"""The servers that answer: an engine started here for as long as it is needed, or those of somebody else, which must run the target."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from torchspec.errors import UserError
+from torchspec.regenerate.same_target import check_same_target, check_vocabulary
+from torchspec.regenerate.server import Server
+from torchspec.regenerate.servers import Servers
+from torchspec.regenerate.turns import Turns
+from torchspec.serve.engines import ENGINES
+from torchspec.serve.options import Serving
+from torchspec.serve.records import Load, Served
+from torchspec.serve.server import open_server
+
+
+@contextmanager
+def started(turns: Turns, serving: Serving, dtype: str, in_flight: int, folder: Path) -> Iterator[Servers]:
+    """folder: for the server's log, and for the file of the target where the engine needs one."""
+    engine, served = ENGINES[serving.engine], Served.target_alone(turns.target, dtype)
+    if turns.room is None:
+        raise UserError("the target names no number of positions; give --max-length, the most tokens of a prompt with its answer")
+    loaded = engine.files(served, serving, folder / "gguf")
+    arguments = engine.arguments(loaded, Load(in_flight, turns.room))
+    with open_server(serving.engine, engine, arguments, serving, folder / "server.log") as client:
+        yield Servers(turns, [Server.at(client.url, turns.target, in_flight)], in_flight)
+
+
+def running(turns: Turns, urls: list[str], in_flight: int, model: Callable[[], PreTrainedModel] | None) -> Servers:
+    """Servers of somebody else; none is asked for a row before it is known to run the target.
+
+    model: the target here, whose own choice their next tokens must be; None compares the vocabularies alone.
+    """
+    servers = Servers(turns, [Server.at(url, turns.target, in_flight) for url in urls], in_flight)
+    for server in servers.servers:
+        check_vocabulary(server, turns)
+    if model is not None:
+        loaded = model()
+        for server in servers.servers:
+            check_same_target(server, servers, loaded)
+    return servers
