@@ -43,17 +43,14 @@ class SpreadCapture:
 
     def capture(self, prompt: Prompt) -> Features:
         while True:
-            chosen = self._choose()
+            chosen, returns = self._choose()
             try:
-                features = self.servers[chosen].capture(prompt)
+                return self.servers[chosen].capture(prompt)
             except ServerDown as error:
                 self._down(chosen, str(error))
-            else:
-                self._up(chosen)
-                return features
+                returns = False
             finally:
-                with self.lock:
-                    self.under_way[chosen] -= 1
+                self._finish(chosen, returns)
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
         return [self.capture(prompt) for prompt in prompts]
@@ -62,8 +59,10 @@ class SpreadCapture:
         for server in self.servers:
             server.verify(prompts)
 
-    def _choose(self) -> int:
-        """A server that answers, or one whose rest is over."""
+    def _choose(self) -> tuple[int, bool]:
+        """A server that answers, or one whose rest is over, and whether it is such a one: any answer brings it back then. What was asked
+        before it fell may still come, and proves nothing.
+        """
         while True:
             with self.lock:
                 now = time.monotonic()
@@ -71,9 +70,10 @@ class SpreadCapture:
                 if ready:
                     chosen = min(ready, key=self.under_way.__getitem__)
                     self.under_way[chosen] += 1
-                    if chosen in self.resting:  # one prompt finds out
+                    returns = chosen in self.resting
+                    if returns:  # one prompt finds out
                         self.resting[chosen] = (math.inf, self.resting[chosen][1])
-                    return chosen
+                    return chosen, returns
                 if now - self.silent_since > self.patience:
                     reasons = "; ".join(reason for _, reason in self.resting.values())
                     raise UserError(f"no server of inference.server_url has answered for {self.patience:.0f} seconds: {reasons}")
@@ -90,8 +90,10 @@ class SpreadCapture:
             then = f"its requests go to the other {others} server(s)" if others else f"none is left, and {self.patience:.0f} s are waited"
             console.print(f"{self.servers[server].url} is down: {reason}; {then}", markup=False)
 
-    def _up(self, server: int) -> None:
+    def _finish(self, server: int, returns: bool) -> None:
         with self.lock:
-            returned = self.resting.pop(server, None) is not None
-        if returned:
+            self.under_way[server] -= 1
+            if returns:
+                del self.resting[server]
+        if returns:
             console.print(f"{self.servers[server].url} answers again", markup=False)
