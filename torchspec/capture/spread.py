@@ -93,7 +93,6 @@ class SpreadCapture:
     def _finish(self, server: int, returns: bool) -> None:
         with self.lock:
             self.under_way[server] -= 1
-            if returns:
-                del self.resting[server]
-        if returns:
+            back = returns and self.resting.pop(server, None) is not None
+        if back:
             console.print(f"{self.servers[server].url} answers again", markup=False)
