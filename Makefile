@@ -10,9 +10,8 @@ INTEROP := .interop
 ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-# a file of them per core, the long ones first, so that no core waits for the other at the end
-TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rP --show-capture=stdout
-LONG := tests/interop/test_capture.py tests/interop/test_streams.py tests/interop/test_vllm.py
+# a file of them per core, first those that start a Ray cluster, one after another: two clusters find each other, and are slow together
+TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -rP --show-capture=stdout
 
 .PHONY: setup demo test check lint cuda-lowering engines environments interop faults kills-and-engines stream gpu clean
 
@@ -60,10 +59,10 @@ gpu: setup ## results, gradients, speed and memory on this machine's GPU, in six
 engines: setup $(VENV)/.ray $(ENGINES:%=$(INTEROP)/%/.ready) ## an environment for each engine, once; `make -j 2 engines` builds two at a time
 
 interop: engines ## real engines load the draft and accept what we say they accept
-	$(WITH_MOONCAKE) $(TWO_FILES) $(LONG) tests/interop
+	$(WITH_MOONCAKE) $(TWO_FILES) tests/interop
 
 kills-and-engines: engines ## `make faults` and `make interop` in one run
-	$(WITH_MOONCAKE) $(TWO_FILES) $(LONG) tests/faults tests/interop
+	$(WITH_MOONCAKE) $(TWO_FILES) tests/faults tests/interop
 
 environments: setup engines $(INTEROP)/cuda/.ready ## everything that is installed; with -j 2 on both cores
 

@@ -16,8 +16,9 @@ from torchspec.training import checkpoints
 from torchspec.training.tensors import read_weights
 from torchspec.transfer.mooncake_master import free_port
 
-DEADLINE, STEPS = 180.0, 40
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+DEADLINE, STEPS = 400.0, 40  # seconds until a run counts as hanging; Ray alone takes a minute to start on two slow cores
+# Ray's own processes would give way to whatever tests beside them
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="session")
