@@ -21,7 +21,8 @@ from torchspec.regenerate.conversation import Conversation, conversations_of
 from torchspec.regenerate.report import Counts, kind
 from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
-from torchspec.rows.sources import read_rows
+from torchspec.rows.progress import PlainLines
+from torchspec.rows.sources import count_lines, read_rows
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
     ):
         files = Files(out, answering)
         with listing.open("w") as refused:
-            task = progress.add_task("", total=wanted.limit and wanted.limit * wanted.answers)
+            there, lines = min(filter(None, (wanted.limit, count_lines(inputs))), default=None), PlainLines(console)
+            total = there and there * wanted.answers
+            task = progress.add_task("", total=total)
             todo, began = _todo(read_rows(inputs), wanted, files.done, refused, counts), time.perf_counter()
             for finished in answering.converse(todo):
                 began, seconds = time.perf_counter(), time.perf_counter() - began
@@ -55,6 +58,7 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
                     if not conversation.rows and not conversation.cut:
                         _refuse(conversation.where, conversation.ended, refused, counts)
                 progress.update(task, completed=counts.seen, description=counts.line)
+                lines.tell(f"regenerate: {counts.seen:,} conversations, {counts.line}", counts.seen, total)
         if not counts.rejected:
             listing.unlink()
     if files.done and not files.answers.done:

@@ -18,24 +18,34 @@ def with_progress(items: Iterator[T], what: str, total: int | None, visible: boo
         SpinnerColumn(), TextColumn(what + ": {task.fields[rate]:,.0f} rows/s"), BarColumn(bar_width=24), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
     )  # fmt: skip
-    live = visible and console.is_terminal
-    started = told = time.perf_counter()
+    live, lines, started = visible and console.is_terminal, PlainLines(console), time.perf_counter()
     with Progress(*columns, console=console, transient=True, disable=not live) as progress:
         task = progress.add_task("", total=total, rate=0.0)
         for done, item in enumerate(items, start=1):
             yield item
-            now = time.perf_counter()
+            rate = done / (time.perf_counter() - started)
             if live:
-                progress.update(task, completed=done, rate=done / (now - started))
-            elif visible and now - told > SECONDS_BETWEEN_LINES:
-                told = now
-                console.print(_line(what, done, total, now - started))
+                progress.update(task, completed=done, rate=rate)
+            elif visible:
+                lines.tell(f"{what}: {done:,} rows, {rate:,.0f} rows/s", done, total)
 
 
-def _line(what: str, done: int, total: int | None, seconds: float) -> str:
-    rate = done / seconds
-    line = f"{what}: {done:,} rows, {rate:,.0f} rows/s"
+class PlainLines:
+    """Now and then a line with the time that is left, where there is no terminal for a bar."""
+
+    def __init__(self, console: Console):
+        self.console, self.started = console, time.perf_counter()
+        self.told = self.started
+
+    def tell(self, what: str, done: int, total: int | None) -> None:
+        now = time.perf_counter()
+        if not self.console.is_terminal and now - self.told > SECONDS_BETWEEN_LINES:
+            self.told = now
+            self.console.print(with_time_left(what, done, total, now - self.started), markup=False)
+
+
+def with_time_left(what: str, done: int, total: int | None, seconds: float) -> str:
     if total is None:
-        return line
-    left = max(0, round((total - done) / rate))
-    return f"{line}, {done / total:.0%}, eta {left // 60}:{left % 60:02d}"
+        return what
+    left = max(0, round((total - done) * seconds / done))
+    return f"{what}, {done / total:.0%}, eta {left // 60}:{left % 60:02d}"

@@ -16,7 +16,7 @@ from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
 from torchspec.rows.formats import Row
-from torchspec.rows.progress import _line, with_progress
+from torchspec.rows.progress import with_progress, with_time_left
 
 
 def conversation(i: int, answer: str = "The answer is {i}, as always.") -> dict:
@@ -243,7 +243,7 @@ def test_a_killed_process_is_one_sentence(small_folder):
         list(encode_rows(rows(), small_folder, Options(), VOCABULARY, workers=2))
 
 
-def test_progress_tells_rate_and_time_left():
-    assert _line("preparing", 1000, 4000, 10.0) == "preparing: 1,000 rows, 100 rows/s, 25%, eta 0:30"
-    assert _line("reading", 1000, None, 10.0) == "reading: 1,000 rows, 100 rows/s"
+def test_progress_tells_the_time_that_is_left():
+    assert with_time_left("preparing: 1,000 rows", 1000, 4000, 10.0) == "preparing: 1,000 rows, 25%, eta 0:30"
+    assert with_time_left("reading: 1,000 rows", 1000, None, 10.0) == "reading: 1,000 rows"
     assert list(with_progress(iter(range(5)), "reading", None, True)) == list(range(5))
