@@ -10,8 +10,8 @@ INTEROP := .interop
 ENGINES := vllm sglang llamacpp mooncake zlab speculators
 WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_PATH
 
-# a file of them per core, first those that start a Ray cluster, one after another: two clusters find each other, and are slow together
-TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -rP --show-capture=stdout
+# a file of them per core
+TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rP --show-capture=stdout
 
 .PHONY: setup demo test check lint cuda-lowering engines environments interop faults kills-and-engines stream gpu clean
 

@@ -6,13 +6,6 @@ from filelock import FileLock
 from torchspec.target.fetch import fetch_smollm2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file run in one process, which shares their fixtures; files of one named group run in one after another."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def target_folder() -> Path:
     folder = Path(__file__).parents[1] / "outputs/targets/smollm2-135m-instruct"

@@ -1,10 +1,6 @@
 """A capture worker, then a trainer rank killed with SIGKILL in the middle of a run on Ray: it goes on, to the very same weights."""
 
-import pytest
-
 from tests.faults.conftest import check_killed_one_after_another
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 def test_killed_processes_cost_time_and_change_no_number(config, undisturbed):

@@ -17,8 +17,6 @@ from torchspec.launch.remote import RemoteCapture
 from torchspec.records import Prompt
 from torchspec.training.stream import pack
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 LAYERS, WIDTH = (1, 3), 2 * 64
 
 

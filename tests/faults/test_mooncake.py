@@ -8,8 +8,6 @@ import pytest
 from tests.faults.conftest import check_killed_one_after_another, finished, start, wait_for_step
 from torchspec.transfer.mooncake_master import free_port, master_program
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 LONGEST_HANG = 120.0  # Mooncake gives up after half of that; other processes test beside this one
 OVER_MOONCAKE = ("inference.num_workers=2", "inference.transfer=mooncake", "inference.mooncake.segment_gib=0.25")
 

@@ -8,8 +8,6 @@ from torchspec.config import load_config
 from torchspec.errors import UserError
 from torchspec.launch.ray import check_resources
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def test_devices_and_cores_that_are_missing_are_named(tmp_path):
     """A worker takes four cores and a rank one; Ray takes our word for the number of devices."""

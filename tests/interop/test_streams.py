@@ -21,8 +21,6 @@ from torchspec.capture.spread import open_servers
 from torchspec.methods.block.format import default_layer_ids
 from torchspec.records import Prompt
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ONE_PROCESS = ("training.num_ranks=1", "training.draft_accumulation_steps=2", "inference.num_workers=0")
 STEPS, ROUNDING = 4, 0.005  # bfloat16 (2^-8) in other kernels and another order of additions; seen: 0.001
 
