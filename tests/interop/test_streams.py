@@ -28,6 +28,7 @@ STEPS, ROUNDING = 4, 0.005  # bfloat16 (2^-8) in other kernels and another order
 def start(python: Path | str, recipe: str, out: Path, *overrides: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"  # vLLM builds with tools of its own environment
+    environment["RAY_worker_niceness"] = "0"  # else workers and ranks give way to what tests beside them
     config = ROOT / "configs" / f"{recipe}.yaml"
     # the curve is all that is asked for
     short = (f"output_dir={out}", f"training.max_steps={STEPS}", "tracking.log_interval=1")
