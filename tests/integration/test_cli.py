@@ -2,9 +2,9 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,19 +78,20 @@ def test_help_answers_and_loads_no_torch():
 
 
 def test_help_takes_hardly_longer_than_typer_itself():
-    """In turns with an application of no commands, so that neither the machine nor what else it does decides."""
+    """In turns with an application of no commands, and by the CPU's seconds: neither the machine nor what else it does decides."""
     empty = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
     ours, bare = [], []
     for _ in range(3):
         ours.append(seconds("-m", "torchspec", "--help"))
         bare.append(seconds("-c", empty, "--help"))
-    assert min(ours) < 1.5 * min(bare)  # 1.1 on a quiet machine; with torch it would be 20
+    assert min(ours) < 1.75 * min(bare)  # 1.1 on a quiet machine; with torch it would be 20
 
 
 def seconds(*arguments: str) -> float:
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=60)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(work):
