@@ -1,11 +1,13 @@
 """A port of an engine's process from which the states of a prompt are fetched over the network, once, by whoever knows their name."""
 
+import os
 import re
 import threading
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 IDLE = 60.0  # seconds after which a connection that neither asks nor reads is closed
 
@@ -30,20 +32,29 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def do_GET(self) -> None:
-        name = self.path.removeprefix("/")
-        file = self.folder / name
-        if not self.names.fullmatch(name) or not file.is_file():
+        states = self._claim(self.path.removeprefix("/"))
+        if states is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        with file.open("rb") as states:
+        with states:
             self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Length", str(file.stat().st_size))
+            self.send_header("Content-Length", str(os.fstat(states.fileno()).st_size))
             self.end_headers()
             try:
                 self.connection.sendfile(states)
-            except ConnectionError:  # the asker has gone; it may ask again
+            except ConnectionError:  # the asker has gone; it asks for the prompt again, by another name
                 return
-        file.unlink(missing_ok=True)
+
+    def _claim(self, name: str) -> BinaryIO | None:
+        """The file's name goes before its contents are sent: nobody else, and no second request, gets them."""
+        if not self.names.fullmatch(name):
+            return None
+        try:
+            states = (self.folder / name).open("rb")
+            (self.folder / name).unlink()
+        except FileNotFoundError:
+            return None
+        return states
 
     def log_message(self, *_) -> None:
         """The engine's log is its own."""
