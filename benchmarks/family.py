@@ -98,7 +98,8 @@ def measure(setting: Setting, steps: int, seed: int) -> dict:
             total.add_answer(accepted, length)
     return {
         "method": setting.name, "overrides": setting.overrides, "seed": seed, "training_steps": steps, **total.to_json(),
-        "every_anchor": every_anchor(pair, held_out), "parameters": sum(parameter.numel() for parameter in pair.model.parameters()),
+        "every_anchor": every_anchor(pair, held_out),
+        "parameters": sum(parameter.numel() for parameter in pair.method.skeleton().parameters()),  # a loaded draft's are packed
     }  # fmt: skip
 
 
