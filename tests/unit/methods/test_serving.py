@@ -13,8 +13,11 @@ from tests.unit.tiny import HIDDEN, LAYERS, NEVER, B, answered, random_prompt
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
+from torchspec.decode.pair import cast_parameters
 from torchspec.decode.sequence import plain_decode, speculative_decode
+from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
+from torchspec.target.frozen import FrozenTarget
 
 ANCHORS = [1, 2, 9, 17, 30]
 TEMPERATURE = 0.8
@@ -140,3 +143,15 @@ def test_decoding_is_lossless_and_offline_tau_is_its_tau(method, model, oracle, 
     for accepted, length in accepted_per_step(method, model, sample):
         offline.add_answer(accepted, length)
     assert torch.equal(offline.counts(), Acceptance(B).add_answer(answer.accepted, len(answer.ids)).counts())
+
+
+@torch.no_grad()
+def test_packed_for_decoding_a_draft_proposes_what_it_proposes_plain(case, tiny_folder, features):
+    """In bfloat16, as a draft is loaded: a drafter takes the packed matrices for the plain ones, and no bit differs."""
+    method = case.make(FrozenTarget.load(tiny_folder, torch.bfloat16))
+    model, said = cast_parameters(lively_draft(method), torch.bfloat16).requires_grad_(False), []
+    for draft in (model, pack_linears(model)):
+        drafter = method.drafter(draft)
+        drafter.extend(features.prompt.ids[:9], features.context[:9].bfloat16())
+        said.append(drafter.propose(int(features.prompt.ids[9]), GREEDY)[0])
+    assert torch.equal(*said) and len(said[0]) == B - 1

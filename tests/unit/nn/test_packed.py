@@ -29,8 +29,9 @@ def test_only_frozen_linear_layers_in_bfloat16_are_replaced_and_the_rest_of_the_
     assert torch.equal(packed(ids), plain) and type(packed[0]) is nn.Embedding
 
 
-def test_a_model_that_reads_the_matrix_itself_gets_it():
+def test_a_model_that_reads_the_matrix_or_its_size_itself_gets_them():
     linear = nn.Linear(20, 48).bfloat16().requires_grad_(False)
     weight, bias = linear.weight.clone(), linear.bias.clone()
     packed = pack_linears(nn.Sequential(linear))[0]
     assert torch.equal(packed.weight, weight) and torch.equal(packed.bias, bias)
+    assert (packed.in_features, packed.out_features) == (20, 48)
