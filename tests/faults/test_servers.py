@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.faults.conftest import ENVIRONMENT
+from tests.interop.running import healthy
 from torchspec.export.llamacpp import LlamaCpp
 from torchspec.transfer.mooncake_master import free_port
 
@@ -47,13 +48,6 @@ def servers(target) -> list[tuple[str, subprocess.Popen]]:
     yield started
     for _, process in started:
         process.kill()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
 
 
 def until(what, process: subprocess.Popen) -> None:

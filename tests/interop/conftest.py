@@ -101,3 +101,15 @@ def conversations(target_folder, tmp_path_factory) -> list:
 def prompts(conversations) -> list:
     """Held-out prompts, [L] each."""
     return [prompt.question for prompt in conversations]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of one engine: where it needs files of its own, the target is converted once for all methods."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict:
+    """What one engine wrote without a draft, once for all methods (served.py)."""
+    return {}

@@ -1,8 +1,6 @@
 """llama.cpp serves what its converter makes of our folder: its speculative answers are its plain ones, and it accepts what our own walk
 over its text says."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.interop.conftest import ROOT
@@ -14,17 +12,6 @@ pytestmark = pytest.mark.parametrize("method", ["dflash", "eagle3", "dspark", "d
 PROMPTS, TOKENS = 4, 32  # each step is compared
 ALONE = 1  # with several sequences at a time it drafts EAGLE-3 tokens that it does not draft alone, of the same texts
 ONE_THREAD = "--threads 1"  # several that spin for each other would crawl on a machine that others use as well
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The target is converted once for all methods."""
-    return tmp_path_factory.mktemp("llamacpp")
-
-
-@pytest.fixture(scope="module")
-def plain() -> dict:
-    return {}
 
 
 @pytest.fixture(scope="module")

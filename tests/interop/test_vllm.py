@@ -1,7 +1,5 @@
 """vLLM serves our folder: its speculative answers are its plain answers, and it accepts what our own walk over its text says."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.interop.conftest import ENGINES, MAX_NEW_TOKENS, environment
@@ -9,16 +7,6 @@ from tests.interop.served import check_accepted, check_texts, measured
 from torchspec.serve.options import Serving
 
 SMALL = "--enforce-eager --max-model-len 1024 --max-num-seqs 4"  # for two cores
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("vllm")
-
-
-@pytest.fixture(scope="module")
-def plain() -> dict:
-    return {}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import typer
 
 from torchspec.cli.options import Device, Dtype, EnginePython, LlamaCppFolder, MaxNewTokens, ServerArgs, Target, Thinking, Trust, is_on
 from torchspec.errors import UserError
+from torchspec.regenerate.protocol import IN_FLIGHT
 
 
 class Writer(StrEnum):
@@ -83,7 +84,7 @@ def regenerate(
         list[str] | None,
         typer.Option(metavar="URL", help="A running server of the target that answers instead; as often as there are.", show_default=False),
     ] = None,
-    in_flight: Annotated[int, typer.Option(help="Requests at a time, of each server.", min=1)] = 32,
+    in_flight: Annotated[int, typer.Option(help="Requests at a time, of each server.", min=1)] = IN_FLIGHT,
     check: Annotated[
         bool, typer.Option(help="Load the target here: it must agree with each --server, and the on-policy share is reported.")
     ] = True,

@@ -14,11 +14,11 @@ from torchspec.evaluate.run import Settings, evaluating
 from torchspec.files import contents
 from torchspec.regenerate.answers_file import AnswersFile
 from torchspec.regenerate.conversation import Conversation
+from torchspec.regenerate.protocol import IN_FLIGHT
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.turns import Answering, Sampling, Turns
 from torchspec.serve.options import check_client
 
-IN_FLIGHT = 32  # requests at a time, of each server
 BATCH = 16  # questions answered at a time, and lost at most when the run is killed
 
 

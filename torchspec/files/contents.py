@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 RESTED = 2_000_000_000  # ns; file systems tick at least once in two seconds
@@ -23,13 +24,16 @@ def key(value: object) -> str:
 def folder_key(folder: Path) -> str:
     """16 hex digits of a model: names and contents of the files in its folder (weights, configs, tokenizer, templates and
     code). Folders below are not read."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in LEFT_OUT)
-    return key([[file.name, file_key(file)] for file in files])
+    return _files_key(file for file in folder.iterdir() if file.is_file() and file.name not in LEFT_OUT)
 
 
 def model_key(folder: Path) -> str:
     """16 hex digits of what decides a model's states: its config and weights. Engines fetch other files beside them than we do."""
-    return key([[file.name, file_key(file)] for file in sorted((folder / "config.json", *folder.glob("*.safetensors")))])
+    return _files_key((folder / "config.json", *folder.glob("*.safetensors")))
+
+
+def _files_key(files: Iterable[Path]) -> str:
+    return key([[file.name, file_key(file)] for file in sorted(files)])
 
 
 def file_key(file: Path) -> str:

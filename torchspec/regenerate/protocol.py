@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 COMPLETIONS = "v1/completions"
+IN_FLIGHT = 32  # requests at a time, of each server, where nobody says otherwise
 
 
 @dataclass(frozen=True)

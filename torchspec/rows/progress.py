@@ -18,12 +18,12 @@ def with_progress(items: Iterator[T], what: str, total: int | None, visible: boo
         SpinnerColumn(), TextColumn(what + ": {task.fields[rate]:,.0f} rows/s"), BarColumn(bar_width=24), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
     )  # fmt: skip
-    live, lines, started = visible and console.is_terminal, PlainLines(console), time.perf_counter()
+    live, lines = visible and console.is_terminal, PlainLines(console)
     with Progress(*columns, console=console, transient=True, disable=not live) as progress:
         task = progress.add_task("", total=total, rate=0.0)
         for done, item in enumerate(items, start=1):
             yield item
-            rate = done / (time.perf_counter() - started)
+            rate = done / (time.perf_counter() - lines.started)
             if live:
                 progress.update(task, completed=done, rate=rate)
             elif visible:
