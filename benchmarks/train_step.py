@@ -121,7 +121,7 @@ class Ours:
         self.window = Window()
 
     def gradients(self, seed: int) -> None:
-        self.window.backward(self.run, self.batch, seed)
+        self.window.backward(self.run, self.batch, seed, progress=0.0)
 
     def update(self) -> None:
         self.window.update(self.run, 1e-4)
