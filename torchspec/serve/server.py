@@ -1,6 +1,7 @@
 """A server for as long as it is needed: started here on the loopback interface, or somebody else's by its URL."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from torchspec.transfer.mooncake_master import free_port
 LOOPBACK = "127.0.0.1"
 START_PATIENCE = 1200.0  # seconds: large targets load for minutes
 STOP_PATIENCE = 30.0
+NAMED_ERROR = re.compile(r"\w*(Error|Exception): .+")
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _healthy(url: str) -> bool:
 
 
 def _last_words(log: Path) -> str:
-    """The last line that names an error, or the last line."""
+    """The last line that names an error of its own, where engines end with one that points to another's; or the last line."""
     lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()] or ["it said nothing"]
-    named = [line for line in lines if "Error" in line]
+    named = [found.group() for line in lines if "root cause" not in line and (found := NAMED_ERROR.search(line))]
     return (named or lines)[-1]

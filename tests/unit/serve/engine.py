@@ -73,6 +73,6 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     if OPTIONS.dies_at_once:
-        print("loading", "ValueError: no such model", "bye", sep="\n")
+        print("loading", "ValueError: no such model", "raise RuntimeError(", "RuntimeError: failed, see root cause above", "bye", sep="\n")
         sys.exit(3)
     ThreadingHTTPServer(("127.0.0.1", OPTIONS.port), Handler).serve_forever()
