@@ -89,6 +89,7 @@ def test_a_value_may_hold_an_equals_sign(file):
         ("output_dir=null", "output_dir=None is refused: "),
         ("training=5", "training=5 is refused: "),
         ("training.min_lr=1.0", "training: min_lr=1.0 is above learning_rate=0.0006; lower it"),
+        ("training.muon_rows=192", "training: muon_rows=192 is read by optimizer=muon alone; leave it out, or set optimizer=muon"),
         ("training.save_interval=", "training.save_interval="),
     ],
 )

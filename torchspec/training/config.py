@@ -15,6 +15,10 @@ class TrainingConfig(Section):
     num_epochs: PositiveInt = Field(1, description="passes over the training data")
     max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
+    muon_rows: PositiveInt | None = Field(
+        None,
+        description="muon: blocks of so many rows of a matrix are made orthogonal, each by itself, which costs less; none: it as a whole",
+    )
     learning_rate: PositiveFloat = Field(6e-4, description="after the warm-up")
     min_lr: NonNegativeFloat = Field(6e-5, description="learning rate at the end of the decay")
     lr_decay_style: Literal["WSD", "cosine", "constant"] = Field("cosine", description="WSD: warm-up, stable, decay")
@@ -50,6 +54,12 @@ class TrainingConfig(Section):
         decay = self.wsd_decay_ratio if self.lr_decay_style == "WSD" else 0
         if self.warmup_ratio + decay > 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} and wsd_decay_ratio={decay} add up to more than 1; lower one")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer(self):
+        if self.muon_rows is not None and self.optimizer != "muon":
+            raise ValueError(f"muon_rows={self.muon_rows} is read by optimizer=muon alone; leave it out, or set optimizer=muon")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from torch import nn
 from torchspec.nn.device import emulates_bfloat16
 from torchspec.nn.layers import TokenTable
 from torchspec.training.config import TrainingConfig
-from torchspec.training.muon import Float32Muon
+from torchspec.training.muon import RowMuon
 
 
 def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -20,17 +20,23 @@ def build_optimizers(model: nn.Module, training: TrainingConfig) -> list[torch.o
     rows_of_tokens = {id(p) for p in tables}
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in rows_of_tokens]
     others = [p for p in model.parameters() if p.dim() != 2]
-    rate, decay = training.learning_rate, training.weight_decay
+    decay = training.weight_decay
     if training.optimizer == "muon":
-        kind = Float32Muon if emulates_bfloat16(matrices[0].device) else torch.optim.Muon
-        muon = kind(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, _adamw(_groups(tables, others, decay), training)]
+        return [_muon(matrices, training), _adamw(_groups(tables, others, decay), training)]
     return [_adamw(_groups([*matrices, *tables], others, decay), training)]
 
 
 def _groups(decaying: list[nn.Parameter], others: list[nn.Parameter], decay: float) -> list[dict]:
     groups = [{"params": decaying, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _muon(matrices: list[nn.Parameter], training: TrainingConfig) -> torch.optim.Muon:
+    """PyTorch's own, where it can be had."""
+    rate, decay, rows, emulated = training.learning_rate, training.weight_decay, training.muon_rows, emulates_bfloat16(matrices[0].device)
+    if rows is None and not emulated:
+        return torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return RowMuon(matrices, rows, torch.float32 if emulated else torch.bfloat16, lr=rate, weight_decay=decay)
 
 
 def _adamw(groups: list[dict], training: TrainingConfig) -> torch.optim.AdamW:

@@ -63,11 +63,12 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 4, bias=False))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_parameter_belongs_to_one_group_and_only_matrices_decay(name):
+@pytest.mark.parametrize(("name", "rows"), [("adamw", None), ("muon", None), ("muon", 2)])
+def test_every_parameter_belongs_to_one_group_and_only_matrices_decay(name, rows):
     m = model()
     m.mask_hidden = nn.Parameter(torch.zeros(1, 1, 6))  # of P-EAGLE: a vector, which Muon would refuse
-    optimizers = build_optimizers(m, TrainingConfig(optimizer=name, learning_rate=0.01, weight_decay=0.3, adam_beta2=0.9))
+    training = TrainingConfig(optimizer=name, muon_rows=rows, learning_rate=0.01, weight_decay=0.3, adam_beta2=0.9)
+    optimizers = build_optimizers(m, training)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     owned = [id(p) for group in groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in m.parameters())
@@ -95,11 +96,12 @@ def test_an_adamw_step_is_the_published_one():
         torch.testing.assert_close(new.detach(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_muon_step_moves_a_matrix_by_about_as_much_as_an_adamw_step():
+@pytest.mark.parametrize("rows", [None, 4])
+def test_a_muon_step_moves_a_matrix_by_about_as_much_as_an_adamw_step(rows):
     """match_rms_adamw scales to a root mean square of 0.2 * lr; AdamW's typical is 0.2 to 0.4, its first step is 1."""
     m = model()
     before = m[0].weight.detach().clone()
-    optimizers = build_optimizers(m, TrainingConfig(optimizer="muon", learning_rate=0.01, min_lr=0.0))
+    optimizers = build_optimizers(m, TrainingConfig(optimizer="muon", muon_rows=rows, learning_rate=0.01, min_lr=0.0))
     m(torch.randn(16, 4, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     for optimizer in optimizers:
         optimizer.step()
