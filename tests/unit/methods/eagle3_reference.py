@@ -70,6 +70,14 @@ def law(target, logits: Tensor) -> Tensor:
     return scaled if target.law.cap is None else target.law.cap * torch.tanh(scaled / target.law.cap)
 
 
+def step_weights(decay: float | None, chances: list[float]) -> list[float]:
+    """decay^i, or the chance that steps 1 to j are right, with s = (1 + chance) / 2 for each, summed over the j from the step on."""
+    if decay is not None:
+        return [decay**i for i in range(len(chances))]
+    reached = [math.prod((1 + chance) / 2 for chance in chances[: j + 1]) for j in range(len(chances))]
+    return [sum(reached[i:]) for i in range(len(chances))]
+
+
 def loss(w: dict, method, documents: list[tuple]) -> tuple[Tensor, dict]:
     """Every candidate of every (ids, mask, context) but the first token is an anchor. Weighted loss, and all sums and counts."""
     config, target, options = method.config, method.target, method.options
@@ -83,22 +91,23 @@ def loss(w: dict, method, documents: list[tuple]) -> tuple[Tensor, dict]:
             if anchor == 0:
                 continue
             hidden = chain_hidden(w, config, embedding, ids, features, anchor, [ids[min(anchor + i, len(ids) - 1)] for i in range(steps)])
-            prefix = 1
+            prefix, chain = 1, []
             for k in range(1, steps + 1):
                 if anchor + k >= len(ids) or not mask[anchor + k]:
                     break
                 p = law(target, head @ rms(last[anchor + k - 1], target.norm.weight.double(), config.rms_norm_eps)).softmax(-1)
                 logits = head @ hidden[k - 1]
                 each = divergence(options.loss, p, logits.softmax(-1))
-                weight = options.loss_step_decay ** (k - 1)
+                chain.append((each, float(torch.minimum(p, logits.softmax(-1)).sum())))
                 right = ids_of[int(logits.argmax())] == ids[anchor + k]
-                total = total + weight * each
                 prefix += right and prefix == k
-                sums["weight"] += weight
                 sums["loss"][k - 1] += float(each.detach())
                 sums["right"][k - 1] += right
                 sums["count"][k - 1] += 1
                 sums["covered"] += ids[anchor + k] in ids_of
+            for (each, _), weight in zip(chain, step_weights(options.loss_step_decay, [chance for _, chance in chain]), strict=True):
+                total = total + weight * each
+                sums["weight"] += weight
             sums["tau"] += prefix
             sums["blocks"] += 1
     return total, sums

@@ -20,6 +20,7 @@ ANCHORS, LENGTHS = [[4, 7, 10], [1, 2, 14], [5, 9, 10], [1, 2, 6], [1, 2, 5]], t
 PRUNED = torch.tensor([0, 3, 4, 9, 10, 11, 17, 20, 21, 30, 31, 32, 40, 41, 50, 51, 52, 60, 61, 63])
 VARIANTS = {
     "plain": {},
+    "published weights": {"loss_step_decay": 0.8},
     "norm_before_residual": {"norm_before_residual": True},
     "norm_before_fc": {"norm_before_fc": True},
     "EAGLE-3.1": {"fc_norm": True, "norm_output": True},

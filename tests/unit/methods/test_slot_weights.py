@@ -2,8 +2,8 @@
 
 import torch
 
-from torchspec.methods.block.weights import dpace_weights
 from torchspec.methods.blocks import Slots
+from torchspec.methods.weights import dpace_weights
 
 
 def test_dpace_is_what_a_slot_adds_to_the_expected_acceptance():

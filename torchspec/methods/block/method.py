@@ -34,12 +34,12 @@ from torchspec.methods.block.format import sights
 from torchspec.methods.block.generate import BlockDrafter
 from torchspec.methods.block.memory import kept_values
 from torchspec.methods.block.model import BlockDraft
-from torchspec.methods.block.weights import decay_weights, dpace_weights
 from torchspec.methods.blocks import block_labels, following_tokens, rows_before, sample_anchors, seeded, slot_metrics, taught_by
 from torchspec.methods.fresh import norm_scale
 from torchspec.methods.mask_token import choose_mask_token
 from torchspec.methods.vocabulary import DraftVocabulary, whole_vocabulary
 from torchspec.methods.walk import Walk
+from torchspec.methods.weights import decay_weights, dpace_weights
 from torchspec.nn.attention import BlockLayout
 from torchspec.nn.loss_vocabulary import LossVocabulary
 from torchspec.nn.losses import Correction, HeadLosses, head_losses, loss_values

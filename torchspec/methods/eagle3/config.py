@@ -28,7 +28,13 @@ class EagleShape(DraftShape):
 class Eagle3Config(EagleShape):
     method: Literal["eagle3"] = "eagle3"
     ttt_length: PositiveInt = Field(7, description="steps of the chain that the draft is trained on; serve with as many draft tokens")
-    loss_step_decay: float = Field(0.8, gt=0, le=1, strict=False, description="step i weighs decay^i")
+    loss_step_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        strict=False,
+        description="step i weighs decay^i, 0.8 as published; none: what it adds to the expected acceptance (D-PACE)",
+    )
     norm_output: bool = Field(False, description="the next step continues from the normed output (EAGLE-3.1)")
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ Alignment of one chain, 3 steps (B = 4), anchor 10. f_t: captured features of x_
       input        x_10, f_9     x_11, s_0     x_12, s_1      training feeds the text, serving the draft's own choice
       position     9             10            11
       target       p(.|..x_10)   p(.|..x_11)   p(.|..x_12)    from the last layer's state of x_10, x_11, x_12
-      label        x_11          x_12          x_13           what accuracy is counted against; weight decay^i
+      label        x_11          x_12          x_13           what accuracy is counted against; weight decay^i, or D-PACE
       sees         rows 0 .. 9, and the chain's own earlier steps; row t joins f_t and x_{t+1}
 
 Row 9 is step 0 itself. Rows of the context are "strictly before the anchor", as in DFlash, and a step is a block with one row
@@ -27,6 +27,7 @@ from torchspec.methods.eagle3.config import Eagle3Config
 from torchspec.methods.eagle3.generate import Choices, Eagle3Drafter
 from torchspec.methods.eagle3.memory import kept_values
 from torchspec.methods.eagle3.model import Attend, Eagle3Draft, Follow, KeyValue
+from torchspec.methods.weights import dpace_weights
 from torchspec.nn.attention import BlockLayout, flex, flex_block_mask
 from torchspec.nn.losses import head_losses, loss_values
 from torchspec.nn.send import send
@@ -69,7 +70,8 @@ class Eagle3(EagleMethod):
         scored = hidden.flatten(0, 1).index_select(0, step * layout.anchors.numel() + chain)
         teacher = taught_by(self.target, batch.context, rows_before(layout, here))
         found = head_losses(scored, self.vocabulary.head, None, {self.options.loss: 1.0}, teacher=teacher)
-        weights, label = self.options.loss_step_decay ** step.float(), slots.pick(slots.labels.flatten())
+        decay, label = self.options.loss_step_decay, slots.pick(slots.labels.flatten())
+        weights = dpace_weights(slots, found.overlap) if decay is None else decay ** step.float()
         metrics = slot_metrics(slots, send(layout.valid, device), found.loss.detach(), self.vocabulary.ids[found.predictions] == label)
         if self.config.draft_vocab_size is not None:
             metrics["vocabulary_coverage"] = (self.vocabulary.holds(label).sum(), slots.mask.sum())
