@@ -1,7 +1,7 @@
 """A run: trained, planned, examined beforehand, shown."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,8 +55,11 @@ def doctor(
     raise typer.Exit(0 if run_doctor(run) else 1)
 
 
-def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("outputs")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("outputs"),
+    method: Annotated[Literal["eagle3", "dflash"], typer.Option(help="What is trained.")] = "eagle3",
+) -> None:
     """Give a small language model a draft, here and now: fetch, train, evaluate, export, report. About ten minutes on two cores."""
     from torchspec.demo.run import run_demo
 
-    run_demo(out)
+    run_demo(out, method)

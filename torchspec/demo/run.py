@@ -16,14 +16,15 @@ from torchspec.training.loop import train
 DECODED_PROMPTS, MAX_NEW_TOKENS = 6, 128
 
 
-def run_demo(out: Path) -> None:
+def run_demo(out: Path, method: str) -> None:
+    """method: eagle3 or dflash, of which there is a recipe."""
     console.rule("1/4  the target")
     target = fetch_smollm2(out / "targets" / "smollm2-135m-instruct")
     console.print(f"SmolLM2-135M-Instruct in {target}")
     with as_file(files("torchspec.demo")) as data:
         folder = out / "demo"
         config = load_config(
-            str(data / "smollm2_dflash.yaml"),
+            str(data / f"smollm2_{method}.yaml"),
             [
                 f"output_dir={folder}",
                 f"model.target_model_path={target}",
