@@ -89,5 +89,5 @@ class Side:
         loaded = self.engine.files(self.served, self.serving, self.logs.parent / "gguf")
         arguments = self.engine.arguments(loaded, load) + self.engine.uncached
         if self.with_draft:
-            arguments += self.engine.with_draft(loaded)
+            arguments += self.engine.with_draft(loaded.drafting)
         return open_server(self.name, self.engine, arguments, self.serving, self.logs / f"{self.name.replace(' ', '_')}.log")
