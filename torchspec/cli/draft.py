@@ -164,7 +164,9 @@ def evaluate(
         refuse_all_but_full_attention(pair.target)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out, server or [])
     results = evaluate_draft(pair, sources, out, settings)
-    after_evaluation(pair, target, ["--data", data] if data else ["--datasets", datasets], out, results)
+    chosen = {"--data": data, "--datasets": datasets, "--limit": limit, "--draft-tokens": draft_tokens, "--thinking": thinking}
+    text = [word for option, value in chosen.items() if value is not None for word in (option, value)]
+    after_evaluation(pair, target, text, out, results)
 
 
 def calibrate(

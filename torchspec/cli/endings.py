@@ -9,7 +9,7 @@ from torchspec.console import command, print_rows
 from torchspec.data.manifest import Manifest
 from torchspec.decode.pair import Pair
 from torchspec.export.card import NAMES
-from torchspec.export.commands import gguf_command, serve_commands
+from torchspec.export.commands import HERE, QUESTION, gguf_command, serve_commands
 from torchspec.methods.temperatures import FILE
 from torchspec.regenerate.report import Counts
 from torchspec.report.results import read_results, with_interval
@@ -17,8 +17,6 @@ from torchspec.rows.collect import Collected
 from torchspec.training import checkpoints
 from torchspec.training.checkpoint import read_json
 from torchspec.training.evaluated import tau_of
-
-QUESTION = "Why is the sky blue?"
 
 
 def after_training(config: RunConfig) -> None:
@@ -36,7 +34,6 @@ def after_export(checkpoint: Path, out: Path) -> None:
         export = command("torchspec", "export", "--checkpoint", checkpoint, "--format", "gguf", "--with-target", "-t", target, "-o", folder)
         served = gguf_command(AutoConfig.from_pretrained(out), folder / "target.gguf", folder / "draft.gguf")
         lines["llamacpp"] = f"{export} --llamacpp FOLDER && {served}"
-    lines["transformers"] = command("torchspec", "generate", QUESTION, "-d", out, "-t", target)
     evaluate = command("torchspec", "eval", "-d", out, "-t", target, "--datasets", "gsm8k", "-o", f"{out}-eval")
     rows = {NAMES[engine]: line for engine, line in lines.items()}
     print_rows({"result": f"{out}, read back and equal", "τ": tau_of(checkpoint), **rows, "next": evaluate})
@@ -58,13 +55,13 @@ def after_evaluation(pair: Pair, target: str, text: list[str], out: Path, result
     lines = serve_commands(pair.method.config, str(pair.draft), target, pair.method.target.config.model_type)
     started = ["torchspec", "eval", "-d", pair.draft, "-t", target, *text]
     rows = {"result": str(out / "report.html"), **numbers(results)}
+    engine = next(iter(lines))
     if results["served"]:
         rows["next"] = lines[results["served"]["engine"]]
-    elif lines:
-        engine = next(iter(lines))
-        rows["next"] = command(*started, "--mode", engine, "-o", f"{out}-{engine}")
+    elif engine == HERE:
+        rows["next"] = lines[HERE]
     else:
-        rows["next"] = command("torchspec", "generate", QUESTION, "-d", pair.draft, "-t", target)
+        rows["next"] = command(*started, "--mode", engine, "-o", f"{out}-{engine}")
     print_rows(rows)
 
 

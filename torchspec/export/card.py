@@ -18,7 +18,8 @@ def card(draft_tokens: int, provenance: dict, evaluation: dict | None, commands:
     base = target if is_hub_id(target) else Path(target).name
     facts = {"method": method, "draft_tokens": draft_tokens, "data_fingerprint": data["fingerprint"]}
     if evaluation is not None:
-        facts |= {"tau": evaluation["tau"], "tau_interval_95": evaluation["tau_interval"], "protocol": protocol(run, data)}
+        facts |= {"tau": evaluation["tau"], "protocol": protocol(run, data)}
+        facts |= {"tau_interval_95": evaluation["tau_interval"]} if evaluation["tau_interval"] else {}
     metadata = ModelCardData(
         base_model=base,
         license="other",

@@ -19,6 +19,9 @@ SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
 LLAMACPP = {"dflash": "draft-dflash", "dflash2": "draft-dflash", "dspark": "draft-dspark", "eagle3": "draft-eagle3"}  # --spec-type
 
 
+HERE, QUESTION = "transformers", "Why is the sky blue?"
+
+
 @dataclass(frozen=True)
 class Drafting:
     """A draft, as it is named to an engine."""
@@ -49,7 +52,8 @@ def llamacpp_words(drafting: Drafting) -> list[str]:
 
 
 def serve_commands(config: PreTrainedConfig, draft: str, target: str, target_type: str | None = None) -> dict[str, str]:
-    """Engine -> command, of the engines that compute this draft as it was trained; for llama.cpp that of `gguf_command`.
+    """Engine -> command, of the engines that compute this draft as it was trained; for llama.cpp that of `gguf_command`. The last one
+    decodes with Transformers, here.
 
     config: of the draft's folder. target_type: of the target's config; none where it is not at hand.
     """
@@ -62,7 +66,8 @@ def serve_commands(config: PreTrainedConfig, draft: str, target: str, target_typ
     }
     if method in LLAMACPP:
         commands["llamacpp"] = gguf_command(config, Path("target.gguf"), Path("draft.gguf"))
-    return {engine: line for engine, line in commands.items() if not traps_of(made_by, config, target_type)[engine]}
+    served = {engine: line for engine, line in commands.items() if not traps_of(made_by, config, target_type)[engine]}
+    return {**served, HERE: command("torchspec", "generate", QUESTION, "-d", draft, "-t", target)}
 
 
 def gguf_command(config: PreTrainedConfig, target: Path, draft: Path) -> str:

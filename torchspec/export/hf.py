@@ -50,7 +50,8 @@ def _export(checkpoint: Path, out: Path) -> Path:
         "state": read_json(checkpoint / "state.json"),
         "run": run,
     }
-    words = card(method.draft_tokens(saved), provenance, evaluation_of(checkpoint), serve_commands(saved, "DRAFT", "TARGET"))
+    lines = serve_commands(saved, "DRAFT", "TARGET")
+    words = card(method.draft_tokens(saved), provenance, evaluation_of(checkpoint), lines)
     return write_draft(out, weights, config, provenance, words)
 
 

@@ -40,9 +40,14 @@ def test_the_hub_reads_what_the_draft_is(exported, tiny_folder):
 
 def test_the_page_says_it_in_words_with_the_commands(exported):
     words = ModelCard.load(exported / "README.md").text
-    assert "τ = 1.62 [1.50, 1.75] tokens per target forward" in words and "put its hub id there" in words
+    assert "τ = 1.62 [1.50, 1.75] tokens per target forward" in words and "in brackets" in words and "put its hub id there" in words
     assert "the target's licence says" in words and "{" + "{" not in words
-    for start in ("vllm serve TARGET ", "python -m sglang.launch_server --model-path TARGET ", "llama-server --model target.gguf "):
+    for start in (
+        "vllm serve TARGET ",
+        "python -m sglang.launch_server --model-path TARGET ",
+        "llama-server --model target.gguf ",
+        "torchspec generate ",
+    ):
         assert f"\n{start}" in words
 
 
@@ -58,7 +63,7 @@ def test_the_commands_are_of_the_engines_that_serve_it(name, tiny_target):
     method = CASES[name].make(tiny_target)
     commands = serve_commands(method.config, "DRAFT", "TARGET")
     traps = traps_of(type(method), method.config, None)
-    assert commands.keys() == {engine for engine, found in traps.items() if not found}
+    assert commands.keys() == {engine for engine, found in traps.items() if not found} | {"transformers"}
     assert type(method).draft_tokens(method.config) == method.block_size - 1
     for engine, line in commands.items():
         words = shlex.split(line)
