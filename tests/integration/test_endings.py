@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.exceptions import UsageError
@@ -10,7 +11,10 @@ from typer.main import get_command
 
 from tests.integration.test_cli import torchspec
 from tests.tiny import recipe, write_chats, write_tiny_target
+from torchspec.cli.endings import after_calibration
 from torchspec.cli.main import app
+from torchspec.export.commands import QUESTION
+from torchspec.launch import measure
 
 
 def ending(*arguments) -> dict[str, str]:
@@ -79,15 +83,43 @@ def test_the_draft_talks_by_the_line_for_transformers(exported):
     assert result.returncode == 0 and "tok/s" in result.stdout
 
 
-def test_an_evaluation_ends_with_its_report_and_the_same_in_an_engine(work, exported):
-    rows = ending(
+@pytest.fixture(scope="module")
+def evaluated(work, exported) -> dict[str, str]:
+    return ending(
         "eval", "-d", work / "run" / "draft", "-t", work / "target", "--data", work / "heldout.jsonl", "-o", work / "eval", "--decode", 1,
         "--max-new-tokens", 4, "--dtype", "float32",
     )  # fmt: skip
-    results = json.loads((work / "eval" / "results.json").read_text())
+
+
+def test_an_evaluation_ends_with_its_report_and_the_same_in_an_engine(work, evaluated):
+    rows, results = evaluated, json.loads((work / "eval" / "results.json").read_text())
     assert rows["result"] == str(work / "eval" / "report.html")
     assert rows["τ"].startswith(f"{results['offline']['tau']:.2f} [") and f"{results['decode']['speedup']:.2f}x" in rows["speed-up"]
     assert parsed(rows["next"])[-4:] == ["--mode", "vllm", "-o", f"{work / 'eval'}-vllm"]
+
+
+def test_a_comparison_ends_with_its_page_and_the_best_draft(work, evaluated):
+    """Of one evaluation and its copy, in which another draft is worse."""
+    results = json.loads((work / "eval" / "results.json").read_text())
+    worse = {**results, "draft": "another", "offline": {**results["offline"], "tau": results["offline"]["tau"] - 0.5}}
+    (work / "worse.json").write_text(json.dumps(worse))
+    rows = ending("compare", work / "worse.json", work / "eval" / "results.json", "-o", work / "compared")
+    assert rows["result"] == str(work / "compared" / "compare.html") and rows["best τ"].endswith(f", {results['draft']}")
+    assert parsed(rows["next"])[:4] == ["generate", QUESTION, "-d", results["draft"]]
+
+
+def test_a_calibration_ends_with_its_file_and_what_it_is_for(capsys):
+    found = {"ece_before": [0.08, 0.04], "ece_after": [0.02, 0.01]}
+    after_calibration(SimpleNamespace(draft=Path("a draft")), "target", "held out.jsonl", found)
+    result, error, following = (line.strip().partition("  ")[2] for line in capsys.readouterr().out.splitlines())
+    assert result == "a draft/sts.json" and error.startswith("6.0% -> 1.5%") and parsed(following)[0] == "eval"
+
+
+def test_a_measured_plan_ends_with_the_run(work, monkeypatch):
+    for seconds in ("CAPTURE_SECONDS", "TRAIN_SECONDS", "EVALUATE_SECONDS"):
+        monkeypatch.setattr(measure, seconds, 0.01)
+    result = torchspec("plan", "-c", work / "run.yaml", f"output_dir={work / 'measured'}")
+    assert "predicted" in result.stdout and parsed(result.stdout.splitlines()[-1].strip().partition("  ")[2])[:2] == ["train", "-c"]
 
 
 def test_bare_tensors_lead_to_the_folder(work, trained):
@@ -110,6 +142,8 @@ def test_collected_text_is_regenerated_next(work):
 def test_answers_are_trained_on_next(work):
     common = (work / "heldout.jsonl", "-t", work / "target", "--dtype", "float32")
     rows = ending("regenerate", *common, "-o", work / "answers.jsonl", "--max-new-tokens", 4)
+    again = torchspec("regenerate", *common, "-o", work / "answers.jsonl", "--max-new-tokens", 4)
+    assert not [line for line in again.stdout.splitlines() if line.startswith("regenerate ")]  # no bar, where there is no terminal
     assert rows["answers"] == "4 written, 0 conversations were there" and rows["result"] == str(work / "answers.jsonl")
     assert f"dataset.train_data_path={work / 'answers.jsonl'}" in parsed(rows["next"])
     measured = ending("regenerate", *common, "--measure")

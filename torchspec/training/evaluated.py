@@ -11,7 +11,8 @@ from torchspec.training.log import METRICS
 def evaluation_of(checkpoint: Path) -> dict | None:
     """Its row of the run's metrics.jsonl; none where nothing was held out, or where the checkpoint has left its run."""
     step, metrics = read_json(checkpoint / "state.json")["step"], checkpoint.resolve().parent.parent / METRICS
-    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")] if metrics.is_file() else []
+    whole, _, _cut = metrics.read_text().rpartition("\n") if metrics.is_file() else ("", "", "")  # by a kill, where it was writing
+    rows = map(json.loads, whole.splitlines())
     return next((row for row in rows if row["kind"] == "eval" and row["step"] == step), None)
 
 
