@@ -28,7 +28,7 @@ LEVELS = [
     "data capture",
     "chat transfer",
     "records rows target",
-    "config files nn report",
+    "config extras files nn progress report",
     "acceptance console errors section",
 ]
 

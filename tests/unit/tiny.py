@@ -33,6 +33,14 @@ from torchspec.training.stream import pack
 VOCABULARY, HIDDEN, LAYERS, MASK, B = 64, 32, (1, 3), 63, 4
 EAGLE3_LAYERS = (*LAYERS, 5)  # and the last one, for the target's distribution
 NEVER: set[int] = set()  # no stop token
+FACTS = {
+    "template_hash": "7e",
+    "tokenizer_hash": "70",
+    "thinking": False,
+    "fingerprint": "f00d",
+    "samples": 9,
+    "held_out": "beef",
+}  # of data
 
 
 def write_target(folder: Path, *, tied: bool = False, **config) -> Path:

@@ -28,7 +28,7 @@ def add_expected(total: Acceptance, accept: Tensor) -> None:
     offered = visited @ (torch.arange(size) <= left).double()
     steps = float(visited.sum())
     total.steps, total.tokens = total.steps + steps, total.tokens + n
-    total.answers.append((n, steps))
+    total.answered(n, steps)
     total.histogram = _sum(total.histogram, histogram)
     total.accepted[1:], total.offered[1:] = _sum(total.accepted[1:], (visited @ reach)[1:]), _sum(total.offered[1:], offered[1:])
 

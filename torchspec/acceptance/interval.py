@@ -8,18 +8,19 @@ NORMAL_95 = 1.96
 DRAWS = 2000
 
 
-def tau_interval(answers: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
-    """95% confidence interval of tau from (tokens, steps) of each answer, be the steps counted or expected. None below two answers.
+def tau_interval(tokens: float, steps: float, moments: Sequence[float]) -> tuple[float, float] | None:
+    """95% confidence interval of tau from sums over answers, be the steps counted or expected. None below two answers.
 
+    moments: how many answers, and sums of tokens², tokens * steps and steps². Ranks add up theirs.
     Tau is a ratio of two sums over answers, and tokens of one answer depend on one another: answers are what is independent.
     Delta method of a ratio (Cochran, Sampling Techniques, 1977, chapter 6): with d = tokens - tau * steps of each of n answers, the
     standard error is sqrt(n / (n - 1) * sum d^2) / sum steps. It is a normal approximation; below some 30 answers it is too narrow.
     """
-    count, steps = len(answers), sum(s for _, s in answers)
+    count, tokens_squared, products, steps_squared = moments
     if count < 2 or steps == 0:
         return None
-    tau = sum(tokens for tokens, _ in answers) / steps
-    squares = sum((tokens - tau * s) ** 2 for tokens, s in answers)
+    tau = tokens / steps
+    squares = max(tokens_squared - 2 * tau * products + tau * tau * steps_squared, 0.0)
     margin = NORMAL_95 * (count / (count - 1) * squares) ** 0.5 / steps
     return tau - margin, tau + margin
 

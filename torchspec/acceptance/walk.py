@@ -26,7 +26,7 @@ class Acceptance:
         self.histogram = [0] * (self.block_size + 1)  # [committed] -> steps
         self.accepted = [0] * self.block_size  # [k] -> steps whose draft token k was accepted; k = 0 is unused
         self.offered = [0] * self.block_size  # [k] -> steps that proposed a token for slot k, and whose answer still had one
-        self.answers: list[tuple[int, float]] = []  # (tokens, steps) of each answer tallied here
+        self.moments = [0, 0, 0, 0]  # of the answers: how many, and sums of tokens², tokens * steps and steps²
 
     @property
     def tau(self) -> float:
@@ -52,31 +52,36 @@ class Acceptance:
                 self.offered[slot] += 1
                 self.accepted[slot] += slot <= count
             remaining -= committed
-        self.answers.append((length - 1, self.steps - before))
+        self.answered(length - 1, self.steps - before)
         return self
+
+    def answered(self, tokens: int, steps: float) -> None:
+        """One more answer is tallied whole."""
+        self.moments = [a + b for a, b in zip(self.moments, (1, tokens * tokens, tokens * steps, steps * steps), strict=True)]
 
     def add(self, other: "Acceptance") -> "Acceptance":
         """Tallies what `other` has tallied, of the same block size."""
-        self.steps, self.tokens, self.answers = self.steps + other.steps, self.tokens + other.tokens, self.answers + other.answers
-        for mine, more in ((self.histogram, other.histogram), (self.accepted, other.accepted), (self.offered, other.offered)):
+        self.steps, self.tokens = self.steps + other.steps, self.tokens + other.tokens
+        pairs = ((self.moments, other.moments), (self.histogram, other.histogram))
+        for mine, more in (*pairs, (self.accepted, other.accepted), (self.offered, other.offered)):
             mine[:] = [a + b for a, b in zip(mine, more, strict=True)]
         return self
 
     def counts(self) -> Tensor:
         """All counts in one vector, so that ranks can add theirs."""
-        return torch.tensor([self.steps, self.tokens, *self.histogram, *self.accepted, *self.offered])
+        return torch.tensor([self.steps, self.tokens, *self.moments, *self.histogram, *self.accepted, *self.offered])
 
     def from_counts(self, counts: Tensor) -> "Acceptance":
         """The acceptance that `counts` describes, for the same block size."""
         total, size = Acceptance(self.block_size), self.block_size
-        (total.steps, total.tokens), *rest = (part.tolist() for part in counts.split([2, size + 1, size, size]))
-        total.histogram, total.accepted, total.offered = rest
+        (total.steps, total.tokens), *rest = (part.tolist() for part in counts.split([2, 4, size + 1, size, size]))
+        total.moments, total.histogram, total.accepted, total.offered = rest
         return total
 
     def to_json(self) -> dict:
         return {
             "tau": self.tau,
-            "tau_interval": tau_interval(self.answers),
+            "tau_interval": tau_interval(self.tokens, self.steps, self.moments),
             "steps": self.steps,
             "tokens": self.tokens,
             "histogram": self.histogram[1:],

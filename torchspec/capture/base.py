@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from torchspec.errors import UserError
+from torchspec.extras import install
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
 
@@ -68,9 +69,9 @@ def open_capture(name: str, spec: CaptureSpec) -> Capture:
         package, missing = EXTRAS.get(name), error.name or ""
         if package is None or not missing.startswith(name):
             raise
-        asked, install = f"inference.inference_engine_type={name}", f"'torchspec[{package}]'"
+        asked = f"inference.inference_engine_type={name}"
         if isinstance(error, ModuleNotFoundError) and "." not in missing:
-            raise UserError(f"{asked} needs {missing}: pip install {install}") from error
+            raise UserError(f"{asked} needs {missing}: {install(package)}") from error
         found = import_module(package).__version__
         raise UserError(f"{asked}: {package} {found} does not fit ({error.msg}): pip install --upgrade {package}") from error
     return backend(spec)

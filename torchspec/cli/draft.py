@@ -50,7 +50,7 @@ def export(
     trust_remote_code: Trust = False,
 ) -> None:
     """Write what servers load (vLLM, SGLang, Transformers; with --format gguf llama.cpp), read it back and compare."""
-    from torchspec.console import console
+    from torchspec.cli.endings import after_export, after_gguf, after_tensors
     from torchspec.export.hf import export_checkpoint
     from torchspec.export.pt import export_tensors
     from torchspec.training.checkpoints import best
@@ -64,9 +64,11 @@ def export(
         from torchspec.target.fetch import resolve_target
 
         export_gguf(source, out, resolve_target(target), LlamaCpp.at(llamacpp), with_target, trust_remote_code)
+        after_gguf(source, out, with_target)
+    elif out.suffix == ".pt":
+        after_tensors(source, export_tensors(source, out))
     else:
-        (export_tensors if out.suffix == ".pt" else export_checkpoint)(source, out)
-    console.print(f"{source} -> {out}, read back and equal")
+        after_export(source, export_checkpoint(source, out))
 
 
 def evaluate(
@@ -139,6 +141,7 @@ def evaluate(
         raise UserError("give either --data (conversations that the target wrote) or --datasets (questions that it is to answer)")
     if data is not None and server:
         raise UserError("--server answers the questions of --datasets; --data is answered already, so leave one of them out")
+    from torchspec.cli.endings import after_evaluation
     from torchspec.decode.pair import load_pair
     from torchspec.decode.ragged import refuse_all_but_full_attention
     from torchspec.evaluate.answers import answered
@@ -160,7 +163,10 @@ def evaluate(
     if batch_size > 1:
         refuse_all_but_full_attention(pair.target)
     sources = {Path(data).stem: data} if data else answered(pair, asked, settings, cache.expanduser(), out, server or [])
-    evaluate_draft(pair, sources, out, settings)
+    results = evaluate_draft(pair, sources, out, settings)
+    chosen = {"--data": data, "--datasets": datasets, "--limit": limit, "--draft-tokens": draft_tokens, "--thinking": thinking}
+    text = [word for option, value in chosen.items() if value is not None for word in (option, value)]
+    after_evaluation(pair, target, text, out, results)
 
 
 def calibrate(
@@ -174,10 +180,12 @@ def calibrate(
     trust_remote_code: Trust = False,
 ) -> None:
     """Fit the temperatures of a draft's confidence, slot by slot, and write them into its folder as sts.json, which SGLang reads too."""
+    from torchspec.cli.endings import after_calibration
     from torchspec.decode.pair import load_pair
     from torchspec.evaluate.confidence import calibrate as run
 
-    run(load_pair(draft, target, dtype, device, trust_remote_code), data, cache.expanduser(), limit)
+    pair = load_pair(draft, target, dtype, device, trust_remote_code)
+    after_calibration(pair, target, data, run(pair, data, cache.expanduser(), limit))
 
 
 def compare(
@@ -185,10 +193,11 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html and compare_charts/.")],
 ) -> None:
     """Drafts side by side: a table, a page and pictures. Refuses evaluations that were not measured alike."""
+    from torchspec.cli.endings import after_comparison
     from torchspec.console import console
     from torchspec.evaluate.compare import compare as run
 
-    console.print(f"Look at {run(results, out, console)}", markup=False)
+    after_comparison(results, run(results, out, console))
 
 
 def generate(

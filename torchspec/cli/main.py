@@ -1,6 +1,8 @@
 """Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
 
+import os
 import signal
+import sys
 
 import typer
 
@@ -37,6 +39,8 @@ def _stop(_number, _frame) -> None:
 def main() -> None:
     """What a user can mend is one sentence and exit code 2, what a user stopped one and 130; anything else is a bug and keeps its
     traceback."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a log holds no bars, of libraries and of servers neither
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

@@ -43,6 +43,7 @@ def prepare(
     trust_remote_code: Trust = False,
 ) -> None:
     """Conversations -> token ids and loss mask, once, with a manifest of what was made of what; or -> clean conversations."""
+    from torchspec.cli.endings import after_collecting, after_preparing
     from torchspec.console import console
     from torchspec.data.encode import Options
     from torchspec.data.leak import leak_into
@@ -55,7 +56,9 @@ def prepare(
     check_arguments(out, target, sample_size, held_out)
     with writing(out, "torchspec prepare", lambda: f"{out} is as it was before"):
         if target is None:
-            return collect(inputs, out, sample_size, seed, max_rejected).report(console)
+            collected = collect(inputs, out, sample_size, seed, max_rejected)
+            collected.report(console)
+            return after_collecting(collected)
         options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
         folder = resolve_target(target)
         manifest = run(inputs, out, folder, options, workers=workers)
@@ -70,6 +73,8 @@ def prepare(
         console.print(leak_into(out, held_out, folder, options).sentence(), markup=False)
     if show:
         show_samples(out, show, console)
+    chosen = {"last_turn_only": last_turn_only, "max_length": max_length, "thinking": is_on(thinking)}
+    after_preparing(out, target, manifest, [f"dataset.{key}={str(value).lower()}" for key, value in chosen.items() if value is not None])
 
 
 def regenerate(
@@ -115,6 +120,7 @@ def regenerate(
 ) -> None:
     """Let the target answer: the text a draft learns must be the text that is served. Safe to kill and start again."""
     from torchspec.chat.format import ChatFormat
+    from torchspec.cli.endings import after_measuring, after_regenerating
     from torchspec.nn.device import resolve_device, resolve_dtype
     from torchspec.regenerate.answering import Engine, Place, open_answering
     from torchspec.regenerate.run import Wanted
@@ -130,7 +136,8 @@ def regenerate(
         raise UserError(f"give either --engine {engine.value}, which is started here, or --server, which runs already")
     folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
     if measure:
-        return report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
+        report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
+        return after_measuring(inputs, target)
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
     chat = ChatFormat.load(folder, is_on(thinking), False, trust_remote_code)
@@ -141,3 +148,4 @@ def regenerate(
     counts.report(out)
     if check:
         report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)
+    after_regenerating(out, target, counts, [] if thinking is None else [f"dataset.thinking={str(is_on(thinking)).lower()}"])

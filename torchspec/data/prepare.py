@@ -16,8 +16,8 @@ from datasets.arrow_writer import ArrowWriter
 from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
 from torchspec.data.manifest import Manifest, tokenizer_hash
 from torchspec.errors import UserError
+from torchspec.progress import with_progress
 from torchspec.rows.ledger import Ledger
-from torchspec.rows.progress import with_progress
 from torchspec.rows.sources import count_lines, read_rows
 from torchspec.target.language_config import positions, vocab_size
 

@@ -1,4 +1,4 @@
-"""Stream one answer to the terminal, drafted tokens in green, the target's own in the default colour."""
+"""Stream one answer to the terminal, drafted tokens in green (with NO_COLOR underlined), the target's own as they are."""
 
 import torch
 from rich.text import Text
@@ -20,8 +20,20 @@ def stream_answer(pair: Pair, prompt: str, max_new_tokens: int, thinking: bool |
     for answer in speculative_steps(pair.target, pair.drafter(), ids, max_new_tokens, stop, sampler):
         for token, drafted in zip(answer.ids[printed:], answer.from_draft[printed:], strict=True):
             if token not in stop:
-                console.print(Text(texts.add(token), style="green" if drafted else ""), end="", soft_wrap=True)
+                say(texts.add(token), drafted)
         printed = len(answer.ids)
     acceptance = Acceptance(pair.method.block_size).add_answer(answer.accepted, len(answer.ids))
     rate = f"{len(answer.ids)} tokens, τ {acceptance.tau:.2f}, {answer.tokens_per_second:.1f} tok/s"
-    console.print(f"\n\n{rate}; green: proposed by the draft and confirmed by the target", highlight=False)
+    console.print(f"\n\n{rate}{legend()}", highlight=False)
+
+
+def say(text: str, drafted: bool) -> None:
+    console.print(Text(text, style=_drafted() if drafted else ""), end="", soft_wrap=True)
+
+
+def legend() -> str:
+    return f"; {_drafted()}: proposed by the draft and confirmed by the target" if console.is_terminal else ""
+
+
+def _drafted() -> str:
+    return "underline" if console.no_color else "green"

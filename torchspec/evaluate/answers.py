@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from filelock import FileLock
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from torchspec.chat.format import ChatFormat
 from torchspec.console import console
@@ -12,6 +11,7 @@ from torchspec.decode.pair import Pair
 from torchspec.errors import UserError
 from torchspec.evaluate.run import Settings, evaluating
 from torchspec.files import contents
+from torchspec.progress import PlainLines, live_line
 from torchspec.regenerate.answers_file import AnswersFile
 from torchspec.regenerate.conversation import Conversation
 from torchspec.regenerate.protocol import IN_FLIGHT
@@ -60,12 +60,14 @@ def target_answers(answering: Answering, asked: list[list[str]], cache: Path, ou
 
 def _answer(answering: Answering, answers: AnswersFile, conversations: list[Conversation], name: str) -> None:
     todo = list({c.key: c for c in conversations if c.key not in answers.done}.values())
-    columns = (TextColumn(f"the target answers {name}"), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not todo) as progress:
+    what, done, lines = f"the target answers {name}", 0, PlainLines(console)
+    with live_line(what, console, bool(todo)) as progress:
         task = progress.add_task("", total=len(todo))
         for finished in answering.converse(todo):
             answers.add([(c.key, c.rows) for c in finished])
-            progress.advance(task, len(finished))
+            done += len(finished)
+            progress.update(task, completed=done)
+            lines.tell(f"{what}: {done:,} of {len(todo):,} conversations", done, len(todo))
     without = [c for c in todo if not c.rows]
     if without and len(without) == len(conversations):
         raise UserError(f"the target can answer no question of {name}: {without[0].ended}")

@@ -18,6 +18,7 @@ from torchspec.decode.pair import Pair
 from torchspec.errors import UserError
 from torchspec.files.writing import writing
 from torchspec.methods.temperatures import FILE
+from torchspec.progress import with_progress
 from torchspec.records import Features
 
 Said = tuple[Tensor, Tensor, Tensor]  # [n, S] each: logits; did so many tokens survive; has the answer a token there
@@ -69,7 +70,8 @@ def calibrate(pair: Pair, data: str, cache: Path, limit: int | None) -> dict:
         raise UserError(f"{pair.draft} has no confidence head, so there is nothing to calibrate")
     opened = open_or_prepare(data, cache, pair.folder, Options(trust_remote_code=pair.target.spec.trust_remote_code))
     prompts = [opened[i] for i in range(min(len(opened), limit or len(opened)))]
-    parts = [said(pair, pair.target.capture(prompt)) for prompt in prompts]
+    asked = with_progress(iter(prompts), "calibrate", len(prompts), unit="conversations")
+    parts = [said(pair, pair.target.capture(prompt)) for prompt in asked]
     logits, right, there = (torch.cat(part) for part in zip(*parts, strict=True))
     temperatures, plain = fit(logits, right, there), [1.0] * logits.shape[1]
     before, after = (errors(tally(survival(logits, t), right, there)) for t in (plain, temperatures))

@@ -28,6 +28,7 @@ from torchspec.export.llamacpp import LlamaCpp
 from torchspec.files.contents import file_key, folder_key, key
 from torchspec.files.kept import Kept
 from torchspec.files.writing import writing
+from torchspec.progress import with_progress
 from torchspec.records import Prompt
 from torchspec.regenerate.share import SHARE_SAMPLES, on_policy_share
 from torchspec.report.results import RESULTS, write_results
@@ -131,7 +132,8 @@ def _offline(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, k
     for name, asked in prompts.items():
         started = time.perf_counter()
         measured[name] = [
-            kept.get_or(f"offline {name} {p.index}", lambda p=p: measure_offline(pair, p, settings.temperature)) for p in asked
+            kept.get_or(f"offline {name} {p.index}", lambda p=p: measure_offline(pair, p, settings.temperature))
+            for p in with_progress(iter(asked), f"offline {name}", len(asked), unit="conversations")
         ]
         total = total_of(pair.method.block_size, measured[name])
         console.print(f"offline {name}: τ {total.tau:.3f} on {len(asked)} conversations ({time.perf_counter() - started:.0f} s)")

@@ -1,6 +1,6 @@
 """What llama.cpp loads: its own converter makes a draft's exported folder into one file, which is read back.
 
-OUT/  draft.gguf · target.gguf, where asked for · torchspec.json (provenance)
+OUT/  draft.gguf · target.gguf, where asked for · torchspec.json (provenance) · README.md
 """
 
 import shutil
@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from torchspec.export.card import CARD, card
+from torchspec.export.commands import gguf_command
 from torchspec.export.folder import new_folder
 from torchspec.export.hf import PROVENANCE, WEIGHTS, export_checkpoint
 from torchspec.export.llamacpp import LlamaCpp
@@ -20,6 +22,8 @@ from torchspec.files.writing import writing
 from torchspec.methods.base import check_served, method_class
 from torchspec.methods.registry import method_of
 from torchspec.target.frozen import FrozenTarget
+from torchspec.training.checkpoint import read_json
+from torchspec.training.evaluated import evaluation_of
 
 
 def export_gguf(checkpoint: Path, out: Path, target: Path, llamacpp: LlamaCpp, with_target: bool, trust_remote_code: bool) -> Path:
@@ -36,6 +40,9 @@ def export_gguf(checkpoint: Path, out: Path, target: Path, llamacpp: LlamaCpp, w
             if with_target:
                 convert_target(llamacpp, target, partial / "target.gguf", dtype, sys.executable)
             shutil.copy(draft / PROVENANCE, partial)
+            line = {"llamacpp": gguf_command(config, Path("TARGET.gguf"), Path("draft.gguf"))}
+            words = card(made_by.draft_tokens(config), read_json(draft / PROVENANCE), evaluation_of(checkpoint), line)
+            (partial / CARD).write_text(words, encoding="utf-8")
     return out
 
 

@@ -1,6 +1,6 @@
 """The Hugging Face folder of a draft, which vLLM, SGLang, llama.cpp's converter and the method's own package read.
 
-      draft/  config.json · model.safetensors (keys and tensor names of docs/METHOD.md) · torchspec.json (provenance)
+      draft/  config.json · model.safetensors (keys and tensor names of docs/METHOD.md) · torchspec.json (provenance) · README.md
 
 No embedding and no whole head: they are the target's. What was written is read back and compared before the export counts as done.
 """
@@ -16,11 +16,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from torchspec import __version__
 from torchspec.console import console
 from torchspec.errors import ContractError
+from torchspec.export.card import CARD, card
+from torchspec.export.commands import serve_commands
 from torchspec.export.folder import new_folder
 from torchspec.files.writing import writing
 from torchspec.methods.base import method_class
 from torchspec.methods.registry import method_of
 from torchspec.training.checkpoint import read_json
+from torchspec.training.evaluated import evaluation_of
 from torchspec.training.tensors import read_weights
 
 WEIGHTS, PROVENANCE = "model.safetensors", "torchspec.json"
@@ -47,15 +50,19 @@ def _export(checkpoint: Path, out: Path) -> Path:
         "state": read_json(checkpoint / "state.json"),
         "run": run,
     }
-    return write_draft(out, weights, config, provenance)
+    lines = serve_commands(saved, "DRAFT", "TARGET")
+    words = card(method.draft_tokens(saved), provenance, evaluation_of(checkpoint), lines)
+    return write_draft(out, weights, config, provenance, words)
 
 
-def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance: dict) -> Path:
-    """The folder is complete and read back, or absent; an older export in its place goes."""
+def write_draft(out: Path, weights: dict[str, Tensor], config: dict, provenance: dict, words: str | None = None) -> Path:
+    """The folder is complete and read back, or absent; an older export in its place goes. words: of its README.md."""
     with new_folder(out, PROVENANCE) as partial:
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        if words is not None:
+            (partial / CARD).write_text(words, encoding="utf-8")
         check_export(partial, weights)
     return out
 

@@ -1,11 +1,14 @@
 """A llama.cpp on this machine: where its converter and its server are, and how the converter is run."""
 
+import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchspec.errors import UserError
+from torchspec.extras import install
 
 VARIABLE = "LLAMACPP"  # names the folder where no option does
 TYPES = {"bfloat16": "bf16", "float32": "f32"}
@@ -39,6 +42,9 @@ class LlamaCpp:
             command += ["--target-model-dir", str(target)]
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode != 0:
+            if missing := re.search(r"^ModuleNotFoundError: No module named '(.+)'$", said.stderr, re.MULTILINE):
+                brings = install("llamacpp") if python == sys.executable else f"{python} -m pip install {missing[1]}"
+                raise UserError(f"llama.cpp's converter needs {missing[1]}: {brings}")
             last = (said.stderr.strip() or "it said nothing").splitlines()[-1]
             words = " ".join(command)
             raise UserError(f"llama.cpp's converter failed on {model} (exit code {said.returncode}): {last}; its command was {words}")

@@ -14,7 +14,7 @@ import torch
 
 from torchspec.capture.cache import CachedCapture
 from torchspec.config import RunConfig
-from torchspec.console import console
+from torchspec.console import console, print_rows
 from torchspec.decode.offline import evaluate_offline
 from torchspec.launch.plan import GIB, print_plan
 from torchspec.nn.device import resolve_device
@@ -169,8 +169,7 @@ def _print(config: RunConfig, run: Run, rates: Rates, predicted: Prediction, pri
     }
     if price is not None:
         rows["cost"] = f"{price * devices * predicted.run / 3600:,.2f} at {price:g} per device and hour"
-    for name, text in rows.items():
-        console.print(f"{name:>9}  {text}", markup=False)
+    print_rows(rows)
 
 
 def _split(predicted: Prediction, devices: int) -> str:

@@ -1,11 +1,15 @@
 """`torchspec train --plan`: what a run will be. Data is prepared and the draft counted; nothing is loaded that computes."""
 
+import json
+from dataclasses import dataclass
+
 import torch
 
 from torchspec.config import RunConfig
-from torchspec.console import console
+from torchspec.console import console, print_rows
 from torchspec.errors import UserError
 from torchspec.launch.memory import count_parameters, key_value_bytes, rank_memory
+from torchspec.launch.needs import needs
 from torchspec.launch.share import MOST, share
 from torchspec.methods.base import Method
 from torchspec.methods.config import SLIDING
@@ -21,7 +25,28 @@ LIGHTER = "fewer draft.num_layers, a draft.draft_vocab_size (not dflash) or a sm
 CHECKPOINT_BYTES = 12  # per parameter on disk: masters and moments
 
 
-def print_plan(config: RunConfig) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What matters, and what is there for whoever asks: name -> a line, and numbers."""
+
+    lines: dict[str, str]
+    further: dict[str, str]
+    numbers: dict[str, object]  # bytes, tokens, steps
+    missing: list[str]  # extras, each with what installs it
+
+    def to_json(self, config: RunConfig) -> str:
+        values = {**self.lines, **self.further, "missing": self.missing, "numbers": self.numbers, "config": config.model_dump(mode="json")}
+        return json.dumps(values, indent=2)
+
+
+def print_plan(config: RunConfig, as_json: bool = False) -> None:
+    plan = plan_of(config)
+    if as_json:
+        return console.print(plan.to_json(config), markup=False)
+    print_rows(plan.lines | ({"missing": "; ".join(plan.missing)} if plan.missing else {}))
+
+
+def plan_of(config: RunConfig) -> Plan:
     folder, training, inference = resolve_target(config.model.target_model_path), config.training, config.inference
     dataset, held_out = open_datasets(config, folder)
     plan, _ = plan_run(config, dataset, World(0, training.num_ranks, torch.device("cpu")))
@@ -29,41 +54,55 @@ def print_plan(config: RunConfig) -> None:
     target = FrozenTarget.load(folder, dtype, "cpu", config.model.trust_remote_code)
     method, manifest = build_method(config, target, dataset), dataset.manifest
     parameters = count_parameters(method)
-    steps, planned = len(plan) // training.draft_accumulation_steps, [dataset.lengths[list(batch.indices)].sum() for batch in plan]
+    steps, planned = len(plan) // training.draft_accumulation_steps, [int(dataset.lengths[list(batch.indices)].sum()) for batch in plan]
     values = len(method.layer_ids) * target.config.hidden_size  # of one token's features
-    wire = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
+    wire_bytes = values + 4 * len(method.layer_ids) if inference.transfer_dtype == "fp8" else values * dtype.itemsize
     feature_bytes, longest = manifest.tokens * values * dtype.itemsize, int(dataset.lengths.max())
     device, documents = resolve_device(config.model.device), max(len(batch.indices) for batch in plan)
-    parts = rank_memory(config, method, documents, int(max(planned)), longest, device)
-    rows = {
+    parts = rank_memory(config, method, documents, max(planned), longest, device)
+    lines = {
         "target": f"{folder}, {target.num_layers} layers, width {target.config.hidden_size}, vocabulary {len(target.embedding)}",
-        "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured",
-        "shape": shape(method),
+        "draft": f"{config.draft.method}, {parameters / 1e6:.1f}M parameters, layers {list(method.layer_ids)} captured{proposed(method)}",
         "serving": serving(method),
         "data": f"{manifest.samples} samples, {manifest.tokens:,} tokens, {manifest.mask_share:.0%} supervised; "
         f"held out: {len(held_out) if held_out else 0} samples",
-        "topology": topology(config),
+        "topology": topology(config) + wire(config, wire_bytes, longest),
         "steps": f"{steps} of {training.num_ranks} x {training.draft_accumulation_steps} micro-batches, {training.num_epochs} epochs; "
         f"micro-batches of {min(planned)} to {max(planned)} tokens, {sum(planned) / len(planned):.0f} on average",
         "memory": memory(parts, device),
-        "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
-        "disk": f"{CHECKPOINT_BYTES * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time",
+        "disk": f"{CHECKPOINT_BYTES * parameters / GIB:.2f} GiB per checkpoint, at most {training.max_checkpoints + 2} at a time"
+        + replay(config, manifest.tokens * wire_bytes),
     }
-    if inference.replay_dir:
-        rows["replay"] = (
-            f"{manifest.tokens * wire / 1e12:.3f} TB for all samples, at most {inference.replay_gib:g} GiB in {inference.replay_dir}"
-        )
-    if inference.num_workers:
-        rows["wire"] = (
-            f"{inference.transfer}, {wire:,} bytes per token: {wire / 1e3:,.1f} MB/s for every 1,000 tokens/s that are trained; "
-            f"{under_way(config, longest * wire) / GIB:.3f} GiB under way at one end"
-        )
+    further = {
+        "shape": shape(method),
+        "features": f"{feature_bytes / GIB:.2f} GiB per epoch, of which {min(inference.cache_gib, feature_bytes / GIB):.2f} GiB are kept",
+    }
+    numbers = {
+        "parameters": parameters, "steps": steps, "tokens": manifest.tokens, "memory": parts, "wire_bytes_per_token": wire_bytes,
+        "feature_bytes": feature_bytes, "checkpoint_bytes": CHECKPOINT_BYTES * parameters,
+    }  # fmt: skip
+    return Plan(lines, further, numbers, [need.lacking for need in needs(config) if need.lacking])
+
+
+def proposed(method: Method) -> str:
     coverage = method.config.to_dict().get("draft_vocab_coverage")
-    if coverage is not None:
-        rows["draft"] += f"; proposes {method.config.draft_vocab_size:,} tokens, {coverage:.2%} of the supervised text"
-    console.print(config.model_dump_json(indent=2), markup=False)
-    for name, text in rows.items():
-        console.print(f"{name:>9}  {text}", markup=False)
+    return "" if coverage is None else f"; proposes {method.config.draft_vocab_size:,} tokens, {coverage:.2%} of the supervised text"
+
+
+def wire(config: RunConfig, size: int, longest: int) -> str:
+    """size: bytes per token. longest: tokens of a sample."""
+    if not config.inference.num_workers:
+        return ""
+    waiting = under_way(config, longest * size) / GIB
+    return f"; {config.inference.transfer}, {size:,} bytes per token, {waiting:.3f} GiB under way at one end"
+
+
+def replay(config: RunConfig, size: int) -> str:
+    """size: bytes of all samples."""
+    inference = config.inference
+    if not inference.replay_dir:
+        return ""
+    return f"; replay {size / 1e12:.3f} TB for all samples, at most {inference.replay_gib:g} GiB in {inference.replay_dir}"
 
 
 def shape(method: Method) -> str:

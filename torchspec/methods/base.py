@@ -58,6 +58,8 @@ class Method(Protocol):
     def llamacpp_traps(config: PreTrainedConfig, target_type: str | None) -> list[str]: ...
     @staticmethod
     def gguf_facts(config: PreTrainedConfig) -> dict[str, object]: ...
+    @classmethod
+    def draft_tokens(cls, config: PreTrainedConfig) -> int: ...  # proposed per step
     def build(self, generator: torch.Generator) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
     def kept_values(self, documents: int, blocks: int, tokens: int, compiled: bool) -> int: ...
@@ -76,15 +78,18 @@ def method_class(name: str) -> type:
     return getattr(import_module(module), attribute)
 
 
+def traps_of(method: type[Method], config: PreTrainedConfig, target_type: str | None) -> dict[str, list[str]]:
+    """Engine -> what it would compute otherwise, or cannot load. target_type: of the target's config; none where it is not at hand."""
+    return {
+        "vllm": method.vllm_traps(config),
+        "sglang": method.sglang_traps(config, target_type),
+        "llamacpp": method.llamacpp_traps(config, target_type),
+    }
+
+
 def check_served(engine: str | None, method: Method) -> None:
     """Refuses a draft that this engine would compute otherwise than it was trained, and say nothing."""
-    config = method.config
-    of_target = method.target.config.model_type
-    traps = {
-        "vllm": method.vllm_traps(config),
-        "sglang": method.sglang_traps(config, of_target),
-        "llamacpp": method.llamacpp_traps(config, of_target),
-    }
+    traps = traps_of(type(method), method.config, method.target.config.model_type)
     if traps.get(engine):
         others = [f"serve it with {other}" for other, found in traps.items() if not found]
         fix = others[0] if others else "no engine serves it, so evaluate it in this process"

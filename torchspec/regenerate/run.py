@@ -11,17 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from torchspec.console import console
 from torchspec.errors import UserError
 from torchspec.files.writing import writing
+from torchspec.progress import PlainLines, live_line
 from torchspec.regenerate.answers_file import AnswersFile
 from torchspec.regenerate.conversation import Conversation, conversations_of
 from torchspec.regenerate.report import Counts, kind
 from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
-from torchspec.rows.progress import PlainLines
 from torchspec.rows.sources import count_lines, read_rows
 
 
@@ -39,10 +37,9 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
     `drop_cut`, conversations whose first answer is cut are kept apart in `out`.cut, so that they are not answered again."""
     _check_out(inputs, out)
     counts, listing = Counts(), out.with_name(f"{out.name}.rejected")
-    columns = (TextColumn("regenerate"), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("eta"))
     with (
         writing(out, "torchspec regenerate", lambda: f"{out} keeps its whole conversations, and the same command goes on there"),
-        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
+        live_line("regenerate", console) as progress,
     ):
         files = Files(out, answering)
         with listing.open("w") as refused:

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from torchspec.errors import UserError
+from torchspec.progress import with_progress
 from torchspec.rows.conversation import BadRow, assistant_turns
 from torchspec.rows.formats import Row
 from torchspec.rows.ledger import Ledger
-from torchspec.rows.progress import with_progress
 from torchspec.rows.sources import count_lines, read_rows, resolve
 
 

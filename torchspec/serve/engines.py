@@ -1,6 +1,5 @@
 """The engines that a draft is measured in: how each is started with and without it, and how each tells what it accepted."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import requests
 
+from torchspec.export.commands import Drafting, llamacpp_words, sglang_words, vllm_words
 from torchspec.serve import llamacpp
 from torchspec.serve.client import Client, Reply
 from torchspec.serve.options import Serving
@@ -21,7 +21,7 @@ class Engine:
     files: Callable[[Served, Serving, Path], Served]  # what it loads, in a form that it reads; the folder keeps what is made
     arguments: Callable[[Served, Load], list[str]]  # of every server
     uncached: list[str]  # of servers that are measured: a prompt that is asked twice would cost nothing the second time
-    with_draft: Callable[[Served], list[str]]  # further arguments
+    with_draft: Callable[[Drafting], list[str]]  # further arguments
     client: Callable[[str, str], Client]  # URL, where its log is
     request: dict  # what the OpenAI protocol does not have
     count: Callable[[str, list[Reply], int], Steps]  # URL, replies, draft tokens -> all that was counted so far
@@ -40,21 +40,9 @@ def _get(url: str, path: str) -> dict:
     return requests.get(f"{url}/{path}", timeout=60).json()
 
 
-# methods that an engine calls otherwise; what they are it reads from the folder
-VLLM = {"dflash2": "dflash", "lilicorr": "dflash", "xpress": "dflash", "peagle": "eagle3"}
-SGLANG = {"dflash2": "dflash", "domino": "dflash", "lilicorr": "dflash"}
-
-
 def _vllm_arguments(served: Served, _load: Load) -> list[str]:
     """Sampling by our settings alone."""
     return ["--model", str(served.target), "--dtype", served.dtype, "--generation-config", "vllm"]
-
-
-def _vllm_draft(served: Served) -> list[str]:
-    wanted = {"method": VLLM.get(served.method, served.method), "model": str(served.draft), "num_speculative_tokens": served.draft_tokens}
-    if served.method == "peagle":
-        wanted["parallel_drafting"] = True
-    return ["--speculative-config", json.dumps(wanted)]
 
 
 def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
@@ -66,13 +54,6 @@ def _vllm_count(url: str, _replies: list[Reply], tokens: int) -> Steps:
 
 def _sglang_arguments(served: Served, _load: Load) -> list[str]:
     return ["--model-path", str(served.target), "--dtype", served.dtype, "--sampling-defaults", "openai"]
-
-
-def _sglang_draft(served: Served) -> list[str]:
-    tokens, method = served.draft_tokens, SGLANG.get(served.method, served.method)
-    words = ["--speculative-algorithm", method.upper(), "--speculative-draft-model-path", str(served.draft)]
-    words += ["--speculative-num-draft-tokens", str(tokens + 1)]  # SGLang counts the anchor, or the tree's root
-    return [*words, "--speculative-num-steps", str(tokens), "--speculative-eagle-topk", "1"] if method == "eagle3" else words
 
 
 def _sglang_count(_url: str, replies: list[Reply], tokens: int) -> Steps:
@@ -92,7 +73,7 @@ ENGINES = {
         _as_they_are,
         _vllm_arguments,
         ["--no-enable-prefix-caching"],
-        _vllm_draft,
+        vllm_words,
         Client,
         {},
         _vllm_count,
@@ -103,7 +84,7 @@ ENGINES = {
         _as_they_are,
         _sglang_arguments,
         ["--disable-radix-cache"],
-        _sglang_draft,
+        sglang_words,
         Client,
         {"return_spec_tokens_details": True},
         _sglang_count,
@@ -114,7 +95,7 @@ ENGINES = {
         llamacpp.files,
         llamacpp.arguments,
         [],  # its client asks each prompt without the cache
-        llamacpp.with_draft,
+        llamacpp_words,
         llamacpp.LlamaCppClient,
         {},
         llamacpp.count,

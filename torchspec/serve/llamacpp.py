@@ -16,8 +16,6 @@ from torchspec.serve.options import Serving
 from torchspec.serve.prometheus import by_position
 from torchspec.serve.records import Load, Served, Steps
 
-# method -> --spec-type
-SPECULATION = {"dflash": "draft-dflash", "dflash2": "draft-dflash", "dspark": "draft-dspark", "eagle3": "draft-eagle3"}
 ACCEPTED = "llamacpp:spec_decode_num_accepted_tokens_per_pos_total"
 
 
@@ -71,11 +69,6 @@ def arguments(served: Served, load: Load) -> list[str]:
     """A slot for each prompt that is asked at a time, with room for the longest; a context is shared out evenly."""
     slots = ["--parallel", str(load.prompts), "--ctx-size", str(load.prompts * (load.tokens + served.draft_tokens + 2))]
     return ["--model", str(served.target), *slots, "--metrics"]
-
-
-def with_draft(served: Served) -> list[str]:
-    words = ["--spec-draft-model", str(served.draft), "--spec-type", SPECULATION[served.method]]
-    return [*words, "--spec-draft-n-max", str(served.draft_tokens)]
 
 
 def count(url: str, replies: list[Reply], tokens: int) -> Steps:

@@ -1,13 +1,11 @@
 """How servers are had, from what a user wrote; checked before anything is loaded."""
 
-import importlib.util
 from dataclasses import dataclass
 
 from torchspec.errors import UserError
 from torchspec.export.llamacpp import LlamaCpp
+from torchspec.extras import need
 from torchspec.training.config import EvaluationConfig
-
-NEEDED = ("openai", "prometheus_client", "requests")
 
 
 @dataclass(frozen=True)
@@ -56,20 +54,15 @@ def target_serving(engine: str, python: str | None, arguments: str, llamacpp: st
 
 def check_client(asked_by: str) -> None:
     """Of servers that run already, only what asks them is needed here."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{asked_by} needs {', '.join(missing)}: pip install 'torchspec[serve]'")
+    need(asked_by, "serve")
 
 
 def _check_installed(serving: Serving, asked_by: str, other_python: str) -> None:
     check_client(asked_by)
     if serving.engine == "llamacpp":
         _check_llamacpp(serving)
-    elif serving.url is None and serving.python is None and importlib.util.find_spec(serving.engine) is None:
-        raise UserError(
-            f"{asked_by} needs {serving.engine}: pip install 'torchspec[{serving.engine}]', or name the Python of its environment "
-            f"with {other_python}"
-        )
+    elif serving.url is None and serving.python is None:
+        need(asked_by, serving.engine, f", or name the Python of its environment with {other_python}")
 
 
 def _check_llamacpp(serving: Serving) -> None:

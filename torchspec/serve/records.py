@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchspec.export.commands import Drafting
+
 
 @dataclass(frozen=True)
 class Served:
@@ -14,6 +16,10 @@ class Served:
     draft_tokens: int
     dtype: str
     gguf_facts: dict  # what a converted draft must say of itself
+
+    @property
+    def drafting(self) -> Drafting:
+        return Drafting(str(self.draft), self.method, self.draft_tokens)
 
     @classmethod
     def target_alone(cls, target: Path, dtype: str) -> "Served":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchspec.console import console
 from torchspec.files.kept import Kept
+from torchspec.progress import with_progress
 from torchspec.records import Prompt
 from torchspec.serve.client import Client, Group, Reply, Request, rates
 from torchspec.serve.engines import ENGINES
@@ -58,17 +59,17 @@ class Side:
         load = Load(max(concurrencies), max(map(len, prompts)) + self.asked.max_new_tokens)
         with ExitStack() as servers:
             for concurrency in concurrencies:
-                size = WAVES * concurrency
+                size, what = WAVES * concurrency, f"{self.name}, {concurrency} at a time"
                 groups = [prompts[start : start + size] for start in range(0, len(prompts), size)]
                 rows = [
                     kept.get_or(
                         f"{self.name} {concurrency} {n}", lambda ids=ids, c=concurrency: self._measure(ids, c, load, servers).to_json()
                     )
-                    for n, ids in enumerate(groups)
+                    for n, ids in enumerate(with_progress(iter(groups), what, len(groups), unit="groups"))
                 ]
                 taken[concurrency] = [Measured.from_json(row) for row in rows]
                 speed = rates([measured.group for measured in taken[concurrency]])["tokens_per_second"]
-                console.print(f"{self.name}, {concurrency} at a time: {speed:.1f} tok/s", markup=False)
+                console.print(f"{what}: {speed:.1f} tok/s", markup=False)
         return taken
 
     def _measure(self, prompts: list[list[int]], concurrency: int, load: Load, servers: ExitStack) -> Measured:
@@ -89,5 +90,5 @@ class Side:
         loaded = self.engine.files(self.served, self.serving, self.logs.parent / "gguf")
         arguments = self.engine.arguments(loaded, load) + self.engine.uncached
         if self.with_draft:
-            arguments += self.engine.with_draft(loaded)
+            arguments += self.engine.with_draft(loaded.drafting)
         return open_server(self.name, self.engine, arguments, self.serving, self.logs / f"{self.name.replace(' ', '_')}.log")

@@ -4,10 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from torchspec.config import RunConfig
 from torchspec.console import console
+from torchspec.progress import live_line
 from torchspec.training.meter import suggested_split, verdict
 from torchspec.training.trackers import open_trackers
 
@@ -29,10 +28,7 @@ class RunLog:
         self.total_steps, self.started, self.first_step = total_steps, time.perf_counter(), step
         self.trackers = open_trackers(config) if is_main else []
         self.held_out_tau: float | None = None
-        self.progress = Progress(
-            TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console, disable=not (is_main and console.is_terminal),
-        )  # fmt: skip
+        self.progress = live_line("train", console, is_main)
         self.task = self.progress.add_task("", total=total_steps, completed=step)
 
     def __enter__(self) -> "RunLog":

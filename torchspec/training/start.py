@@ -20,7 +20,8 @@ def begin(run: Run) -> TrainState:
     config, own = run.config, checkpoints.latest(run.config.checkpoints)
     if own is not None:
         state = _resume(run, own)
-        run.say(f"resuming from {own} at step {state.step} of {run.total_steps}")
+        finished = state.step == run.total_steps
+        run.say(f"{'this run is finished:' if finished else 'resuming from'} {own} at step {state.step} of {run.total_steps}")
         return state
     if config.training.load_path is None or config.training.continual_training:
         _record(run, None if config.training.load_path is None else _take_weights(run, config.training.load_path))

@@ -5,12 +5,12 @@ Every start of a run, a resumed one too, is a run of its own there.
 """
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
+from torchspec.extras import need
 
 
 class Tracker(Protocol):
@@ -20,12 +20,16 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def asked_trackers(config: RunConfig) -> dict[str, str]:
+    """Key with its value -> the extra that it needs."""
+    values = {key: getattr(config.tracking, key) for key in TRACKERS}
+    return {f"tracking.{key}={value}": TRACKERS[key].extra for key, value in values.items() if value}
+
+
 def check_installed(config: RunConfig) -> None:
     """Before anything slow: a package that is missing is named with what brings it."""
-    for key, entry in TRACKERS.items():
-        value = getattr(config.tracking, key)
-        if value and find_spec(entry.package) is None:
-            raise UserError(f"tracking.{key}={value} needs the package {entry.package}: pip install {entry.pip}")
+    for asked, extra in asked_trackers(config).items():
+        need(asked, extra)
 
 
 def open_trackers(config: RunConfig) -> list[Tracker]:
@@ -125,15 +129,14 @@ class SwanLab:
 
 
 class Entry(NamedTuple):
-    package: str
-    pip: str  # what to install
+    extra: str
     adapter: type
 
 
 TRACKERS = {  # key of `tracking` that asks for it
-    "tensorboard": Entry("tensorboard", "tensorboard", TensorBoard),
-    "wandb_project": Entry("wandb", "'torchspec[wandb]'", WandB),
-    "mlflow_experiment": Entry("mlflow", "'torchspec[mlflow]'", MLflow),
-    "trackio_project": Entry("trackio", "'torchspec[trackio]'", Trackio),
-    "swanlab_project": Entry("swanlab", "'torchspec[swanlab]'", SwanLab),
+    "tensorboard": Entry("tensorboard", TensorBoard),
+    "wandb_project": Entry("wandb", WandB),
+    "mlflow_experiment": Entry("mlflow", MLflow),
+    "trackio_project": Entry("trackio", Trackio),
+    "swanlab_project": Entry("swanlab", SwanLab),
 }

@@ -6,6 +6,8 @@ from pydantic import Field, PositiveFloat
 
 from torchspec.section import Section
 
+SYSTEM_LIBRARIES = ", and from the system libibverbs1, librdmacm1 and libnuma1"  # that Mooncake is linked to
+
 
 class MooncakeConfig(Section):
     master: str | None = Field(None, description="host:port of a running mooncake_master; none starts one for the run")

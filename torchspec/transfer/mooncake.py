@@ -14,7 +14,9 @@ import numpy as np
 
 from torchspec.config import RunConfig
 from torchspec.errors import FeaturesLost, TransferDown, UserError
+from torchspec.extras import install
 from torchspec.transfer.codec import Wire
+from torchspec.transfer.config import SYSTEM_LIBRARIES
 
 PATIENCE = 20.0  # seconds without a master, or without room, after which the run stops
 PAUSE = 0.2
@@ -33,10 +35,7 @@ class MooncakeTransfer:
         try:
             from mooncake.store import MooncakeDistributedStore
         except ImportError as error:
-            raise UserError(
-                f"inference.transfer=mooncake cannot be loaded ({error}): pip install 'torchspec[mooncake]', and from the system "
-                "libibverbs1, librdmacm1 and libnuma1"
-            ) from error
+            raise UserError(f"inference.transfer=mooncake cannot be loaded ({error}): {install('mooncake')}{SYSTEM_LIBRARIES}") from error
         self.settings = config.inference.mooncake
         if self.settings.master is None:
             raise UserError("inference.mooncake.master is not set; only `torchspec train` with Ray Train starts one, torchrun does not")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
+from torchspec.extras import install
 
 START_SECONDS = 20.0
 
@@ -51,7 +52,7 @@ def master_program() -> str:
     folders = [str(Path(sys.executable).parent), *os.get_exec_path()]
     program = shutil.which("mooncake_master", path=os.pathsep.join(folders))
     if program is None:
-        raise UserError("inference.mooncake.master is not set and mooncake_master is not installed: pip install 'torchspec[mooncake]'")
+        raise UserError("inference.mooncake.master is not set and mooncake_master is not installed: " + install("mooncake"))
     return program
 
 

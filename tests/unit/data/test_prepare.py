@@ -15,8 +15,8 @@ from torchspec.data import encode
 from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
+from torchspec.progress import with_progress, with_time_left
 from torchspec.rows.formats import Row
-from torchspec.rows.progress import with_progress, with_time_left
 
 
 def conversation(i: int, answer: str = "The answer is {i}, as always.") -> dict:

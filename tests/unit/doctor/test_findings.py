@@ -37,19 +37,20 @@ def test_the_lowest_versions_are_those_of_the_package_and_the_newest_those_of_th
     ],
 )  # fmt: skip
 def test_a_version_is_judged_by_the_tested_range(found, needed, verdict):
-    finding = machine.judge("torch", found, ("2.11", "2.13"), needed)
+    finding = machine.judge("torch", found, ("2.11", "2.13"), "pip install torch" if needed else None)
     assert finding.verdict == verdict and bool(finding.fix) == (verdict in ("bad", "look"))
 
 
 def test_a_release_that_was_read_and_not_run_is_said_to_be():
-    assert machine.judge("vllm", "0.33.0", machine.OPTIONAL["vllm"], True).fix.startswith("tested up to 0.32, 0.33 was read: ")
-    old = machine.judge("vllm", "0.28.0", machine.OPTIONAL["vllm"], True)
+    assert machine.judge("vllm", "0.33.0", machine.OPTIONAL["vllm"], None).fix.startswith("tested up to 0.32, 0.33 was read: ")
+    old = machine.judge("vllm", "0.28.0", machine.OPTIONAL["vllm"], None)
     assert (old.verdict, old.fix) == ("bad", "0.29 is the oldest that works: pip install --upgrade 'vllm>=0.29'")
 
 
 def test_an_engine_of_another_distribution_is_found(tmp_path, monkeypatch):
     info = tmp_path / "some_engine_cpu-1.2.3.dist-info"
     info.mkdir()
+    (tmp_path / "some_engine").mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-engine-cpu\nVersion: 1.2.3\n")
     (info / "top_level.txt").write_text("some_engine\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -8,6 +8,7 @@ import torch
 from tests.unit.importers.foreign import DFLASH_SHAPES, ZLAB, tensors, write
 from tests.unit.regenerate.stand_in import stand_in
 from tests.unit.tiny import write_target
+from torchspec import progress
 from torchspec.chat.format import ChatFormat
 from torchspec.decode.pair import load_pair
 from torchspec.doctor.tiny import write_tiny_target
@@ -53,6 +54,12 @@ def test_every_turn_in_the_order_of_the_questions_and_twice_where_it_is_asked_tw
     ]  # fmt: skip
     (kept,) = (tmp_path / "cache" / "answers").glob("*.jsonl")
     assert len(kept.read_text().splitlines()) == 4  # the question that is asked twice is answered once
+
+
+def test_a_log_tells_how_many_are_answered_and_what_is_left(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    target_answers(load(folder), ASKED, tmp_path / "cache", tmp_path / "out", "gsm8k")
+    assert capsys.readouterr().out.splitlines()[-1] == "the target answers gsm8k: 3 of 3 conversations, 100%, eta 0:00"
 
 
 def test_only_what_is_not_there_is_answered(folder, tmp_path):

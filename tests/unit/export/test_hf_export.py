@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.unit.importers.foreign import paired
-from tests.unit.tiny import HIDDEN, LAYERS, MASK, B, all_valid, answered, lively, make_method, random_prompt, write_target
+from tests.unit.tiny import FACTS, HIDDEN, LAYERS, MASK, B, all_valid, answered, lively, make_method, random_prompt, write_target
 from torchspec.config import RunConfig
 from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError, UserError
@@ -46,7 +46,7 @@ def save_checkpoint(root: Path, method: DFlash, model: torch.nn.Module, dtype: s
     target = {"target_model_path": str(method.target.folder), "dtype": dtype}
     config = RunConfig(output_dir=str(root), model=target, draft=method.options, dataset={"train_data_path": "chats"})
     state = checkpoint.TrainState(step=7, best_tau=1.5, best_step=7)
-    saver = checkpoint.Saver(root, config, World(0, 1, torch.device("cpu")), method.config, {"thinking": False})
+    saver = checkpoint.Saver(root, config, World(0, 1, torch.device("cpu")), method.config, FACTS)
     saver.save(state, model, build_optimizers(model, config.training))
     saver.finish()
     return checkpoints.folder(root, 7)
@@ -85,7 +85,7 @@ def test_the_folder_holds_the_formats_tensors_with_the_masters_values(exported, 
     assert {name: tuple(value.shape) for name, value in written.items()} == SHAPES
     for name, master in model.named_parameters():
         assert torch.equal(written[name], master.detach().to(getattr(torch, dtype)))
-    assert sorted(file.name for file in exported.iterdir()) == ["config.json", "model.safetensors", "torchspec.json"]
+    assert sorted(file.name for file in exported.iterdir()) == ["README.md", "config.json", "model.safetensors", "torchspec.json"]
 
 
 def test_the_config_says_everything_in_every_spelling_that_readers_look_for(exported, dtype):
@@ -104,7 +104,7 @@ def test_the_config_says_everything_in_every_spelling_that_readers_look_for(expo
 
 def test_the_provenance_tells_run_data_and_state(exported, dtype):
     told = json.loads((exported / "torchspec.json").read_text())
-    assert (told["method"], told["data"], told["state"]["step"]) == ("dflash", {"thinking": False}, 7)
+    assert (told["method"], told["data"], told["state"]["step"]) == ("dflash", FACTS, 7)
     assert told["run"]["model"]["dtype"] == dtype
 
 

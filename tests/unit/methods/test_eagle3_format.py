@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from tests.unit.importers.foreign import paired
-from tests.unit.tiny import HIDDEN, LAYERS, B, answered, lively, make_eagle3, random_prompt
+from tests.unit.tiny import FACTS, HIDDEN, LAYERS, B, answered, lively, make_eagle3, random_prompt
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.config import RunConfig
 from torchspec.errors import ContractError, UserError
@@ -44,7 +44,7 @@ def export(root: Path, method, dtype: str) -> Path:
     target = {"target_model_path": str(method.target.folder), "dtype": dtype}
     config = RunConfig(output_dir=str(root), model=target, draft=method.options, dataset={"train_data_path": "chats"})
     model = lively(method.build(torch.Generator()))
-    saver = checkpoint.Saver(root / "checkpoints", config, World(0, 1, torch.device("cpu")), method.config, {})
+    saver = checkpoint.Saver(root / "checkpoints", config, World(0, 1, torch.device("cpu")), method.config, FACTS)
     saver.save(checkpoint.TrainState(step=7), model, build_optimizers(model, config.training))
     saver.finish()
     return export_checkpoint(checkpoints.folder(root / "checkpoints", 7), root / "draft")

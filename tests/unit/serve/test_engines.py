@@ -34,7 +34,7 @@ def test_vllm_counters_add_up_over_its_engines(monkeypatch):
 
 def test_vllm_is_told_its_own_name_of_a_method():
     for method, expected in {"dflash": {"method": "dflash"}, "peagle": {"method": "eagle3", "parallel_drafting": True}}.items():
-        option, text = ENGINES["vllm"].with_draft(Served(Path("target"), Path("draft"), method, 7, "bfloat16", {}))
+        option, text = ENGINES["vllm"].with_draft(Served(Path("target"), Path("draft"), method, 7, "bfloat16", {}).drafting)
         assert option == "--speculative-config" and json.loads(text) == {**expected, "model": "draft", "num_speculative_tokens": 7}
 
 

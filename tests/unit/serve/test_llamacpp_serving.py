@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from torchspec.errors import UserError
+from torchspec.export.commands import llamacpp_words
 from torchspec.serve import llamacpp
 from torchspec.serve.client import Reply
 from torchspec.serve.options import Serving, serving_options
@@ -55,7 +56,7 @@ def test_a_server_without_counters_is_named(monkeypatch):
 
 
 def test_every_prompt_that_is_asked_at_a_time_has_room():
-    words = llamacpp.arguments(SERVED, Load(4, 100)) + llamacpp.with_draft(SERVED)
+    words = llamacpp.arguments(SERVED, Load(4, 100)) + llamacpp_words(SERVED.drafting)
     told = dict(zip(words, words[1:], strict=False))
     assert int(told["--ctx-size"]) == 4 * (100 + 5 + 2) and told["--parallel"] == "4"
     assert (told["--spec-type"], told["--spec-draft-n-max"], told["--spec-draft-model"]) == ("draft-dflash", "5", "d.gguf")

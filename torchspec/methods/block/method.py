@@ -65,12 +65,16 @@ class BlockMethod(BlockFolder):
         self.vocabulary = LossVocabulary(target.head, counts, options.loss_negatives)
         self.whole_vocabulary = whole_vocabulary(target)
         self.rows, self.proposing = config.block_size, self.proposing_rows(config.dflash_config)
-        self.drafts = len(range(self.rows)[self.proposing])
+        self.drafts = self.draft_tokens(config)
         self.block_size = self.drafts + 1
         self.mask_token_id = config.dflash_config["mask_token_id"]
         self.sights = sights(config)
         self.taught = options.taught  # by the target's law, which follows from its last layer's states
         self.layer_ids = (*config.dflash_config["target_layer_ids"], *([target.num_layers - 1] if self.taught else []))
+
+    @classmethod
+    def draft_tokens(cls, config: Qwen3Config) -> int:
+        return len(range(config.block_size)[cls.proposing_rows(config.dflash_config)])
 
     @classmethod
     def for_run(

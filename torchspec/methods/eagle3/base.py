@@ -44,8 +44,12 @@ class EagleMethod(ABC):
     def __init__(self, config: LlamaConfig, target: FrozenTarget, options: EagleShape, vocabulary: DraftVocabulary | None):
         """vocabulary: what is trained; none for a draft from a folder that brings its own."""
         self.config, self.target, self.options, self.vocabulary = config, target, options, vocabulary
-        self.block_size = vars(config)[self.length] + 1
+        self.block_size = self.draft_tokens(config) + 1
         self.layer_ids = (*self.captured(config), config.num_target_layers - 1)  # the last one for the target's distribution
+
+    @classmethod
+    def draft_tokens(cls, config: PreTrainedConfig) -> int:
+        return vars(config)[cls.length]
 
     @classmethod
     def for_run(
