@@ -34,7 +34,7 @@ class InferenceConfig(Section):
 
     @model_validator(mode="after")
     def _where(self):
-        if self.num_workers == 0 and self.transfer_dtype != "model" and self.replay_dir is None and not self.servers:
+        if self.in_trainer and self.transfer_dtype != "model" and self.replay_dir is None:
             raise ValueError(
                 "transfer_dtype concerns capture workers, servers and replay_dir; set num_workers, server_url or replay_dir, or leave it "
                 "out"
@@ -64,6 +64,11 @@ class InferenceConfig(Section):
             parts = urlsplit(url)
             if parts.scheme != "http" or not parts.hostname or not _port(url) or parts.path:
                 raise ValueError(f"server_url={url!r} is no URL of a server, like http://node7:30000")
+
+    @property
+    def in_trainer(self) -> bool:
+        """The whole target stands in the trainer's own process."""
+        return self.num_workers == 0 and not self.servers
 
     @property
     def servers(self) -> tuple[str, ...]:

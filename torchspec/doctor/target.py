@@ -73,7 +73,6 @@ def law(target: FrozenTarget) -> str:
 
 def space(config: RunConfig, target: FrozenTarget, method: Method) -> list[Finding]:
     """Whether one trainer rank fits into memory, and its checkpoints onto the disk."""
-    here = config.inference.num_workers == 0  # the whole target stands in the trainer's process
-    weights = weight_bytes(target) if here else target_bytes(target)
+    weights = weight_bytes(target) if config.inference.in_trainer else target_bytes(target)
     memory, files = (MASTER_BYTES + GRADIENT_BYTES) * count_parameters(method) + weights, CHECKPOINT_BYTES * count_parameters(method)
     return enough_space(config, memory, files * (config.training.max_checkpoints + 2))

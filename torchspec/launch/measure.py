@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, count, cycle
 
 import torch
 
@@ -17,11 +17,11 @@ from torchspec.config import RunConfig
 from torchspec.console import console, print_rows
 from torchspec.decode.offline import evaluate_offline
 from torchspec.launch.plan import GIB, print_plan
+from torchspec.launch.servers import supply
 from torchspec.nn.device import resolve_device
-from torchspec.training.build import Run, build
+from torchspec.training.build import Run, build, cache_bytes
 from torchspec.training.distributed import World
 from torchspec.training.loop import Window
-from torchspec.training.stream import pack
 
 CAPTURE_SECONDS, TRAIN_SECONDS, EVALUATE_SECONDS = 15.0, 30.0, 10.0
 CURVE = ((0.07, 0.09), (0.14, 0.38), (0.54, 0.72), (0.95, 1.0))  # share of the steps, share of the gain: GSM8K on two cores
@@ -51,7 +51,8 @@ class Prediction:
 def measure_plan(config: RunConfig, price: float | None) -> Prediction:
     """Prints the plan, measures, and prints what follows. price: of one device for an hour, in any currency."""
     print_plan(config)
-    run = build(alone(config), World(0, 1, resolve_device(config.model.device)))
+    here = alone(config)
+    run = build(here, World(0, 1, resolve_device(config.model.device)), supply(here))
     console.print("measuring for a minute ...")
     rates = measure(run)
     predicted = predict(config, run, rates)
@@ -60,11 +61,12 @@ def measure_plan(config: RunConfig, price: float | None) -> Prediction:
 
 
 def alone(config: RunConfig) -> RunConfig:
-    """The same optimizer steps in this process: one rank that captures for itself, so an engine has no device of its own."""
+    """The same optimizer steps in this process: one rank that captures for itself, so an engine has no device of its own. Servers that run
+    already are asked as they are."""
     training, inference = config.training, config.inference
     per_step = training.draft_accumulation_steps * training.num_ranks
-    here = {"num_workers": 0, "server_url": None}
-    if inference.num_workers or inference.servers:  # what was meant for devices of their own, and for the way between them
+    here = {"num_workers": 0}
+    if inference.num_workers:  # what was meant for devices of their own, and for the way between them
         here |= {"memory_fraction": None, "transfer_dtype": inference.transfer_dtype if inference.replay_dir else "model"}
     return config.model_copy(
         update={
@@ -75,15 +77,16 @@ def alone(config: RunConfig) -> RunConfig:
 
 
 def measure(run: Run) -> Rates:
-    device, planned, kept, tokens = run.world.device, cycle(run.plan), [], 0
+    device, kept, tokens = run.world.device, [], 0
+    captured = chain.from_iterable(run.stream(0) for _ in count())
+    next(captured)  # not counted: from here on as many samples are under way as in the run
 
     def capture() -> None:
         nonlocal tokens
-        micro_batch = next(planned)
-        features = run.source.request([run.dataset[i] for i in micro_batch.indices]).result()
-        tokens += sum(len(f.context) for f in features)
+        batch = next(captured)
+        tokens += len(batch.ids)
         if len(kept) < KEPT:
-            kept.append(pack(features, micro_batch.epoch).to(torch.device("cpu")))
+            kept.append(batch.to(torch.device("cpu")))
 
     capture_seconds, _ = timed(capture, CAPTURE_SECONDS, device)
     window, batches = Window(), cycle(kept)
@@ -124,18 +127,21 @@ def timed(action: Callable[[], None], budget: float, device: torch.device) -> tu
 
 def predict(config: RunConfig, run: Run, rates: Rates) -> Prediction:
     """run: as one process would do it, so its plan is that of all ranks."""
-    ranks, workers, evaluation = config.training.num_ranks, config.inference.num_workers, config.evaluation
+    ranks, inference, evaluation = config.training.num_ranks, config.inference, config.evaluation
     capture, train = captured_tokens(run) * rates.capture, len(run.plan) * rates.train
     evaluations = len({*range(evaluation.interval, run.total_steps, evaluation.interval), run.total_steps})
     samples = 0 if run.held_out is None else min(len(run.held_out), evaluation.max_samples)
     evaluate = evaluations * samples * rates.evaluate
-    together = max(capture / workers, train / ranks) if workers else (capture + train) / ranks
+    if inference.in_trainer:
+        together = (capture + train) / ranks
+    else:  # all servers were measured together, a worker alone
+        together = max(capture / max(1, inference.num_workers), train / ranks)
     return Prediction(capture, train, evaluate, together + evaluate / ranks)
 
 
 def captured_tokens(run: Run) -> int:
     """Tokens of all samples of the plan, less those whose features an earlier epoch has left in memory: first come, first kept."""
-    limit = run.source.capture.limit_bytes
+    limit, _ = cache_bytes(run.config)
     per_token = len(run.method.layer_ids) * run.method.target.config.hidden_size * run.method.target.head.itemsize
     kept, size, total = set(), 0, 0
     for index in (index for micro_batch in run.plan for index in micro_batch.indices):
@@ -159,17 +165,24 @@ def _print(config: RunConfig, run: Run, rates: Rates, predicted: Prediction, pri
     rows = {
         "measured": f"capture {1 / rates.capture:,.0f} tok/s, a micro-batch of training {1000 * rates.train:,.0f} ms, "
         f"a held-out sample {1000 * rates.evaluate:,.0f} ms; {_peak(run.world.device)}",
-        "predicted": f"{_time(predicted.run)} on {devices} device(s): {_time(predicted.capture)} of capture, {_time(predicted.train)} of "
+        "predicted": f"{_time(predicted.run)} on {devices} device(s){' beside the servers' * bool(config.inference.servers)}: {_time(predicted.capture)} of capture, {_time(predicted.train)} of "
         f"training, {_time(predicted.evaluate)} of evaluation",
         "epoch": f"{_time(predicted.run / config.training.num_epochs)}, {devices * predicted.run / 3600 / config.training.num_epochs:.2f} "
         "device-hours",
-        "split": "; ".join(_split(predicted, count) for count in (2, 4, 8)),
+        "split": _supply(config, predicted),
         "τ": "in recorded runs (benchmarks/RESULTS.md) "
         + ", ".join(f"{gain:.0%} of the final gain τ - 1 after {share:.0%} of the steps" for share, gain in CURVE),
     }
     if price is not None:
         rows["cost"] = f"{price * devices * predicted.run / 3600:,.2f} at {price:g} per device and hour"
     print_rows(rows)
+
+
+def _supply(config: RunConfig, predicted: Prediction) -> str:
+    """How devices are best split; what servers run on is not ours to split."""
+    if config.inference.servers:
+        return f"{len(config.inference.servers)} server(s) capture as fast as {predicted.train / predicted.capture:.1f} ranks train"
+    return "; ".join(_split(predicted, devices) for devices in (2, 4, 8))
 
 
 def _split(predicted: Prediction, devices: int) -> str:

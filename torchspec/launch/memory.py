@@ -29,7 +29,7 @@ def rank_memory(config: RunConfig, method: Method, documents: int, tokens: int, 
         "frozen embedding and head": target_bytes(method.target),
         "activations and loss": size * method.kept_values(documents, blocks, tokens, compiles(training, device)),
         "features": features * (tokens + training.prefetch_depth * longest),
-        "target": weight_bytes(method.target) if config.inference.num_workers == 0 else 0,
+        "target": weight_bytes(method.target) if config.inference.in_trainer else 0,
     }
 
 

@@ -91,10 +91,11 @@ def proposed(method: Method) -> str:
 
 def wire(config: RunConfig, size: int, longest: int) -> str:
     """size: bytes per token. longest: tokens of a sample."""
-    if not config.inference.num_workers:
+    inference = config.inference
+    if inference.in_trainer:
         return ""
-    waiting = under_way(config, longest * size) / GIB
-    return f"; {config.inference.transfer}, {size:,} bytes per token, {waiting:.3f} GiB under way at one end"
+    way, waiting = "from the servers" if inference.servers else inference.transfer, under_way(config, longest * size) / GIB
+    return f"; {way}, {size:,} bytes per token, {waiting:.3f} GiB under way at one end"
 
 
 def replay(config: RunConfig, size: int) -> str:
@@ -138,10 +139,10 @@ def memory(parts: dict[str, int], device: torch.device) -> str:
 
 
 def under_way(config: RunConfig, largest: int) -> int:
-    """Most bytes that lie at one worker or one rank; refused where Mooncake's segment is smaller. largest: bytes of the longest sample."""
+    """Most bytes that lie at one worker, server or rank; refused where Mooncake's segment is smaller. largest: bytes of the longest sample."""
     training, inference = config.training, config.inference
     per_rank = (training.prefetch_depth + training.micro_batch_size) * largest
-    most = max(per_rank, per_rank * training.num_ranks // inference.num_workers)
+    most = max(per_rank, per_rank * training.num_ranks // max(inference.num_workers, len(inference.servers)))
     if inference.transfer == "mooncake" and most > inference.mooncake.segment_gib * GIB:
         raise UserError(
             f"inference.mooncake.segment_gib={inference.mooncake.segment_gib:g} cannot hold {most / GIB:.2f} GiB that may be under way; "

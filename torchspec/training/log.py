@@ -55,11 +55,14 @@ class RunLog:
             console.print(f"step {step}/{self.total_steps}  {line}  eta {int(left // 60)}:{int(left % 60):02d}")
 
     def _balance(self, row: dict) -> str:
-        """Who limits the run. With capture in the trainer's own process there is nothing to split."""
-        workers, ranks = self.config.inference.num_workers, self.config.training.num_ranks
-        if workers == 0:
+        """Who limits the run. With capture in the trainer's own process there is nothing to wait for, and servers' devices are not ours."""
+        inference, ranks = self.config.inference, self.config.training.num_ranks
+        if inference.in_trainer:
             return ""
         text = f"  {verdict(row['wait'])} (wait {row['wait']:.0%}, {row['bytes_per_s'] / 1e6:,.0f} MB/s)"
+        if inference.servers:
+            return text
+        workers = inference.num_workers
         split = suggested_split(row["wait"], workers, ranks)
         return text if split == (workers, ranks) else f"{text}, try {split[0]} capture + {split[1]} training"
 

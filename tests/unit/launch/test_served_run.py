@@ -14,6 +14,8 @@ from torchspec.capture.hf import HFCapture
 from torchspec.capture.outbox import Delivery
 from torchspec.config import RunConfig, load_config
 from torchspec.doctor.servers import servers
+from torchspec.launch import measure
+from torchspec.launch.plan import plan_of
 from torchspec.launch.run import launch
 from torchspec.records import Prompt
 from torchspec.training import checkpoints
@@ -64,6 +66,23 @@ def test_what_is_kept_in_memory_is_asked_for_once(serve, small_folder, tmp_path)
     options = ("inference.cache_gib=0.1", "training.num_epochs=3", "training.max_steps=36")
     launch(run(tmp_path, small_folder, "kept", *asked(server), *options))
     assert len(server.asked) == 4 + 12 + 2  # the check's, each sample once in three epochs, the held-out ones
+
+
+def test_the_plan_asks_the_servers_and_counts_them_beside_the_ranks(serve, small_folder, tmp_path, monkeypatch, capsys):
+    """No SGLang is installed here, so an engine of the plan's own could not even start."""
+    for seconds in ("CAPTURE_SECONDS", "TRAIN_SECONDS", "EVALUATE_SECONDS"):
+        monkeypatch.setattr(measure, seconds, 0.1)
+    first, second = serve(), serve()
+    config = run(tmp_path, small_folder, "plan", *asked(first, second), "training.num_ranks=2")
+    predicted = measure.measure_plan(config, price=None)
+    assert first.asked and second.asked
+    assert predicted.run == pytest.approx(max(predicted.capture, predicted.train / 2) + predicted.evaluate / 2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"2 server(s) capture as fast as {predicted.train / predicted.capture:.1f} ranks train" in said
+    plan = plan_of(config)
+    assert "2 trainer ranks (FULL_SHARD), each asks 2 running sgl server(s)" in plan.lines["topology"]
+    assert "; from the servers, 512 bytes per token" in plan.lines["topology"]  # two layers of width 64 in float32
+    assert plan.numbers["memory"]["target"] == 0  # it is not in the trainer's process
 
 
 def test_the_doctor_has_a_row_for_each_server_with_what_is_wrong_with_it(serve, small_folder, tmp_path):
