@@ -21,7 +21,8 @@ import torch
 from in_turns import in_turns
 
 from torchspec.chat.format import ChatFormat
-from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.answering import Engine, open_answering
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.protocol import PROTOCOLS, Request
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.run import Wanted, regenerate
@@ -37,8 +38,8 @@ def main(target: Path, data: str, count: int, vllm: str | None) -> None:
     turns = Turns(ChatFormat.load(target, None, False), Sampling(MAX_NEW_TOKENS, (0.0,), 0), max_length=2048)
     engine = Engine("vllm" if vllm else "hf", [], IN_FLIGHT, False, BATCH, vllm, UNCACHED, None)
     with tempfile.TemporaryDirectory() as scratch:
-        place = Place(torch.bfloat16, torch.device("cpu"), False)
-        with open_answering(turns, engine, place, Path(scratch) / "out.jsonl") as answering:
+        here = Here(target, torch.bfloat16, torch.device("cpu"))
+        with open_answering(turns, engine, here, Path(scratch) / "out.jsonl") as answering:
             numbers = iter(range(ROUNDS + 2))
 
             def whole() -> list[dict]:

@@ -12,7 +12,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.chat.format import ChatFormat
 from torchspec.data.dataset import open_or_prepare
 from torchspec.nn.device import resolve_device, resolve_dtype
-from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.answering import Engine, open_answering
 from torchspec.regenerate.run import Wanted, regenerate
 from torchspec.regenerate.share import on_policy_share
 from torchspec.regenerate.turns import Sampling, Turns

@@ -13,12 +13,24 @@ PATIENCE = 300.0  # seconds for one prompt, other users' requests before it incl
 TEXT = 64 * 2**20  # bytes of an answer in JSON, at most
 
 
+BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # it lives and can do no more now
+
+
 class ServerDown(UserError):
-    """It does not answer, or something inside of it is broken: another server may answer."""
+    """It does not answer, is busy, or something inside of it is broken: another server may answer."""
+
+    def __init__(self, reason: str, replied: bool = False):
+        """replied: so the request itself may be at fault."""
+        super().__init__(reason)
+        self.replied = replied
+
+
+class Refused(ContractError):
+    """The request, by a server that works: no other would take it."""
 
 
 def call(url: str, limit: int, body: dict | None = None) -> bytes:
-    """GET, or POST where there is a body. limit: bytes of the largest answer that can be meant. ContractError: the request is refused."""
+    """GET, or POST where there is a body. limit: bytes of the largest answer that can be meant."""
     where, data = urlsplit(url), None if body is None else json.dumps(body).encode()
     connection = HTTPConnection(where.hostname, where.port, timeout=CONNECT)
     try:
@@ -32,8 +44,10 @@ def call(url: str, limit: int, body: dict | None = None) -> bytes:
     finally:
         connection.close()
     if answer.status != HTTPStatus.OK:
-        kind = ServerDown if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ContractError
-        raise kind(f"{url} answered {answer.status} {answer.reason}: {received[:500].decode(errors='replace').strip()}")
+        said = f"{url} answered {answer.status} {answer.reason}: {received[:500].decode(errors='replace').strip()}"
+        if answer.status in BUSY or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise ServerDown(said, replied=answer.status not in BUSY)
+        raise Refused(said)
     if len(received) > limit:
         raise ContractError(f"{url} answered with more than {limit} bytes, which is more than was asked for")
     if answer.length:  # bytes that were promised and did not come

@@ -122,7 +122,8 @@ def regenerate(
     from torchspec.chat.format import ChatFormat
     from torchspec.cli.endings import after_measuring, after_regenerating
     from torchspec.nn.device import resolve_device, resolve_dtype
-    from torchspec.regenerate.answering import Engine, Place, open_answering
+    from torchspec.regenerate.answering import Engine, open_answering
+    from torchspec.regenerate.here import Here
     from torchspec.regenerate.run import Wanted
     from torchspec.regenerate.run import regenerate as run
     from torchspec.regenerate.share import report_share
@@ -134,18 +135,18 @@ def regenerate(
         raise UserError(f"--answers-per-prompt {answers_per_prompt} needs every --temperature above 0: greedy answers are all the same")
     if servers and engine is not Writer.HF:
         raise UserError(f"give either --engine {engine.value}, which is started here, or --server, which runs already")
-    folder, place = resolve_target(target), (resolve_dtype(dtype), resolve_device(device))
+    here = Here(resolve_target(target), resolve_dtype(dtype), resolve_device(device), trust_remote_code)
     if measure:
-        report_share(inputs, folder, *place, is_on(thinking), trust_remote_code)
+        report_share(inputs, here, is_on(thinking))
         return after_measuring(inputs, target)
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
-    chat = ChatFormat.load(folder, is_on(thinking), False, trust_remote_code)
+    chat = ChatFormat.load(here.folder, is_on(thinking), False, trust_remote_code)
     turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, drop_cut)
     wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp)
-    with open_answering(turns, wanted, Place(*place, trust_remote_code), out) as answering:
+    with open_answering(turns, wanted, here, out) as answering:
         counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only))
     counts.report(out)
     if check:
-        report_share([str(out)], folder, *place, is_on(thinking), trust_remote_code)
+        report_share([str(out)], here, is_on(thinking))
     after_regenerating(out, target, counts, [] if thinking is None else [f"dataset.thinking={str(is_on(thinking)).lower()}"])

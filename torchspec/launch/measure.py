@@ -162,10 +162,11 @@ def best_split(capture: float, train: float, devices: int) -> tuple[int, float]:
 
 def _print(config: RunConfig, run: Run, rates: Rates, predicted: Prediction, price: float | None) -> None:
     devices = config.training.num_ranks + config.inference.num_workers * config.inference.gpus_per_worker
+    beside = " beside the servers" if config.inference.servers else ""
     rows = {
         "measured": f"capture {1 / rates.capture:,.0f} tok/s, a micro-batch of training {1000 * rates.train:,.0f} ms, "
         f"a held-out sample {1000 * rates.evaluate:,.0f} ms; {_peak(run.world.device)}",
-        "predicted": f"{_time(predicted.run)} on {devices} device(s){' beside the servers' * bool(config.inference.servers)}: {_time(predicted.capture)} of capture, {_time(predicted.train)} of "
+        "predicted": f"{_time(predicted.run)} on {devices} device(s){beside}: {_time(predicted.capture)} of capture, {_time(predicted.train)} of "
         f"training, {_time(predicted.evaluate)} of evaluation",
         "epoch": f"{_time(predicted.run / config.training.num_epochs)}, {devices * predicted.run / 3600 / config.training.num_epochs:.2f} "
         "device-hours",

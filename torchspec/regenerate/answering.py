@@ -5,23 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
-from torchspec.capture.base import CaptureSpec
-from torchspec.capture.hf import HFCapture
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.turns import Answering, Turns
 from torchspec.serve.options import check_client, target_serving
-
-
-@dataclass(frozen=True)
-class Place:
-    """How the target computes where it is loaded here."""
-
-    dtype: torch.dtype
-    device: torch.device
-    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
@@ -37,25 +24,20 @@ class Engine:
 
 
 @contextmanager
-def open_answering(turns: Turns, engine: Engine, place: Place, out: Path) -> Iterator[Answering]:
+def open_answering(turns: Turns, engine: Engine, here: Here, out: Path) -> Iterator[Answering]:
     """out: the file of the answers; a started engine keeps its log beside it."""
     if engine.name == "hf" and not engine.servers:
-        yield Regenerator(turns, _model(turns, place), engine.batch_size)
+        yield Regenerator(turns, here.target.model, engine.batch_size)
         return
     if engine.servers:
         check_client("--server")
         from torchspec.regenerate.engine import running  # its client is an extra
 
-        yield running(turns, engine.servers, engine.in_flight, (lambda: _model(turns, place)) if engine.check else None)
+        yield running(turns, engine.servers, engine.in_flight, here if engine.check else None)
         return
     serving = target_serving(engine.name, engine.python, engine.arguments, engine.llamacpp)
     from torchspec.regenerate.engine import started
 
-    dtype = str(place.dtype).removeprefix("torch.")
+    dtype = str(here.dtype).removeprefix("torch.")
     with started(turns, serving, dtype, engine.in_flight, out.with_name(f"{out.name}.engine")) as servers:
         yield servers
-
-
-def _model(turns: Turns, place: Place) -> PreTrainedModel:
-    """Loaded as for capture, where missing and damaged weights are refused; which layer is kept does not matter."""
-    return HFCapture(CaptureSpec(turns.target, (0,), place.dtype, place.device, trust_remote_code=place.trust_remote_code)).model

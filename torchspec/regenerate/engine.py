@@ -1,12 +1,11 @@
 """The servers that answer: an engine started here for as long as it is needed, or those of somebody else, which must run the target."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from torchspec.errors import UserError
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.same_target import check_same_target, check_vocabulary
 from torchspec.regenerate.server import Server
 from torchspec.regenerate.servers import Servers
@@ -29,16 +28,15 @@ def started(turns: Turns, serving: Serving, dtype: str, in_flight: int, folder: 
         yield Servers(turns, [Server.at(client.url, turns.target, in_flight)], in_flight)
 
 
-def running(turns: Turns, urls: list[str], in_flight: int, model: Callable[[], PreTrainedModel] | None) -> Servers:
+def running(turns: Turns, urls: list[str], in_flight: int, here: Here | None) -> Servers:
     """Servers of somebody else; none is asked for a row before it is known to run the target.
 
-    model: the target here, whose own choice their next tokens must be; None compares the vocabularies alone.
+    here: the target, whose own choice their next tokens must be; None compares the vocabularies alone.
     """
     servers = Servers(turns, [Server.at(url, turns.target, in_flight) for url in urls], in_flight)
     for server in servers.servers:
         check_vocabulary(server, turns)
-    if model is not None:
-        loaded = model()
+    if here is not None:
         for server in servers.servers:
-            check_same_target(server, servers, loaded)
+            check_same_target(server, servers, here.target.model)
     return servers

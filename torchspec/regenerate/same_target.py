@@ -3,9 +3,10 @@
 import torch
 from transformers import PreTrainedModel
 
+from torchspec.capture.http import Refused, ServerDown
 from torchspec.errors import UserError
 from torchspec.regenerate.protocol import Request
-from torchspec.regenerate.server import Refused, Server, ServerFailed
+from torchspec.regenerate.server import Server
 from torchspec.regenerate.servers import Servers
 from torchspec.regenerate.turns import Turns
 
@@ -60,5 +61,5 @@ def rendered(turns: Turns) -> list[str]:
 def _asked(server: Server, ask):
     try:
         return ask()
-    except (ServerFailed, Refused) as failed:
+    except (ServerDown, Refused) as failed:
         raise UserError(f"{server.url} does not answer ({failed}); look at its log") from failed

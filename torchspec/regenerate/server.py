@@ -6,25 +6,13 @@ from pathlib import Path
 import requests
 from requests.adapters import HTTPAdapter
 
+from torchspec.capture.http import BUSY, Refused, ServerDown
 from torchspec.errors import UserError
 from torchspec.regenerate.protocol import ANY, PROTOCOLS, Protocol, Request, Written
 from torchspec.serve.engines import ENGINES
 
 CONNECT, PATIENCE = 10.0, 1800.0  # seconds until a server takes a request, and until it has answered
-BUSY = (429, 503)  # it lives and can do no more now
 OF_ONE_PROMPT = (400, 413, 422)  # too long, or not to be read; all other refusals are meant for everybody
-
-
-class ServerFailed(Exception):
-    """The server, or the way to it: another may answer. `by_request`: it replied, so the request itself may be at fault."""
-
-    def __init__(self, reason: str, by_request: bool):
-        super().__init__(reason)
-        self.by_request = by_request
-
-
-class Refused(Exception):
-    """The request, by a server that works: no other would take it."""
 
 
 @dataclass
@@ -61,9 +49,9 @@ class Server:
         try:
             written = self.protocol.read(said)
         except (KeyError, IndexError, TypeError) as error:
-            raise ServerFailed(f"a reply that is none of {self.engine}'s: {str(said)[:200]}", True) from error
+            raise ServerDown(f"a reply that is none of {self.engine}'s: {str(said)[:200]}", replied=True) from error
         if written.finish not in ("stop", "length"):
-            raise ServerFailed(f"the answer ended by {written.finish!r}", True)
+            raise ServerDown(f"the answer ended by {written.finish!r}", replied=True)
         if written.read not in (None, len(request.prompt)):
             raise UserError(
                 f"{self.url} read {written.read} tokens where {len(request.prompt)} were sent: it adds or cuts some; look at its log"
@@ -82,12 +70,10 @@ class Server:
             if reply.ok:
                 return reply.json()
         except requests.RequestException as error:
-            raise ServerFailed(_short(error), False) from error
+            raise ServerDown(_short(error)) from error
         said = f"status {reply.status_code}: {reply.text[:200]}"
-        if reply.status_code in BUSY:
-            raise ServerFailed(said, False)
-        if reply.status_code >= 500:
-            raise ServerFailed(said, True)
+        if reply.status_code in BUSY or reply.status_code >= 500:
+            raise ServerDown(said, replied=reply.status_code not in BUSY)
         if reply.status_code in OF_ONE_PROMPT:
             raise Refused(said)
         raise UserError(f"{self.url}/{path} takes no request of ours ({said}); give a server that answers /{path}, and without a key")

@@ -5,11 +5,12 @@ from itertools import islice
 from queue import SimpleQueue
 from threading import Lock, Thread
 
+from torchspec.capture.http import Refused
+from torchspec.capture.pool import Pool
 from torchspec.errors import UserError
 from torchspec.regenerate.conversation import Conversation
-from torchspec.regenerate.pool import Pool
 from torchspec.regenerate.protocol import Request, Written
-from torchspec.regenerate.server import Refused, Server
+from torchspec.regenerate.server import Server
 from torchspec.regenerate.turns import Answer, Question, Turns
 
 EMPTY = "the server gave an empty answer"
@@ -62,8 +63,9 @@ class Servers:
 
     def _answer(self, pool: Pool, conversation: Conversation) -> Conversation:
         while question := self._question(conversation):
+            request = self._request(conversation, question)
             try:
-                written = pool.ask(self._request(conversation, question))
+                written = pool.ask(lambda server, request=request: server.answer(request))
             except Refused as refused:
                 conversation.ended = f"no server takes the prompt: {refused}"
                 break

@@ -5,24 +5,21 @@ from pathlib import Path
 
 import torch
 
-from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.console import console
 from torchspec.data.dataset import PromptDataset, open_or_prepare
 from torchspec.data.encode import Options
+from torchspec.regenerate.here import Here
 
 SHARE_SAMPLES = 32  # samples that the on-policy share is measured on
 
 
-def report_share(
-    inputs: list[str], target: Path, dtype: torch.dtype, device: torch.device, thinking: bool | None, trust_remote_code: bool
-) -> None:
+def report_share(inputs: list[str], here: Here, thinking: bool | None) -> None:
     """Prints how much of each input's supervised text the target would have written itself."""
-    model = HFCapture(CaptureSpec(target, (0,), dtype, device, trust_remote_code=trust_remote_code))
     for path in inputs:
         with tempfile.TemporaryDirectory() as scratch:
-            dataset = open_or_prepare(path, Path(scratch), target, Options(thinking, trust_remote_code=trust_remote_code))
-            same, total = on_policy_share(model, dataset, SHARE_SAMPLES)
+            dataset = open_or_prepare(path, Path(scratch), here.folder, Options(thinking, trust_remote_code=here.trust_remote_code))
+            same, total = on_policy_share(here.target, dataset, SHARE_SAMPLES)
         console.print(f"{path}: on-policy share {same / total:.1%} ({same} of {total} tokens are the target's own greedy choice)")
 
 

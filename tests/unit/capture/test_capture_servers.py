@@ -14,14 +14,15 @@ from transformers import Qwen3Config
 
 from tests.unit.capture.tiny_server import TinyServer
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt, write_target
+from torchspec.capture import pool
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
-from torchspec.capture.http import ServerDown, is_loopback
+from torchspec.capture.http import Refused, ServerDown, is_loopback
 from torchspec.capture.outbox import Delivery
 from torchspec.capture.server import wanted_delivery
 from torchspec.capture.sglang.server import command as sglang_command
 from torchspec.capture.sglang.settings import asked_layers
-from torchspec.capture.spread import SpreadCapture, open_server, open_servers
+from torchspec.capture.spread import SpreadCapture, open_servers
 from torchspec.capture.vllm.server import command as vllm_command
 from torchspec.errors import ContractError, EngineMismatch, UserError
 from torchspec.records import Prompt
@@ -86,26 +87,28 @@ def test_a_server_here_and_one_elsewhere_share_the_prompts_and_yield_the_targets
         assert not any(server.outbox.folder.iterdir())  # each is handed out once
 
 
-def test_a_server_that_dies_costs_no_sample_and_is_named_once_and_used_again_when_it_returns(spec, serve, tiny_oracle, capsys):
+def test_a_server_that_dies_costs_no_sample_and_is_named_once_and_used_again_when_it_returns(spec, serve, tiny_oracle, capsys, monkeypatch):
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
     first, second = serve(), serve()
-    capture, asked = SpreadCapture([open_server("sgl", spec, url) for url in (first.url, second.url)], rest=0.05), prompts(30)
+    capture, asked = open_servers("sgl", spec, [first.url, second.url]), prompts(30)
     first.answers_until = 5
     assert equal(together(capture, asked), expected(tiny_oracle, asked))
     assert len(first.asked) == 5 and len(second.asked) == 25
     said = capsys.readouterr().out.replace("\n", " ")
-    assert said.count("is down") == 1 and f"{first.url} is down" in said and "its requests go to the other 1 server(s)" in said
-    first.answers_until = float("inf")
-    capture.resting[0] = (0.0, "its rest is over")
+    assert said.count("is down") == 1 and f"{first.url} is down" in said and "its requests go to the others" in said
+    first.answers_until, capture.pool.members[0].rests_until = float("inf"), 0.0
     together(capture, asked)
     assert len(first.asked) > 5 and f"{first.url} answers again" in capsys.readouterr().out
 
 
-def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve):
+def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve, monkeypatch):
+    monkeypatch.setattr(pool, "FIRST_REST", 0.01)
+    monkeypatch.setattr(pool, "PATIENCE", 0.05)
     servers = serve(), serve()
-    capture = SpreadCapture([open_server("sgl", spec, server.url) for server in servers], rest=0.01, patience=0.05)
+    capture = open_servers("sgl", spec, [server.url for server in servers])
     for server in servers:
         server.stop()
-    with pytest.raises(UserError, match="no server of inference.server_url has answered for 0 seconds: .*refused.*; .*refused"):
+    with pytest.raises(UserError, match="no server has answered for 0 seconds .*refused.*; .*refused.*start one again"):
         capture.capture(prompts(1)[0])
 
 
@@ -113,7 +116,19 @@ def test_a_refused_prompt_is_the_prompts_fault_and_not_the_servers(spec, serve):
     capture = open_servers("sgl", spec, [serve().url])
     with pytest.raises(ContractError, match="answered 400 no such token"):
         capture.capture(Prompt(0, torch.tensor([1, 2, 64]), torch.arange(3) > 1))
-    assert not capture.resting
+    assert not capture.pool.members[0].failures
+
+
+def test_a_prompt_that_breaks_every_server_is_the_prompts_fault_in_the_end(spec, serve, tiny_oracle, monkeypatch):
+    """It fails alone: the run goes on with the others."""
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
+    servers, bad = (serve(), serve()), prompts(1)[0]
+    for server in servers:
+        server.breaks_on = bad.ids.tolist()
+    capture, asked = open_servers("sgl", spec, [server.url for server in servers]), prompts(6)[1:]
+    with pytest.raises(Refused, match="answered 500"):
+        capture.capture(bad)
+    assert equal(together(capture, asked), expected(tiny_oracle, asked))
 
 
 def test_a_server_of_another_target_is_refused_by_contents(spec, serve, tiny_oracle, tmp_path):

@@ -22,6 +22,7 @@ class TinyServer:
         self.oracle, self.delivery, self.asked, self.broken = oracle, delivery, [], False
         self.outbox = Outbox(delivery, model)
         self.admitted, self.answers_until = 0, float("inf")  # prompts
+        self.breaks_on: list[int] | None = None  # ids of a prompt
         self.http = ThreadingHTTPServer((host, 0), type("Handler", (Handler,), {"tiny": self}))
         self.lock = threading.Lock()
         self.url = f"http://{host}:{self.http.server_port}"
@@ -67,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if max(body["input_ids"]) >= len(self.tiny.oracle.model.get_input_embeddings().weight):
             self.send_error(400, "no such token")
+            return
+        if body["input_ids"] == self.tiny.breaks_on:
+            self.send_error(500, "out of memory")
             return
         self._answer({"output_ids": [self.tiny.generate(body["input_ids"], body["rid"])]})
 

@@ -15,9 +15,10 @@ from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import UserError
 from torchspec.evaluate.answers import answered, target_answers
 from torchspec.evaluate.run import Settings, evaluating
-from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.answering import Engine, open_answering
 from torchspec.regenerate.conversation import Conversation
 from torchspec.regenerate.engine import running
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.turns import Sampling, Turns
 
@@ -31,8 +32,8 @@ def folder(tmp_path_factory):
 
 def load(folder, temperature: float = 0.0) -> Regenerator:
     turns = Turns(ChatFormat.load(folder, None, False), Sampling(4, (temperature,), 0))
-    engine, place = Engine("hf", [], 1, True, 16, None, "", None), Place(torch.float32, torch.device("cpu"), False)
-    with open_answering(turns, engine, place, folder) as regenerator:
+    engine, here = Engine("hf", [], 1, True, 16, None, "", None), Here(folder, torch.float32, torch.device("cpu"))
+    with open_answering(turns, engine, here, folder) as regenerator:
         return regenerator
 
 

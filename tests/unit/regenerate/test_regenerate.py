@@ -8,17 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
+from typer.testing import CliRunner
 
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.chat.format import ChatFormat
+from torchspec.cli.main import app
 from torchspec.decode.sequence import plain_decode
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import Stopped, UserError
 from torchspec.files.lock import locked
 from torchspec.regenerate import run
-from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.answering import Engine, open_answering
 from torchspec.regenerate.conversation import Conversation, questions_of
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.report import Counts
 from torchspec.regenerate.turns import Sampling, Turns
@@ -26,7 +29,6 @@ from torchspec.rows.sources import read_rows
 
 TOKENS = 4
 GREEDY = Sampling(TOKENS, (0.0,), 0)
-HERE = Place(torch.float32, torch.device("cpu"), False)
 HF = Engine("hf", [], 1, True, 16, None, "", None)
 HOSTILE = {
     "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "bad_words_ids": [[i] for i in range(40)], "min_length": 500, "top_k": 2,
@@ -41,8 +43,12 @@ def folder(tmp_path_factory) -> Path:
     return write_tiny_target(tmp_path_factory.mktemp("regenerate") / "target")
 
 
+def here(folder: Path) -> Here:
+    return Here(folder, torch.float32, torch.device("cpu"))
+
+
 def loaded(folder: Path, sampling: Sampling = GREEDY) -> Regenerator:
-    with open_answering(Turns(ChatFormat.load(folder, None, False), sampling), HF, HERE, folder) as regenerator:
+    with open_answering(Turns(ChatFormat.load(folder, None, False), sampling), HF, here(folder), folder) as regenerator:
         return regenerator
 
 
@@ -455,3 +461,13 @@ def test_tools_calls_and_results_stand_in_the_prompt_as_the_template_renders_the
         "2#1": "<tool>weather</tool><user>Rain?<a>",
         "3#1": "<user>Rain?<a>",
     }
+
+
+def test_the_command_loads_the_target_once_for_its_answers_and_their_share(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps(chat("Hi")) + "\n")
+    loads, load = [], HFCapture.__init__
+    monkeypatch.setattr(HFCapture, "__init__", lambda self, spec: loads.append(spec.folder) or load(self, spec))
+    words = [str(tmp_path / "in.jsonl"), "-t", str(folder), "-o", str(tmp_path / "out.jsonl"), "--max-new-tokens", "4"]
+    result = CliRunner().invoke(app, ["regenerate", *words, "--dtype", "float32", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert loads == [folder] and "on-policy share 100.0%" in " ".join(capsys.readouterr().out.split()) + result.output

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.unit.regenerate.stand_in import StandIn, stand_in
+from torchspec.capture import pool
 from torchspec.chat.format import ChatFormat
 from torchspec.doctor.tiny import write_tiny_target
 from torchspec.errors import UserError
-from torchspec.regenerate import pool
-from torchspec.regenerate.answering import Engine, Place, open_answering
+from torchspec.regenerate.answering import Engine, open_answering
+from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.report import Counts
 from torchspec.regenerate.run import Wanted, regenerate
@@ -23,7 +24,6 @@ from torchspec.regenerate.servers import Servers
 from torchspec.regenerate.turns import Sampling, Turns
 
 TOKENS, ROWS = 4, 8
-HERE = Place(torch.float32, torch.device("cpu"), False)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,17 @@ def turns(tmp_path_factory) -> Turns:
     return Turns(ChatFormat.load(folder, None, False), Sampling(TOKENS, (0.0,), 0))
 
 
+def there(turns: Turns) -> Here:
+    return Here(turns.target, torch.float32, torch.device("cpu"))
+
+
 def engine(urls: list[str] = (), in_flight: int = 2, check: bool = False) -> Engine:
     return Engine("hf", list(urls), in_flight, check, 1, None, "", None)
 
 
 @pytest.fixture(scope="module")
 def here(turns) -> Regenerator:
-    with open_answering(turns, engine(), HERE, Path("unused")) as regenerator:
+    with open_answering(turns, engine(), there(turns), Path("unused")) as regenerator:
         return regenerator
 
 
@@ -74,7 +78,7 @@ def serve(turns, here):
 
 
 def through(servers: list[StandIn], turns: Turns, source: str, out: Path, in_flight: int = 2, check: bool = False) -> Counts:
-    with open_answering(turns, engine([server.url for server in servers], in_flight, check), HERE, out) as answering:
+    with open_answering(turns, engine([server.url for server in servers], in_flight, check), there(turns), out) as answering:
         return regenerate([source], out, answering, Wanted())
 
 
@@ -160,11 +164,11 @@ def test_as_many_requests_at_a_time_as_are_asked_for_and_no_more(serve, turns, s
 
 
 def test_rows_of_a_server_that_dies_go_to_the_others_and_it_is_named(serve, turns, source, expected, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pool, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
     living, dying, dead = serve(), serve(), Event()
 
     def fall(prompt: list[int]) -> int:
-        if len(dying.bodies) > pool.TRIES:
+        if len(dying.bodies) > pool.NAMED:
             dead.set()
         return 200 if len(dying.bodies) < 2 else 503
 
@@ -172,15 +176,16 @@ def test_rows_of_a_server_that_dies_go_to_the_others_and_it_is_named(serve, turn
     living.status = lambda prompt: 200 if dead.wait(30) else 500  # busy until then, so that the other is asked again and again
     counts = through([dying, living], turns, source, tmp_path / "out.jsonl", in_flight=1)
     assert ids(by_id(tmp_path / "out.jsonl")) == ids(expected) and not counts.rejected
-    assert len(dying.bodies) == 1 + pool.TRIES
-    assert f"{dying.url} is given up: status 503" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{dying.url} is down: status 503" in said and said.count("is down") == 1
 
 
 def test_where_all_are_dead_what_is_kept_is_said_and_the_next_run_goes_on(serve, turns, source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
+    monkeypatch.setattr(pool, "PATIENCE", 0.02)
     out, dying = tmp_path / "out.jsonl", serve()
     dying.status = lambda prompt: 200 if len(dying.bodies) < 7 else 503
-    with pytest.raises(UserError, match=r"no server is left \(.*: status 503.*every conversation that was answered whole is kept"):
+    with pytest.raises(UserError, match=r"no server has answered for 0 seconds \(.*: status 503.*the same command goes on"):
         through([dying], turns, source, out)
     kept = by_id(out)
     assert kept and ids(kept).items() < ids(expected).items()
@@ -189,9 +194,9 @@ def test_where_all_are_dead_what_is_kept_is_said_and_the_next_run_goes_on(serve,
 
 
 def test_a_server_that_comes_back_is_used_again(serve, turns, source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
     server = serve()
-    server.status = lambda prompt: 503 if 2 <= len(server.bodies) < 2 + pool.TRIES - 1 else 200
+    server.status = lambda prompt: 503 if 2 <= len(server.bodies) < 8 else 200
     through([server], turns, source, tmp_path / "out.jsonl", in_flight=1)
     assert ids(by_id(tmp_path / "out.jsonl")) == ids(expected)
 
@@ -200,7 +205,7 @@ def test_a_server_that_comes_back_is_used_again(serve, turns, source, expected, 
 def test_a_prompt_that_breaks_the_server_is_listed_and_the_others_answered(
     serve, turns, source, expected, tmp_path, monkeypatch, status, times
 ):
-    monkeypatch.setattr(pool, "PAUSE", 0.001)
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)
     bad, server, asked = expected[f"{source}:1#1"]["prompt_ids"], serve(), []
     server.status = lambda prompt: 200 if prompt != bad else asked.append(prompt) or status
     counts = through([server], turns, source, tmp_path / "out.jsonl")
