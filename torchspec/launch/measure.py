@@ -166,8 +166,8 @@ def _print(config: RunConfig, run: Run, rates: Rates, predicted: Prediction, pri
     rows = {
         "measured": f"capture {1 / rates.capture:,.0f} tok/s, a micro-batch of training {1000 * rates.train:,.0f} ms, "
         f"a held-out sample {1000 * rates.evaluate:,.0f} ms; {_peak(run.world.device)}",
-        "predicted": f"{_time(predicted.run)} on {devices} device(s){beside}: {_time(predicted.capture)} of capture, {_time(predicted.train)} of "
-        f"training, {_time(predicted.evaluate)} of evaluation",
+        "predicted": f"{_time(predicted.run)} on {devices} device(s){beside}: {_time(predicted.capture)} of capture, "
+        f"{_time(predicted.train)} of training, {_time(predicted.evaluate)} of evaluation",
         "epoch": f"{_time(predicted.run / config.training.num_epochs)}, {devices * predicted.run / 3600 / config.training.num_epochs:.2f} "
         "device-hours",
         "split": _supply(config, predicted),

@@ -139,7 +139,7 @@ def memory(parts: dict[str, int], device: torch.device) -> str:
 
 
 def under_way(config: RunConfig, largest: int) -> int:
-    """Most bytes that lie at a worker, server or rank; refused where Mooncake's segment is smaller. largest: bytes of the longest sample."""
+    """Most bytes that lie at a worker, server or rank; refused where Mooncake's segment is smaller. largest: of the longest sample."""
     training, inference = config.training, config.inference
     per_rank = (training.prefetch_depth + training.micro_batch_size) * largest
     most = max(per_rank, per_rank * training.num_ranks // max(inference.num_workers, len(inference.servers)))
