@@ -30,7 +30,7 @@ def capture(target) -> RemoteCapture:
     folder = target.parent
     file = recipe(folder / "run.yaml", target, write_chats(folder / "train.jsonl", 4), write_chats(folder / "heldout.jsonl", 2, first=50))
     config = load_config(str(file), ["inference.num_workers=2", "inference.max_dropped=0.02", f"output_dir={folder}"])
-    yield RemoteCapture(capture_workers(config, target, LAYERS), config, LAYERS, WIDTH, 100, torch.device("cpu"))
+    yield RemoteCapture(capture_workers(config, target, LAYERS, None), config, LAYERS, WIDTH, 100, torch.device("cpu"))
     ray.shutdown()
 
 

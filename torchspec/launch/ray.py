@@ -8,6 +8,7 @@ There is no controller: each rank asks the workers for the samples of its own pl
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -15,12 +16,15 @@ import torch
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from torchspec.capture.base import Capture
 from torchspec.config import RunConfig
 from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
-from torchspec.launch.placement import RANK_CPUS, WORKER_CPUS, check_nodes
+from torchspec.launch.placement import check_nodes
+from torchspec.launch.places import rank_share, take_places, worker_share
 from torchspec.launch.remote import RemoteCapture
 from torchspec.launch.servers import supply
 from torchspec.launch.workers import REQUESTS, CaptureWorker, WorkerPool
@@ -59,16 +63,16 @@ def _train_on_cluster(config: RunConfig, serve: Serve | None) -> None:
 def run_ranks(config: RunConfig, serve: Serve | None) -> None:
     """Runs `train_together` on every rank until it is done or has been restarted too often."""
     on_gpu = resolve_device(config.model.device).type == "cuda"
-    share = _share(1, RANK_CPUS, on_gpu)
     check_resources(config, on_gpu)
+    group = take_places(config, on_gpu)
     reason = _reason_file(config)
     reason.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd(), "serve": serve},
+        train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd(), "serve": serve, "group": group},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=share, placement_strategy="PACK"
+            num_workers=config.training.num_ranks, use_gpu=on_gpu, resources_per_worker=rank_share(on_gpu), placement_strategy="PACK"
         ),
         run_config=RayRunConfig(
             name=run_name(config),
@@ -94,8 +98,9 @@ def _rank(arguments: dict) -> None:
     reason = _reason_file(config)
     if reason.is_file():
         return
+    group = arguments["group"]
     try:
-        train_together(config, from_workers if config.inference.num_workers else supply(config), arguments["serve"])
+        train_together(config, supply(config) if group is None else partial(from_workers, group=group), arguments["serve"])
     except UserError as error:
         reason.write_text(str(error))
         raise
@@ -117,34 +122,34 @@ def run_name(config: RunConfig) -> str:
     return str(Path(config.output_dir).resolve()).strip("/").replace("/", "-")
 
 
-def _share(gpus: int, cpus: int, on_gpu: bool) -> dict[str, float]:
-    """Resources of one worker or rank. Without GPUs several share a core: the demand is then a matter of taste, not of placement."""
-    return {"GPU": gpus, "CPU": cpus} if on_gpu else {"CPU": 0.01}
-
-
 def check_resources(config: RunConfig, on_gpu: bool) -> None:
     if on_gpu:
         check_nodes(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
-def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...]) -> WorkerPool:
-    """The run's capture workers, by name: whoever comes first starts them, all others find them."""
+def capture_workers(config: RunConfig, folder: Path, layer_ids: tuple[int, ...], group: PlacementGroup | None) -> WorkerPool:
+    """The run's capture workers, by name: whoever comes first starts them, all others find them.
+
+    group: their places. Under torchrun nobody has taken any, and the ranks hold nothing of Ray's.
+    """
     connect(config)
-    on_gpu = resolve_device(config.model.device).type == "cuda"
-    share = _share(config.inference.gpus_per_worker, WORKER_CPUS, on_gpu)
+    share = worker_share(config, resolve_device(config.model.device).type == "cuda")
     options = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0), "max_concurrency": REQUESTS}
     options |= {"max_restarts": -1, "get_if_exists": True}
     actor, arguments = ray.remote(CaptureWorker), (config.model_dump_json(), os.getcwd(), str(folder), layer_ids)
-    names = [f"{run_name(config)}-capture-{i}" for i in range(config.inference.num_workers)]
-    workers = [actor.options(name=name, **options).remote(*arguments) for name in names]
+    workers = []
+    for i in range(config.inference.num_workers):
+        place = "DEFAULT" if group is None else PlacementGroupSchedulingStrategy(group, i)
+        worker = actor.options(name=f"{run_name(config)}-capture-{i}", scheduling_strategy=place, **options)
+        workers.append(worker.remote(*arguments))
     return WorkerPool(workers, open_transfer(config, sends=False))
 
 
-def from_workers(config: RunConfig, method: Method, samples: int, device: torch.device) -> tuple[Source, Capture]:
+def from_workers(
+    config: RunConfig, method: Method, samples: int, device: torch.device, group: PlacementGroup | None = None
+) -> tuple[Source, Capture]:
     """The run's capture workers, for a rank whose plan has so many samples."""
-    workers, width = (
-        capture_workers(config, method.target.folder, method.layer_ids),
-        method.target.config.hidden_size * len(method.layer_ids),
-    )
+    workers = capture_workers(config, method.target.folder, method.layer_ids, group)
+    width = method.target.config.hidden_size * len(method.layer_ids)
     remote = RemoteCapture(workers, config, method.layer_ids, width, samples, device)
     return remote, remote

@@ -24,6 +24,8 @@ class VLLMCapture(OutsideCapture):
             str(spec.folder),
             dtype=str(spec.dtype).removeprefix("torch."),
             tensor_parallel_size=spec.num_devices,
+            # inside of a placement group vLLM would take Ray for it, and a bundle per GPU; a worker has all of its own on one node
+            distributed_executor_backend="mp" if spec.num_devices > 1 else None,
             gpu_memory_utilization=spec.memory_fraction,  # on a CPU of the host's memory, unless VLLM_CPU_KVCACHE_SPACE is set
             trust_remote_code=spec.trust_remote_code,
             **settings(spec, Delivery(str(self.folder), list(spec.layer_ids), spec.fp8)),
