@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(target: Path, data: str, count: int, vllm: str | None) -> None:
     turns = Turns(ChatFormat.load(target, None, False), Sampling(MAX_NEW_TOKENS, (0.0,), 0), max_length=2048)
-    engine = Engine("vllm" if vllm else "hf", [], IN_FLIGHT, False, BATCH, vllm, UNCACHED, None)
+    engine = Engine("vllm" if vllm else "hf", [], IN_FLIGHT, False, BATCH, vllm, UNCACHED, None, 1)
     with tempfile.TemporaryDirectory() as scratch:
         here = Here(target, torch.bfloat16, torch.device("cpu"))
         with open_answering(turns, engine, here, Path(scratch) / "out.jsonl") as answering:

@@ -35,14 +35,14 @@ def answers(request, here, tmp_path_factory) -> tuple[str, Path, Path]:
     """The engine's name, what it wrote when it was started for this, and what it wrote when it ran already."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     turns = Turns(ChatFormat.load(here.folder, None, False), Sampling(TOKENS, (0.0,), 0), max_length=1024)
-    started = Engine(name, [], IN_FLIGHT, True, 1, str(ENGINES[KEYS[name]]), SMALL[name], None)
+    started = Engine(name, [], IN_FLIGHT, True, 1, str(ENGINES[KEYS[name]]), SMALL[name], None, 1)
     out, again = folder / "out.jsonl", folder / "again.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         for key, value in (environment(KEYS[name]) | {"HOME": str(folder)}).items():
             patch.setenv(key, value)
         with open_answering(turns, started, here, out) as servers:
             regenerate([SOURCE], out, servers, Wanted(limit=PROMPTS))
-            running = Engine("hf", [servers.servers[0].url], IN_FLIGHT, True, 1, None, "", None)
+            running = Engine("hf", [servers.servers[0].url], IN_FLIGHT, True, 1, None, "", None, 1)
             with open_answering(turns, running, here, again) as others:
                 regenerate([SOURCE], again, others, Wanted(limit=PROMPTS))
     return name, out, again

@@ -114,6 +114,9 @@ def regenerate(
     engine_python: EnginePython = None,
     llamacpp: LlamaCppFolder = None,
     server_args: ServerArgs = "",
+    gpus_per_server: Annotated[
+        int, typer.Option(help="Of a started engine, tensor parallel; as many servers are started as the GPUs at hand make.", min=1)
+    ] = 1,
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -143,7 +146,7 @@ def regenerate(
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
     chat = ChatFormat.load(here.folder, is_on(thinking), False, trust_remote_code)
     turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, drop_cut)
-    wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp)
+    wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp, gpus_per_server)
     with open_answering(turns, wanted, here, out) as answering:
         counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only))
     counts.report(out)

@@ -21,6 +21,7 @@ class Engine:
     python: str | None  # interpreter of the environment that holds the engine; none: this one
     arguments: str  # further ones of a started engine, as in a shell
     llamacpp: str | None  # folder of the llama.cpp that converts and serves
+    gpus_per_server: int  # of a started engine
 
 
 @contextmanager
@@ -39,5 +40,5 @@ def open_answering(turns: Turns, engine: Engine, here: Here, out: Path) -> Itera
     from torchspec.regenerate.engine import started
 
     dtype = str(here.dtype).removeprefix("torch.")
-    with started(turns, serving, dtype, engine.in_flight, out.with_name(f"{out.name}.engine")) as servers:
+    with started(turns, serving, dtype, engine.in_flight, engine.gpus_per_server, out.with_name(f"{out.name}.engine")) as servers:
         yield servers

@@ -1,8 +1,12 @@
-"""The servers that answer: an engine started here for as long as it is needed, or those of somebody else, which must run the target."""
+"""The servers that answer: an engine, started here on all GPUs for as long as it is needed, or those of somebody else, which must run the
+target."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from torchspec.errors import UserError
 from torchspec.regenerate.here import Here
@@ -13,19 +17,21 @@ from torchspec.regenerate.turns import Turns
 from torchspec.serve.engines import ENGINES
 from torchspec.serve.options import Serving
 from torchspec.serve.records import Load, Served
-from torchspec.serve.server import open_server
+from torchspec.serve.server import device_shares, open_servers
 
 
 @contextmanager
-def started(turns: Turns, serving: Serving, dtype: str, in_flight: int, folder: Path) -> Iterator[Servers]:
-    """folder: for the server's log, and for the file of the target where the engine needs one."""
+def started(turns: Turns, serving: Serving, dtype: str, in_flight: int, gpus: int, folder: Path) -> Iterator[Servers]:
+    """As many servers as the GPUs at hand make, `gpus` of them for one. folder: for their logs, and for the file of the target where the
+    engine needs one."""
     engine, served = ENGINES[serving.engine], Served.target_alone(turns.target, dtype)
     if turns.room is None:
         raise UserError("the target names no number of positions; give --max-length, the most tokens of a prompt with its answer")
+    shares = device_shares(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"), gpus)
     loaded = engine.files(served, serving, folder / "gguf")
-    arguments = engine.arguments(loaded, Load(in_flight, turns.room))
-    with open_server(serving.engine, engine, arguments, serving, folder / "server.log") as client:
-        yield Servers(turns, [Server.at(client.url, turns.target, in_flight)], in_flight)
+    arguments = [*engine.arguments(loaded, Load(in_flight, turns.room)), *([] if gpus == 1 else engine.tensor_parallel(gpus))]
+    with open_servers(engine, arguments, serving, folder, shares) as clients:
+        yield Servers(turns, [Server.at(client.url, turns.target, in_flight) for client in clients], in_flight)
 
 
 def running(turns: Turns, urls: list[str], in_flight: int, here: Here | None) -> Servers:

@@ -20,6 +20,7 @@ class Engine:
     command: Callable[[Serving], list[str]]  # starts the server
     files: Callable[[Served, Serving, Path], Served]  # what it loads, in a form that it reads; the folder keeps what is made
     arguments: Callable[[Served, Load], list[str]]  # of every server
+    tensor_parallel: Callable[[int], list[str]]  # over so many GPUs of its own
     uncached: list[str]  # of servers that are measured: a prompt that is asked twice would cost nothing the second time
     with_draft: Callable[[Drafting], list[str]]  # further arguments
     client: Callable[[str, str], Client]  # URL, where its log is
@@ -72,6 +73,7 @@ ENGINES = {
         module("vllm.entrypoints.openai.api_server"),
         _as_they_are,
         _vllm_arguments,
+        lambda gpus: ["--tensor-parallel-size", str(gpus)],
         ["--no-enable-prefix-caching"],
         vllm_words,
         Client,
@@ -83,6 +85,7 @@ ENGINES = {
         module("sglang.launch_server"),
         _as_they_are,
         _sglang_arguments,
+        lambda gpus: ["--tp-size", str(gpus)],
         ["--disable-radix-cache"],
         sglang_words,
         Client,
@@ -94,6 +97,7 @@ ENGINES = {
         llamacpp.command,
         llamacpp.files,
         llamacpp.arguments,
+        lambda _gpus: [],  # it takes all that it sees, layer by layer
         [],  # its client asks each prompt without the cache
         llamacpp_words,
         llamacpp.LlamaCppClient,

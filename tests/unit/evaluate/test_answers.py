@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def load(folder, temperature: float = 0.0) -> Regenerator:
     turns = Turns(ChatFormat.load(folder, None, False), Sampling(4, (temperature,), 0))
-    engine, here = Engine("hf", [], 1, True, 16, None, "", None), Here(folder, torch.float32, torch.device("cpu"))
+    engine, here = Engine("hf", [], 1, True, 16, None, "", None, 1), Here(folder, torch.float32, torch.device("cpu"))
     with open_answering(turns, engine, here, folder) as regenerator:
         return regenerator
 

@@ -29,7 +29,7 @@ from torchspec.rows.sources import read_rows
 
 TOKENS = 4
 GREEDY = Sampling(TOKENS, (0.0,), 0)
-HF = Engine("hf", [], 1, True, 16, None, "", None)
+HF = Engine("hf", [], 1, True, 16, None, "", None, 1)
 HOSTILE = {
     "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "bad_words_ids": [[i] for i in range(40)], "min_length": 500, "top_k": 2,
     "suppress_tokens": list(range(40, 80)), "begin_suppress_tokens": list(range(80, 120)), "num_beams": 3, "top_p": 0.3, "min_p": 0.2,

@@ -37,7 +37,7 @@ def there(turns: Turns) -> Here:
 
 
 def engine(urls: list[str] = (), in_flight: int = 2, check: bool = False) -> Engine:
-    return Engine("hf", list(urls), in_flight, check, 1, None, "", None)
+    return Engine("hf", list(urls), in_flight, check, 1, None, "", None, 1)
 
 
 @pytest.fixture(scope="module")
