@@ -9,6 +9,7 @@ import torch
 from tests.tiny import recipe, timeless_metrics, write_chats
 from tests.unit.capture.tiny_server import TinyServer
 from tests.unit.tiny import write_target
+from torchspec.capture import pool
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.hf import HFCapture
 from torchspec.capture.outbox import Delivery
@@ -48,7 +49,8 @@ def asked(*started: TinyServer) -> tuple[str, str]:
     return "inference.inference_engine_type=sgl", f"inference.server_url=[{','.join(server.url for server in started)}]"
 
 
-def test_servers_of_which_one_dies_train_the_weights_of_one_process_bitwise(serve, small_folder, tmp_path, capsys):
+def test_servers_of_which_one_dies_train_the_weights_of_one_process_bitwise(serve, small_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pool, "FIRST_REST", 0.001)  # so that it fails twice, and is named, in a run of a second
     alone = run(tmp_path, small_folder, "alone")
     launch(alone)
     dies, lives = serve(), serve()
