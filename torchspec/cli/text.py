@@ -102,6 +102,11 @@ def regenerate(
         bool, typer.Option("--last-turn-only", help="Answer the last turn; the earlier ones stay as they are.")
     ] = False,
     drop_cut: Annotated[bool, typer.Option("--drop-cut", help="Leave out answers that --max-new-tokens cuts.")] = False,
+    drop_shorter: Annotated[int, typer.Option(help="Leave out answers of fewer tokens.", min=0)] = 0,
+    script: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out answers in other scripts, as latin, cyrillic, cjk. Several may be named.", show_default=False),
+    ] = None,
     max_new_tokens: MaxNewTokens = 512,
     max_length: Annotated[
         int | None,
@@ -126,6 +131,7 @@ def regenerate(
     from torchspec.cli.endings import after_measuring, after_regenerating
     from torchspec.nn.device import resolve_device, resolve_dtype
     from torchspec.regenerate.answering import Engine, open_answering
+    from torchspec.regenerate.drop import Drop
     from torchspec.regenerate.here import Here
     from torchspec.regenerate.run import Wanted
     from torchspec.regenerate.run import regenerate as run
@@ -145,7 +151,7 @@ def regenerate(
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
     chat = ChatFormat.load(here.folder, is_on(thinking), False, trust_remote_code)
-    turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, drop_cut)
+    turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, Drop(drop_cut, drop_shorter, tuple(script or ())))
     wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp, gpus_per_server)
     with open_answering(turns, wanted, here, out) as answering:
         counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only))

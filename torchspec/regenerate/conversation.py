@@ -18,7 +18,7 @@ class Conversation:
     history: list[dict] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)  # one per answer
     ended: str | None = None  # "what: which"; why it ends before its last turn, or has no row at all
-    cut: dict | None = None  # the row of an answer that was dropped because it is cut
+    dropped: dict | None = None  # the row of the answer that was left out, which ended it
 
     @cached_property
     def key(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchspec.console import console
 from torchspec.regenerate.conversation import Conversation
+from torchspec.regenerate.drop import CUT
 
 
 @dataclass
@@ -19,17 +20,18 @@ class Counts:
     rows: int = 0  # answers
     tokens: int = 0
     stopped: int = 0
-    dropped: int = 0  # answers that are cut
     retokenized: int = 0  # answers of servers that give no ids
     changed: int = 0  # of these, answers whose text does not come back from the ids, or had another number of them
     seconds: float = 0.0
+    dropped: Counter[str] = field(default_factory=Counter)  # answers
     ended: Counter[str] = field(default_factory=Counter)  # conversations that end before their last turn
     rejected: Counter[str] = field(default_factory=Counter)
 
     def add(self, conversations: list[Conversation], seconds: float) -> None:
         self.seen, self.seconds = self.seen + len(conversations), self.seconds + seconds
         for conversation in conversations:
-            self.dropped += conversation.cut is not None
+            if conversation.dropped:
+                self.dropped[kind(conversation.ended)] += 1
             if conversation.rows:
                 self.answered += 1
                 self.rows += len(conversation.rows)
@@ -43,8 +45,8 @@ class Counts:
     @property
     def line(self) -> str:
         """Beside the bar: how fast, and how much of it the cap cuts."""
-        cut = self.dropped + self.rows - self.stopped
-        return f"{self._rate:,.0f} tok/s, {cut / max(1, self.rows + self.dropped):.0%} cut"
+        cut = self.dropped[CUT] + self.rows - self.stopped
+        return f"{self._rate:,.0f} tok/s, {cut / max(1, self.rows + self.dropped.total()):.0%} cut"
 
     @property
     def _rate(self) -> float:
@@ -56,8 +58,8 @@ class Counts:
             f"{out}: {self.rows} answers written ({self.already_there} conversations were there{duplicates}), "
             f"{self.tokens:,} tokens, {self._rate:,.0f} tok/s; {self.stopped} ended by themselves, the rest at the cap"
         )
-        if self.dropped:
-            console.print(f"  {self.dropped} answers were cut at the cap and dropped", markup=False)
+        for reason, count in self.dropped.items():
+            console.print(f"  {count} answers were dropped: {reason}", markup=False)
         if self.retokenized:
             console.print(
                 f"  the server gave no token ids: {self.retokenized} answers were tokenized here, and {self.changed} of them do not come "

@@ -17,6 +17,7 @@ from torchspec.files.writing import writing
 from torchspec.progress import PlainLines, live_line
 from torchspec.regenerate.answers_file import AnswersFile
 from torchspec.regenerate.conversation import Conversation, conversations_of
+from torchspec.regenerate.drop import KEEP_ALL
 from torchspec.regenerate.report import Counts, kind
 from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
@@ -34,7 +35,7 @@ class Wanted:
 
 def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wanted) -> Counts:
     """Adds to `out` until every conversation that can be answered is there. What cannot is listed in `out`.rejected; with
-    `drop_cut`, conversations whose first answer is cut are kept apart in `out`.cut, so that they are not answered again."""
+    `drop`, conversations whose first answer is dropped are kept apart in `out`.dropped, so that they are not answered again."""
     _check_out(inputs, out)
     counts, listing = Counts(), out.with_name(f"{out.name}.rejected")
     with (
@@ -52,14 +53,15 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
                 counts.add(finished, seconds)
                 files.add(finished)
                 for conversation in finished:
-                    if not conversation.rows and not conversation.cut:
+                    if not conversation.rows and not conversation.dropped:
                         _refuse(conversation.where, conversation.ended, refused, counts)
                 progress.update(task, completed=counts.seen, description=counts.line)
                 lines.tell(f"regenerate: {counts.seen:,} conversations, {counts.line}", counts.seen, total)
         if not counts.rejected:
             listing.unlink()
     if files.done and not files.answers.done:
-        raise UserError(f"every answer is cut at max_new_tokens and kept in {files.cut.path} alone; give more, or leave --drop-cut out")
+        reasons = ", ".join(counts.dropped) or "an earlier run"
+        raise UserError(f"every answer is dropped ({reasons}) and kept in {files.dropped.path} alone; change what is dropped")
     if not files.done:
         reason = next(iter(counts.rejected), "the input has no rows")
         raise UserError(f"no row of {', '.join(inputs)} can be answered, the first because of this: {reason}; all are listed in {listing}")
@@ -67,22 +69,23 @@ def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wante
 
 
 class Files:
-    """The answers, and beside them with `drop_cut` the conversations whose first answer is cut."""
+    """The answers, and beside them with `drop` the conversations whose first answer is dropped."""
 
     def __init__(self, out: Path, answering: Answering):
         header, target = answering.turns.header(answering.made_with), answering.turns.target
         self.answers = AnswersFile(out, header, target)
-        self.cut = AnswersFile(out.with_name(f"{out.name}.cut"), header, target) if answering.turns.drop_cut else None
+        drops = answering.turns.drop != KEEP_ALL
+        self.dropped = AnswersFile(out.with_name(f"{out.name}.dropped"), header, target) if drops else None
 
     @property
     def done(self) -> set[str]:
-        return self.answers.done | (self.cut.done if self.cut else set())
+        return self.answers.done | (self.dropped.done if self.dropped else set())
 
     def add(self, finished: list[Conversation]) -> None:
         self.answers.add([(conversation.key, conversation.rows) for conversation in finished])
-        if self.cut:
-            whole = [c for c in finished if c.cut and not c.rows]
-            self.cut.add([(c.key, [c.cut | {"last": True, "ended": c.ended}]) for c in whole])
+        if self.dropped:
+            whole = [c for c in finished if c.dropped and not c.rows]
+            self.dropped.add([(c.key, [c.dropped | {"last": True, "ended": c.ended}]) for c in whole])
 
 
 def _check_out(inputs: list[str], out: Path) -> None:

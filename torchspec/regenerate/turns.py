@@ -9,12 +9,12 @@ from torchspec.chat.format import ChatFormat
 from torchspec.errors import UserError
 from torchspec.files import contents
 from torchspec.regenerate.conversation import Conversation
+from torchspec.regenerate.drop import KEEP_ALL, Drop
 from torchspec.regenerate.history import parse_answer
 from torchspec.rows.conversation import BadRow
 from torchspec.target.language_config import positions
 
 NO_ROOM = "too long for the target: prompt and max_new_tokens together"
-CUT = "the answer is cut at max_new_tokens"
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Answering(Protocol):
 class Turns:
     """The target's chat template and the sampling."""
 
-    def __init__(self, chat: ChatFormat, sampling: Sampling, max_length: int | None = None, drop_cut: bool = False):
+    def __init__(self, chat: ChatFormat, sampling: Sampling, max_length: int | None = None, drop: Drop = KEEP_ALL):
         """max_length: most tokens of a prompt with its answer, beside the target's positions."""
-        self.chat, self.tokenizer, self.sampling, self.drop_cut = chat, chat.tokenizer, sampling, drop_cut
+        self.chat, self.tokenizer, self.sampling, self.drop = chat, chat.tokenizer, sampling, drop
         self.target = Path(chat.tokenizer.name_or_path)  # the folder that the chat format was loaded from
         self.stop = chat.stop_ids
         self.room = min((n for n in (positions(self.target), max_length) if n is not None), default=None)
@@ -110,8 +110,8 @@ class Turns:
             "last": False,  # of its conversation
             "ended": None,
         }
-        if self.drop_cut and answer.finish == "length":
-            conversation.cut, conversation.ended = row, CUT
+        if reason := self.drop.reason(answer.ids, answer.finish, self.tokenizer):
+            conversation.dropped, conversation.ended = row, reason
             return
         conversation.rows.append(row)
         if conversation.open:

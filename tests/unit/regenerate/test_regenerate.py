@@ -21,6 +21,7 @@ from torchspec.files.lock import locked
 from torchspec.regenerate import run
 from torchspec.regenerate.answering import Engine, open_answering
 from torchspec.regenerate.conversation import Conversation, questions_of
+from torchspec.regenerate.drop import KEEP_ALL, Drop
 from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.report import Counts
@@ -72,8 +73,8 @@ def regenerator(folder) -> Regenerator:
 @pytest.fixture
 def resampled(regenerator):
     """The same target under another sampling."""
-    return lambda drop_cut=False, **sampling: Regenerator(
-        Turns(regenerator.turns.chat, Sampling(**{**vars(GREEDY), **sampling}), drop_cut=drop_cut), regenerator.model, 16
+    return lambda drop=KEEP_ALL, **sampling: Regenerator(
+        Turns(regenerator.turns.chat, Sampling(**{**vars(GREEDY), **sampling}), drop=drop), regenerator.model, 16
     )
 
 
@@ -426,18 +427,20 @@ def test_cut_answers_are_dropped_counted_and_not_answered_again(regenerator, wri
     whole = {question for question, ids in wrote.items() if stop & set(ids)}
     assert 0 < len(whole) < 5
     chat_format = dataclasses.replace(regenerator.turns.chat, stop_ids=stop)
-    dropping = Regenerator(Turns(chat_format, GREEDY, drop_cut=True), regenerator.model, 1)
+    dropping = Regenerator(Turns(chat_format, GREEDY, drop=Drop(cut=True)), regenerator.model, 1)
     source = write_jsonl("in.jsonl", asked)
     counts = regenerate([source], out, dropping, 1, None)
-    assert set(questions(out)) == whole and set(questions(Path(f"{out}.cut"))) == wrote.keys() - whole
-    assert (counts.answered, counts.dropped, counts.rejected.total()) == (len(whole), 5 - len(whole), 0)
+    assert set(questions(out)) == whole and set(questions(Path(f"{out}.dropped"))) == wrote.keys() - whole
+    assert (counts.answered, counts.dropped.total(), counts.rejected.total()) == (len(whole), 5 - len(whole), 0)
     again = regenerate([source], out, dropping, 1, None)
-    assert (again.already_there, again.answered, again.dropped) == (5, 0, 0)
+    assert (again.already_there, again.answered, again.dropped.total()) == (5, 0, 0)
 
 
 def test_where_every_answer_is_cut_that_is_the_reason(resampled, write_jsonl, tmp_path):
-    with pytest.raises(UserError, match="every answer is cut at max_new_tokens and kept in .*out.jsonl.cut alone; give more, or leave"):
-        regenerate([write_jsonl("in.jsonl", [chat("Hi")])], tmp_path / "out.jsonl", resampled(drop_cut=True), 1, None)
+    with pytest.raises(
+        UserError, match=r"every answer is dropped \(the answer is cut at .*\) and kept in .*out.jsonl.dropped alone; change what"
+    ):
+        regenerate([write_jsonl("in.jsonl", [chat("Hi")])], tmp_path / "out.jsonl", resampled(drop=Drop(cut=True)), 1, None)
 
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {}}}]
