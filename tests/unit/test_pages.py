@@ -17,7 +17,7 @@ from torchspec.methods.registry import METHODS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
-STARTS = ("torchspec", "torchrun", "python", "$", "docker", "sbatch")
+STARTS = ("torchspec", "torchrun", "python", "$", "docker", "sbatch", "srun")
 NAMED = re.compile(r"torchspec[ :]|slurm\.sbatch")
 IN_THE_IMAGE, SBATCH = "/opt/torchspec/", "deploy/slurm.sbatch"
 SECTIONS = ("model", "draft", "dataset", "training", "inference", "evaluation", "tracking", "cluster")
