@@ -170,6 +170,13 @@ def test_links_lead_to_a_page_and_to_a_heading_of_it(page):
         assert not anchor or anchor in anchors(there), f"{name}#{anchor}"
 
 
+def test_a_planted_link_to_no_heading_is_found(tmp_path):
+    (page := tmp_path / "page.md").write_text(
+        "# τ of `a_b` (c), d\n[there](#τ-of-a_b-c-d) [nowhere](#elsewhere)\n```\n# [code](#code)\n```\n"
+    )
+    assert {anchor for _, anchor in links(page)} - anchors(page) == {"elsewhere"}
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, ahead = set(), [ROOT / "README.md"]
     while ahead:
