@@ -78,7 +78,7 @@ def _type(field: dict) -> str:
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":
-        return f"path: {_type(field['additionalProperties'])}"
+        return f"name: {_type(field['additionalProperties'])}"
     limits = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< "}
     bounds = [f"{sign}{field[key]:g}" for key, sign in limits.items() if key in field]
     return " ".join([field["type"], *bounds])

@@ -26,7 +26,7 @@ real model learns.
 | vLLM | gives the hidden states for capture (`vllm`), and serves DFlash and EAGLE-3, which need the same interface (`SupportsEagle3`) |
 | SGLang captures | `sgl`: it has one of its two methods to name layers |
 | SGLang serves | the methods whose drafts it serves: it has `set_dflash_layers_to_capture`, `set_eagle3_layers_to_capture` |
-| llama.cpp | serves drafts of both methods: its graph keeps the inputs of layers |
+| llama.cpp | serves DFlash and EAGLE-3 drafts: its graph keeps the inputs of layers |
 
 `as is` in the column of vLLM: through its Transformers backend. A dash: the engine of that version does not run the architecture.
 

@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +10,15 @@ import pytest
 import torch
 from pydantic import BaseModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from typer.main import get_command
 
 from tests.families import FAMILIES, REMOTE
 from tests.unit.tiny import LAYERS, random_prompt
 from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_features
-from torchspec.cli.main import app
-from torchspec.config import RunConfig, load_config
+from torchspec.config import RunConfig
 from torchspec.records import Prompt
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STARTS = ("torchspec", "torchrun", "python", "$")
 
 
 def test_the_configuration_page_is_up_to_date():
@@ -83,45 +78,6 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key
-
-
-def test_documented_commands_and_their_options_exist():
-    commands = get_command(app).commands
-    text = "\n".join(file.read_text() for file in PAGES)
-    used = re.findall(r"^(?:torchspec|.*`torchspec) (\w+)([^`\n#]*)", text, re.MULTILINE)
-    assert len(used) > 10
-    for command, rest in used:
-        assert command in commands, command
-        known = {name for parameter in commands[command].params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", rest)) <= known, (command, rest)
-
-
-def command_lines() -> list[list[str]]:
-    """What the pages tell a user to type after `torchspec`, as a shell splits it."""
-    blocks = (re.findall(r"^```[a-z]*\n(.*?)^```", file.read_text(), re.MULTILINE | re.DOTALL) for file in PAGES)
-    lines = "\n".join(block for of_page in blocks for block in of_page).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines if "torchspec " in line and line.split()[0] in STARTS]
-    return [line[line.index("torchspec") + 1 :] for line in words if "torchspec" in line]
-
-
-@pytest.mark.parametrize("line", command_lines(), ids=" ".join)
-def test_documented_commands_are_parsed_and_their_recipes_load(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    group = get_command(app)
-    name, command, rest = group.resolve_command(group.make_context("torchspec", line, resilient_parsing=True), line)
-    given = command.make_context(name, rest).params
-    if given.get("config"):
-        load_config(str(given["config"]), given["overrides"] or [])
-
-
-def test_the_pages_are_searched_for_commands():
-    assert {line[0] for line in command_lines()} >= {"doctor", "eval", "export", "prepare", "regenerate", "train"}
-
-
-def test_links_between_pages_lead_somewhere():
-    for file in PAGES:
-        for link in re.findall(r"\]\((?!http)([^)#]+)", file.read_text()):
-            assert (file.parent / link).exists(), f"{file.name}: {link}"
 
 
 def test_the_backend_of_the_documentation_conforms(tiny_folder, tiny_oracle):

@@ -22,7 +22,8 @@ class DraftShape(Section):
         "target", description="rotary settings; plain: the target's theta without scaling, which every engine serves alike"
     )
     sliding_window: PositiveInt | None = Field(
-        None, description="positions that a row of a sliding layer sees, itself included; DFlash only; none: all, in every layer"
+        None,
+        description="positions that a row of a sliding layer sees, itself included; none: all, in every layer. EAGLE-3, P-EAGLE: none",
     )
     layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = Field(
         None, strict=False, description="of each draft layer; default: all slide where sliding_window is set, none elsewhere"
