@@ -30,8 +30,13 @@ def prepare(
     ] = None,
     thinking: Thinking = None,
     last_turn_only: Annotated[bool, typer.Option(help="Supervise only the last assistant turn.")] = False,
-    max_length: Annotated[int | None, typer.Option(help="Cut samples to this many tokens.", min=2)] = None,
-    min_loss_tokens: Annotated[int, typer.Option(help="Leave out samples with fewer supervised tokens.", min=1)] = 1,
+    max_length: Annotated[
+        int | None, typer.Option(help="Cut samples to this many tokens. Default: a run's own, of dataset.max_length.", min=2)
+    ] = None,
+    min_loss_tokens: Annotated[
+        int | None,
+        typer.Option(help="Leave out samples with fewer supervised tokens. Default: a run's own, of dataset.min_loss_tokens.", min=1),
+    ] = None,
     max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
     sample_size: Annotated[int | None, typer.Option(help="Without --target: draw this many of the usable rows.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
@@ -45,6 +50,7 @@ def prepare(
     """Conversations -> token ids and loss mask, once, with a manifest of what was made of what; or -> clean conversations."""
     from torchspec.cli.endings import after_collecting, after_preparing
     from torchspec.console import console
+    from torchspec.data.config import MAX_LENGTH, MIN_LOSS_TOKENS
     from torchspec.data.encode import Options
     from torchspec.data.leak import leak_into
     from torchspec.data.prepare import prepare as run
@@ -59,7 +65,8 @@ def prepare(
             collected = collect(inputs, out, sample_size, seed, max_rejected)
             collected.report(console)
             return after_collecting(collected)
-        options = Options(is_on(thinking), last_turn_only, max_length, min_loss_tokens, max_rejected, trust_remote_code)
+        lengths = max_length or MAX_LENGTH, min_loss_tokens or MIN_LOSS_TOKENS
+        options = Options(is_on(thinking), last_turn_only, *lengths, max_rejected, trust_remote_code)
         folder = resolve_target(target)
         manifest = run(inputs, out, folder, options, workers=workers)
     console.print(

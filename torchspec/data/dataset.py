@@ -14,7 +14,7 @@ from torch import LongTensor
 from torchspec.data.encode import DEFAULTS, Options
 from torchspec.data.manifest import VERSION, Manifest, mixed, tokenizer_hash
 from torchspec.data.plan import Part
-from torchspec.data.prepare import prepare
+from torchspec.data.prepare import longest, prepare
 from torchspec.errors import ContractError, UserError
 from torchspec.files.contents import key
 from torchspec.records import Prompt
@@ -109,6 +109,16 @@ def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEF
         if not (folder / "manifest.json").is_file():
             prepare([path], folder, target, options, progress=progress)
     return PromptDataset(folder)
+
+
+def check_prepared_as(dataset: PromptDataset, options: Options, target: Path) -> None:
+    """A folder was prepared before the run's config was written: it must hold what the config says of it."""
+    made, wanted = asdict(dataset.manifest), {"last_turn_only": options.last_turn_only, "min_loss_tokens": options.min_loss_tokens}
+    wanted["max_length"] = longest(target, options.max_length)
+    different = [name for name in wanted if made[name] != wanted[name]]
+    if different:
+        values = " and ".join(f"dataset.{name} is {wanted[name]} but {made[name]} in {dataset.folder}" for name in different)
+        raise UserError(f"{values}, which is prepared already; set what it was made with, or prepare it again")
 
 
 def _check_made_for(manifest: Manifest, hashes: dict[str, str], target: Path, thinking: bool | None) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from torchspec.chat.format import ChatFormat
 from torchspec.chat.turns import Encoded, TurnText
+from torchspec.data.config import MIN_LOSS_TOKENS
 from torchspec.data.manifest import tokenizer_hash
 from torchspec.errors import UserError
 from torchspec.rows.conversation import BadRow
@@ -39,7 +40,7 @@ class Options:
     thinking: bool | None = None  # handed to the chat template; None leaves the template's own default
     last_turn_only: bool = False
     max_length: int | None = None  # tokens; longer samples are cut
-    min_loss_tokens: int = 1
+    min_loss_tokens: int = MIN_LOSS_TOKENS
     max_rejected: float = 0.1  # share of unusable rows above which preparing stops
     trust_remote_code: bool = False
 

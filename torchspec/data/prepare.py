@@ -46,7 +46,7 @@ def prepare(
     limit: only the first rows. workers: processes that encode; None is one per core.
     """
     vocab, template_hash = vocab_size(target), options.chat(target).template_hash
-    longest = min(filter(None, (options.max_length, positions(target))), default=None)  # the target reads no further than its positions
+    most = longest(target, options.max_length)
     rows = islice(read_rows(inputs), limit)
     _check_replaceable(out)
     partial = _empty_folder(out.with_name(f"{out.name}.partial"))
@@ -59,7 +59,7 @@ def prepare(
                 ledger.reject(outcome.where, outcome.rejected)
             writer.split_conversations += len(outcome.samples) > 1
             for sample in outcome.samples:
-                cut = sample.cut(longest)
+                cut = sample.cut(most)
                 reason = _useless(cut, options.min_loss_tokens) or writer.add(cut, outcome.where)
                 if reason:
                     ledger.filter(outcome.where, reason)
@@ -74,7 +74,7 @@ def prepare(
         template_hash=template_hash,
         thinking=options.thinking,
         last_turn_only=options.last_turn_only,
-        max_length=longest,
+        max_length=most,
         min_loss_tokens=options.min_loss_tokens,
         samples=writer.samples,
         tokens=writer.tokens,
@@ -89,6 +89,11 @@ def prepare(
     (partial / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     _replace(out, partial)
     return manifest
+
+
+def longest(target: Path, max_length: int | None) -> int | None:
+    """The most tokens of a sample: the target reads no further than its positions."""
+    return min(filter(None, (max_length, positions(target))), default=None)
 
 
 def _useless(sample: Sample, min_loss_tokens: int) -> str | None:

@@ -6,7 +6,7 @@ from torchspec.capture.base import CaptureSpec
 from torchspec.capture.check import check_target
 from torchspec.capture.hf import HFCapture
 from torchspec.config import RunConfig
-from torchspec.data.dataset import MixedDataset, PromptDataset
+from torchspec.data.dataset import MixedDataset, PromptDataset, check_prepared_as
 from torchspec.data.encode import Options
 from torchspec.data.leak import find_leak
 from torchspec.data.prepare import prepare
@@ -30,9 +30,11 @@ def open_first_rows(config: RunConfig, folder: Path, scratch: Path) -> dict[str,
 def _open(path: str, prepared: Path, config: RunConfig, folder: Path) -> PromptDataset:
     """prepared: where to, unless it is prepared already."""
     data = config.dataset
-    if (Path(path) / "manifest.json").is_file():
-        return PromptDataset(Path(path))
     options = Options(data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens, 1.0, config.model.trust_remote_code)
+    if (Path(path) / "manifest.json").is_file():
+        dataset = PromptDataset(Path(path))
+        check_prepared_as(dataset, options, folder)
+        return dataset
     prepare([path], prepared, folder, options, limit=ROWS, workers=1, progress=False)
     return PromptDataset(prepared)
 

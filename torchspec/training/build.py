@@ -17,7 +17,7 @@ from torchspec.capture.engine import capture_spec, open_engine
 from torchspec.config import RunConfig
 from torchspec.console import console
 from torchspec.data.config import DatasetConfig
-from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
+from torchspec.data.dataset import MixedDataset, PromptDataset, check_prepared_as, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.leak import Leak, find_leak
 from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank_plan
@@ -134,7 +134,9 @@ def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
     options = Options(
         data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens, trust_remote_code=config.model.trust_remote_code
     )
-    return open_or_prepare(path, Path(config.output_dir) / "prepared", folder, options)
+    dataset = open_or_prepare(path, Path(config.output_dir) / "prepared", folder, options)
+    check_prepared_as(dataset, options, folder)
+    return dataset
 
 
 def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> tuple[list[MicroBatch], frozenset[int]]:

@@ -13,11 +13,14 @@ from rich.console import Console
 
 from tests.tiny import VOCABULARY
 from torchspec.chat.format import ChatFormat
-from torchspec.data.dataset import MixedDataset, PromptDataset, open_or_prepare
+from torchspec.cli.main import main
+from torchspec.config import RunConfig
+from torchspec.data.dataset import MixedDataset, PromptDataset, check_prepared_as, open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.data.prepare import prepare
 from torchspec.data.show import show
 from torchspec.errors import ContractError, UserError
+from torchspec.training.build import open_one
 
 CONVERSATIONS = [
     [{"role": "user", "content": f"Question {i} [bold]?"}, {"role": "assistant", "content": f"Yes,\nit is {i}. 🙂"}] for i in range(300)
@@ -130,6 +133,36 @@ def test_prepared_folder_must_fit_the_target(folder, tmp_path, small_folder, oth
     with pytest.raises(ContractError, match="tokenizer_hash"):
         open_or_prepare(str(folder), cache, other_target)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"last_turn_only": True}, "dataset.last_turn_only is True but False in"),
+        ({"min_loss_tokens": 32}, "dataset.min_loss_tokens is 32 but 2 in"),
+        ({"max_length": 40}, "dataset.max_length is 40 but 60 in"),
+        ({"max_length": 40, "min_loss_tokens": 3}, "min_loss_tokens is 3 but 2 in .* and dataset.max_length is 40 but 60 in .* prepare it again"),
+    ],
+)
+def test_a_folder_prepared_otherwise_than_the_run_says_is_refused_with_both_values(source, tmp_path, small_folder, changed, sentence):
+    """A run's record would say what was not done."""
+    prepare([source], tmp_path / "out", small_folder, Options(max_length=60), progress=False)
+    dataset = PromptDataset(tmp_path / "out")
+    check_prepared_as(dataset, Options(max_length=60), small_folder)
+    with pytest.raises(UserError, match=sentence):
+        check_prepared_as(dataset, Options(**{"max_length": 60, **changed}), small_folder)
+
+
+def test_nothing_said_when_preparing_and_nothing_said_in_the_run_is_the_same(source, tmp_path, small_folder, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["torchspec", "prepare", source, "-t", str(small_folder), "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    config = RunConfig(output_dir=str(tmp_path), model={"target_model_path": str(small_folder)}, dataset={"train_data_path": str(tmp_path / "out")})
+    assert len(open_one(config.dataset.train_data_path, config, small_folder)) == 20
+    longer = config.model_copy(update={"dataset": config.dataset.model_copy(update={"min_loss_tokens": 3})})
+    with pytest.raises(UserError, match="dataset.min_loss_tokens is 3 but 2 in"):
+        open_one(config.dataset.train_data_path, longer, small_folder)
 
 
 def test_open_or_prepare_names_a_missing_file(tmp_path, small_folder):
