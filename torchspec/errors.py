@@ -22,4 +22,8 @@ class TransferDown(UserError):
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM at the command line; the message says what is kept. No Exception: nothing may take it for a failure."""
+    """A signal asked to end; the message says what is kept. No Exception: nothing may take it for a failure."""
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number  # of the signal

@@ -25,6 +25,11 @@ class Ranks:
             self.processes.append(process)
 
     def train(self, config: Path, ranks: int, *overrides: str, nodes: int = 1) -> None:
+        self.start(config, ranks, *overrides, nodes=nodes)
+        for error in self.ends_with(ranks):
+            assert error is None, error
+
+    def start(self, config: Path, ranks: int, *overrides: str, nodes: int = 1) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -32,9 +37,14 @@ class Ranks:
             on_a_node = ranks // nodes
             names = {"RANK": rank, "LOCAL_RANK": rank % on_a_node, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": on_a_node, "MASTER_PORT": port}
             end.send((str(config), (f"training.num_ranks={ranks}", *overrides), {name: str(value) for name, value in names.items()}))
+
+    def ends_with(self, ranks: int) -> list[str | None]:
+        """What went wrong in each rank, or who stopped it."""
+        said = []
         for rank, end in enumerate(self.ends[:ranks]):
             assert end.poll(PATIENCE), f"rank {rank} of {ranks} is still not done"
-            assert (error := end.recv()) is None, error
+            said.append(end.recv())
+        return said
 
     def close(self) -> None:
         for process in self.processes:
@@ -45,6 +55,7 @@ def _serve(end: Connection) -> None:
     import torch
 
     from torchspec.config import load_config
+    from torchspec.errors import Stopped
     from torchspec.launch.run import launch
 
     torch.set_num_threads(1)
@@ -53,6 +64,8 @@ def _serve(end: Connection) -> None:
         os.environ.update(names | {"MASTER_ADDR": "127.0.0.1"})
         try:
             launch(load_config(config, list(overrides)))
+        except Stopped as stop:
+            end.send(f"stopped by {stop.number}")
         except Exception:
             end.send(traceback.format_exc())
         else:

@@ -1,7 +1,10 @@
 """Ranks of one machine train what one process trains, with every method: losses, weights, checkpoints, however the batch is split."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,19 @@ def test_so_it_is_of_four_ranks_and_of_whole_drafts(train, alone, world, accumul
 @pytest.mark.parametrize("train", ["dflash"], indirect=True)
 def test_two_nodes_of_two_ranks_shard_inside_and_replicate_across(train, alone):
     assert_same(train("hybrid", 4, 1, "training.fsdp_strategy=HYBRID", nodes=2), alone)
+
+
+@pytest.mark.parametrize("train", ["dflash"], indirect=True)
+def test_a_signal_that_one_rank_gets_stops_all_after_the_same_step(train):
+    """The second rank gets it, and nobody else is told; the first one writes the checkpoint."""
+    out, endless = train.folder / "signalled", [f"training.{key}=3000" for key in ("max_steps", "save_interval")]
+    train.ranks.start(train.recipe("signalled", 1), 2, f"output_dir={out}", "training.num_epochs=300", *endless)
+    while not (out / "metrics.jsonl").is_file() or not rows(out, "train"):
+        time.sleep(0.01)  # asking without a pause would take a core from the run
+    os.kill(train.ranks.processes[1].pid, signal.SIGTERM)
+    assert train.ranks.ends_with(2) == [f"stopped by {signal.SIGTERM:d}"] * 2
+    assert json.loads((latest(out / "checkpoints") / "state.json").read_text())["step"] == rows(out, "train")[-1]["step"]
+    assert weights(out)
 
 
 def stopped_halfway(run: Path, out: Path) -> Path:

@@ -69,7 +69,7 @@ def linted(linter: str, *arguments: str | Path) -> subprocess.CompletedProcess:
 
 def sbatch_command(recipe: str, *overrides: str) -> str:
     """What the script runs with these arguments, from `torchspec` on."""
-    last = SBATCH.read_text().rpartition("  torchspec ")[2]
+    last = SBATCH.read_text().rpartition("  torchspec ")[2].partition(" &")[0]
     return "torchspec " + last.replace('"$recipe"', recipe).replace('"$@"', " ".join(overrides))
 
 

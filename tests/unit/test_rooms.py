@@ -28,7 +28,8 @@ LEVELS = [
     "data capture",
     "chat transfer",
     "records rows target",
-    "config extras files nn progress report",
+    "config extras nn progress report signals",
+    "files",
     "acceptance console errors section",
 ]
 

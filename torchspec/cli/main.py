@@ -1,13 +1,14 @@
 """Every command. Parses, then imports what it needs: `--help` answers in under half a second and loads no torch."""
 
 import os
-import signal
 import sys
 
 import typer
 
 from torchspec.cli import draft, run, text
+from torchspec.console import speak_anywhere
 from torchspec.errors import Stopped, UserError
+from torchspec.signals import hearing, stop
 
 app = typer.Typer(
     add_completion=False,
@@ -32,22 +33,25 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
-def _stop(_number, _frame) -> None:
-    raise Stopped
-
-
 def main() -> None:
-    """What a user can mend is one sentence and exit code 2, what a user stopped one and 130; anything else is a bug and keeps its
-    traceback."""
+    """What a user can mend is one sentence and exit code 2, what a signal stopped one and 128 + its number (130 for Ctrl-C, 143 for
+    SIGTERM); anything else is a bug and keeps its traceback."""
+    speak_anywhere()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log holds no bars, of libraries and of servers neither
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
-        app()
-    except Stopped as stop:
-        typer.echo("".join(stop.args) or "stopped; what was complete before is as it was", err=True)
-        raise SystemExit(130) from None
+        with hearing(stop):
+            app()
+    except Stopped as stopped:
+        typer.echo(str(stopped) or "stopped; what was complete before is as it was", err=True)
+        raise SystemExit(128 + stopped.number) from None
+    except OSError as error:
+        from torchspec.files.writing import of_the_disk
+
+        if (sentence := of_the_disk(error, "a file")) is None:
+            raise
+        typer.echo(f"error: {sentence}", err=True)
+        raise SystemExit(2) from None
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

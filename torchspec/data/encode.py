@@ -8,6 +8,7 @@ At most two chunks per process are under way, so the memory does not grow with t
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -170,8 +171,15 @@ _encoder: Encoder  # of a process of the pool
 def _start(target: Path, options: Options, vocab: int) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the process that asks ends this one, without a traceback
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes themselves use every core
     _encoder = Encoder(options.chat(target), vocab, tokenizer_hash(target))
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """One that is killed closes no pool, and its processes would wait for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def _encode_chunk(chunk: list[Row]) -> list[Outcome]:

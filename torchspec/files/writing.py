@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from torchspec.errors import Stopped, UserError
 from torchspec.files.lock import locked
+from torchspec.files.whole import tidy
 
 MEND = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or write elsewhere"),
@@ -27,15 +28,23 @@ def writing(path: Path, what: str, kept: Callable[[], str]) -> Iterator[None]:
     """
     try:
         with locked(path, what):
+            tidy(path)
             yield
-    except (KeyboardInterrupt, Stopped) as stop:
-        raise type(stop)(*(stop.args or [f"{what} was stopped: {kept()}"])) from None
+    except Stopped as stop:
+        raise Stopped(stop.number, str(stop) or f"{what} was stopped: {kept()}") from None
     except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else _number(error)
-        if number not in MEND:
+        if (sentence := of_the_disk(error, str(path))) is None:
             raise
-        where = (isinstance(error, OSError) and error.filename) or path
-        raise UserError(f"{where} cannot be written or read ({os.strerror(number)}); {MEND[number]}; {kept()}") from error
+        raise UserError(f"{sentence}; {kept()}") from error
+
+
+def of_the_disk(error: OSError | SafetensorError, path: str) -> str | None:
+    """What the user can mend; none where it is no matter of a disk. path: what was being written, if the error does not name it."""
+    number = error.errno if isinstance(error, OSError) else _number(error)
+    if number not in MEND:
+        return None
+    where = (isinstance(error, OSError) and error.filename) or path
+    return f"{where} cannot be written or read ({os.strerror(number)}); {MEND[number]}"
 
 
 def _number(error: SafetensorError) -> int | None:

@@ -8,12 +8,13 @@ There is no controller: each rank asks the workers for the samples of its own pl
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import ray
 import torch
-from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, get_preemption_info
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from torchspec.capture.base import Capture
 from torchspec.config import RunConfig
+from torchspec.console import speak_anywhere
 from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
 from torchspec.launch.placement import check_nodes
@@ -30,6 +32,7 @@ from torchspec.launch.servers import supply
 from torchspec.launch.workers import REQUESTS, CaptureWorker, WorkerPool
 from torchspec.methods.base import Method
 from torchspec.nn.device import resolve_device
+from torchspec.signals import SAVE, hearing
 from torchspec.training.log import METRICS
 from torchspec.training.loop import Serve, kept, train_together
 from torchspec.training.stream import Source
@@ -37,6 +40,7 @@ from torchspec.transfer.base import open_transfer
 from torchspec.transfer.mooncake_master import run_master
 
 NAMESPACE = "torchspec"
+PREEMPTION_STEPS = 10  # between questions to Ray, each of which makes all ranks wait for one another
 
 
 def train_on_cluster(config: RunConfig, serve: Serve | None = None) -> None:
@@ -65,8 +69,9 @@ def run_ranks(config: RunConfig, serve: Serve | None) -> None:
     on_gpu = resolve_device(config.model.device).type == "cuda"
     check_resources(config, on_gpu)
     group = take_places(config, on_gpu)
-    reason = _reason_file(config)
+    reason, asked = _reason_file(config), _asked_file(config)
     reason.unlink(missing_ok=True)
+    asked.write_text("0")
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"config": config.model_dump_json(), "folder": os.getcwd(), "serve": serve, "group": group},
@@ -76,23 +81,26 @@ def run_ranks(config: RunConfig, serve: Serve | None) -> None:
         ),
         run_config=RayRunConfig(
             name=run_name(config),
-            storage_path=str(reason.parent),
+            storage_path=str(_folder(config)),
             failure_config=FailureConfig(max_failures=config.cluster.max_restarts),
         ),
     )
     try:
-        trainer.fit()
-    except SystemExit:  # Ray's own answer to Ctrl-C, once it has ended the ranks
-        raise Stopped from None
+        # in a thread, since in the main one `fit` takes Ctrl-C for itself and ends the ranks where they are
+        with hearing(lambda number: asked.write_text(str(number))), ThreadPoolExecutor(1) as thread:
+            thread.submit(trainer.fit).result()
     except TrainingFailedError:
         if not reason.is_file():
             raise
     if reason.is_file():
         raise UserError(reason.read_text())
+    if number := int(asked.read_text()):
+        raise Stopped(number)
 
 
 def _rank(arguments: dict) -> None:
     """One trainer rank. Ranks that failed are started again; where one of them told the user why, they have nothing left to do."""
+    speak_anywhere()
     os.chdir(arguments["folder"])  # Ray Train runs its workers elsewhere, and paths in a config are relative to where it was started
     config = RunConfig.model_validate_json(arguments["config"])
     reason = _reason_file(config)
@@ -100,16 +108,50 @@ def _rank(arguments: dict) -> None:
         return
     group = arguments["group"]
     try:
-        train_together(config, supply(config) if group is None else partial(from_workers, group=group), arguments["serve"])
+        source = supply(config) if group is None else partial(from_workers, group=group)
+        train_together(config, source, arguments["serve"], Asked(_asked_file(config)))
     except UserError as error:
         reason.write_text(str(error))
         raise
+    except Stopped:  # the checkpoint is complete: whoever was asked to end says so
+        return
+
+
+class Asked:
+    """What a rank is asked for from outside: to end by the process that started the run, to save by Ray where a node is taken away.
+
+    The file is there before the ranks are: what is opened anew is read anew, also over NFS, where a file that was missing stays so for a
+    minute. Ray starts the ranks again elsewhere when the node is gone, and they resume from what was saved.
+    """
+
+    def __init__(self, file: Path):
+        self.file, self.steps, self.known = file, 0, None
+
+    def __call__(self) -> int:
+        """Every rank asks after every step."""
+        self.steps += 1
+        return int(self.file.read_text() or 0) or (SAVE if self.steps % PREEMPTION_STEPS == 0 and self._is_taken_away() else 0)
+
+    def _is_taken_away(self) -> bool:
+        """True once for what Ray knows."""
+        preemption = get_preemption_info()
+        new, self.known = preemption != self.known, preemption
+        return new and preemption is not None
 
 
 def _reason_file(config: RunConfig) -> Path:
+    return _folder(config) / "stopped_because.txt"
+
+
+def _asked_file(config: RunConfig) -> Path:
+    """Holds the number of the signal that asked the run to end, or 0."""
+    return _folder(config) / "asked_to_end.txt"
+
+
+def _folder(config: RunConfig) -> Path:
     folder = Path(config.output_dir).resolve() / "ray"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / "stopped_because.txt"
+    return folder
 
 
 def connect(config: RunConfig) -> None:

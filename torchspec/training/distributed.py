@@ -38,6 +38,14 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def most(self, value: int) -> int:
+        """The largest over all ranks. It travels between processors: no GPU is waited for."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -12,10 +12,11 @@ from torch import nn
 
 from torchspec.config import RunConfig
 from torchspec.decode.offline import evaluate_offline
-from torchspec.errors import UserError
+from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
 from torchspec.nn.device import resolve_device
 from torchspec.records import Batch
+from torchspec.signals import SAVE, hearing, noted, stop
 from torchspec.training import checkpoint, checkpoints
 from torchspec.training.build import Run, Supply, build, in_process
 from torchspec.training.distributed import World, join_world, sync_gradients, whole
@@ -25,6 +26,8 @@ from torchspec.training.optim import learning_rate
 from torchspec.training.profile import Profiler
 from torchspec.training.start import begin
 
+# Whether somebody else than this process's signals asks to end: the number of a signal, SAVE, or 0
+Ask = Callable[[], int]
 # A whole draft in model.dtype, at a checkpoint -> a row of metrics.jsonl. It is handed in: serving is no part of training.
 Serve = Callable[[Run, nn.Module], dict]
 
@@ -36,11 +39,11 @@ def train(config: RunConfig, supply: Supply = in_process, serve: Serve | None = 
         return train_together(config, supply, serve)
 
 
-def train_together(config: RunConfig, supply: Supply, serve: Serve | None) -> checkpoint.TrainState:
-    """Every rank calls it, and somebody holds the lock of output_dir."""
+def train_together(config: RunConfig, supply: Supply, serve: Serve | None, ask: Ask = lambda: 0) -> checkpoint.TrainState:
+    """Every rank calls it, and somebody holds the lock of output_dir. One rank that is asked to end is enough."""
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # micro-batches differ in size: no memory lost between
     with join_world(resolve_device(config.model.device)) as world:
-        return train_rank(config, world, supply, serve)
+        return train_rank(config, world, supply, serve, ask)
 
 
 def kept(config: RunConfig) -> str:
@@ -49,7 +52,7 @@ def kept(config: RunConfig) -> str:
     return "it has written no checkpoint yet" if newest is None else f"the same command goes on from {newest}"
 
 
-def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | None) -> checkpoint.TrainState:
+def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | None, ask: Ask) -> checkpoint.TrainState:
     if config.evaluation.served and serve is None:
         raise ValueError(f"evaluation.served={config.evaluation.served}, but nobody handed in what serves a checkpoint")
     run = build(config, world, supply)
@@ -60,7 +63,7 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
     stream = run.stream(state.step * training.draft_accumulation_steps)
     batches, window, resumed_seconds, started = iter(stream), Window(), state.seconds, time.perf_counter()
     log = RunLog(config, state.step, run.total_steps, world.is_main)
-    with log, Profiler(config, state.step, world.device, world.is_main) as profiler:
+    with log, Profiler(config, state.step, world.device, world.is_main) as profiler, noted() as signalled:
         while state.step < run.total_steps:
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)
@@ -73,15 +76,19 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
             last = state.step == run.total_steps
             with window.paused():
                 improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
+            asked = world.most(max(signalled(), ask()))
             epoch_done = training.save_per_epoch and state.step in run.epoch_ends
-            saving = last or improved or epoch_done or state.step % training.save_interval == 0
+            saving = last or improved or epoch_done or asked or state.step % training.save_interval == 0
             if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
                 window.log(log, state, run, stream.meter.take())
                 window = Window()
             if saving:
                 saver.save(state, run.model, run.optimizers)
+                if asked > SAVE and not last:
+                    saver.finish()
+                    raise Stopped(asked)
                 with window.paused():
-                    serve_checkpoint(run, serve, state.step, log)
+                    serve_checkpoint(run, serve, saver, log)
             saver.finish_if_written()
             profiler.step()
         saver.finish()
@@ -168,11 +175,14 @@ def evaluate(run: Run, state: checkpoint.TrainState, log: RunLog) -> bool:
     return improved
 
 
-def serve_checkpoint(run: Run, serve: Serve | None, step: int, log: RunLog) -> None:
-    """Tau of the draft in a real server, beside our own walk over what the server wrote. Every rank calls it, the main one serves."""
+def serve_checkpoint(run: Run, serve: Serve | None, saver: checkpoint.Saver, log: RunLog) -> None:
+    """Tau of the draft in a real server, beside our own walk over what the server wrote. Every rank calls it, the main one serves: for
+    minutes, in which a signal ends the run at once and costs nothing, since the checkpoint is complete."""
     if serve is None:
         return
+    saver.finish()
     draft = run.whole_draft()
     if run.world.is_main:
-        log.served(step, serve(run, draft))
+        with hearing(stop):
+            log.served(saver.state.step, serve(run, draft))
     run.world.barrier()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.training.test_checkpoint import Trainer, same
+from torchspec.cli import main as cli
 from torchspec.errors import Stopped, UserError
 from torchspec.export.hf import export_checkpoint
 from torchspec.export.pt import export_tensors
@@ -52,12 +53,11 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
         (tmp_path / "nowhere").read_text()
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
-def test_who_is_stopped_says_what_is_kept_and_the_innermost_knows_best(tmp_path, kind):
-    with pytest.raises(kind) as stopped, writing(tmp_path / "all", "torchspec demo", lambda: "nothing"):
+def test_who_is_stopped_says_what_is_kept_and_the_innermost_knows_best(tmp_path):
+    with pytest.raises(Stopped) as stopped, writing(tmp_path / "all", "torchspec demo", lambda: "nothing"):
         with writing(tmp_path / "out", "torchspec eval", kept):
-            raise kind
-    assert stopped.value.args == ("torchspec eval was stopped: line 7 is kept",)
+            raise Stopped(15)
+    assert (stopped.value.number, str(stopped.value)) == (15, "torchspec eval was stopped: line 7 is kept")
 
 
 def test_half_a_checkpoint_is_none_and_leaves_no_trace(tiny_method, tmp_path):
@@ -81,3 +81,19 @@ def test_a_failed_export_leaves_the_earlier_one(tiny_method, tmp_path, export, n
         export(made, out)
     assert file.read_bytes() == before
     assert export(made, out) == out and file.read_bytes() == before
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_of_every_command(monkeypatch, tmp_path, capsys):
+    """Also of one that holds no lock while it writes, as where a model is fetched or a comparison drawn."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "words of the system", str(tmp_path / "a.bin"))
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/a.bin cannot be written or read (No space left on device); free some space, or write elsewhere\n"
+    )
