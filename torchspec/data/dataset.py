@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import LongTensor
 
 from torchspec.data.encode import DEFAULTS, Options
@@ -17,6 +18,7 @@ from torchspec.data.plan import Part
 from torchspec.data.prepare import longest, prepare
 from torchspec.errors import ContractError, UserError
 from torchspec.files.contents import key
+from torchspec.files.whole import tidy
 from torchspec.records import Prompt
 from torchspec.rows.sources import resolve, state
 from torchspec.target.language_config import positions
@@ -105,10 +107,19 @@ def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEF
     name = re.sub("[/:]", "--", source.stem if isinstance(source, Path) else source.name.strip("/"))
     folder = Path(cache) / f"{name}-{key([state(source), asdict(options), hashes, positions(target), VERSION])}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(folder.parent)
     with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
         if not (folder / "manifest.json").is_file():
             prepare([path], folder, target, options, progress=progress)
     return PromptDataset(folder)
+
+
+def _tidy(cache: Path) -> None:
+    """What killed runs had begun to prepare from other contents goes; what another run prepares now it holds the lock of."""
+    for partial in cache.glob("*.partial"):
+        folder = partial.with_name(partial.name.removesuffix(".partial"))
+        with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):
+            tidy(folder)
 
 
 def check_prepared_as(dataset: PromptDataset, options: Options, target: Path) -> None:

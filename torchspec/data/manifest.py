@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchspec.errors import ContractError, UserError
 
-VERSION = 3  # of the folder's format, and of what is supervised
+VERSION = 4  # of the folder's format, and of what is supervised
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model")
 
 
@@ -31,6 +31,7 @@ class Manifest:
     truncated: int  # samples cut to max_length
     split_conversations: int  # conversations that became one sample per assistant turn
     fingerprint: str  # of all ids and masks in order
+    known_by: list[str]  # the fingerprint, and keys of the inputs' contents: other options make other samples of the same text
     version: int = VERSION
 
     @classmethod
@@ -68,6 +69,7 @@ def mixed(manifests: list[Manifest], passes: list[float]) -> Manifest:
         truncated=sum(m.truncated for m in manifests),
         split_conversations=sum(m.split_conversations for m in manifests),
         fingerprint=hashlib.sha256(parts.encode()).hexdigest()[:16],
+        known_by=[key for m in manifests for key in m.known_by],
     )
 
 

@@ -6,6 +6,7 @@ A row that is broken is *rejected* and counts towards `max_rejected`; a sample t
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,16 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from torchspec.data.encode import DEFAULTS, Options, Sample, encode_rows
+from torchspec.data.encode import DEFAULTS, Options, Outcome, Sample, encode_rows
 from torchspec.data.manifest import Manifest, tokenizer_hash
 from torchspec.errors import UserError
+from torchspec.files.whole import whole
 from torchspec.progress import with_progress
 from torchspec.rows.ledger import Ledger
-from torchspec.rows.sources import count_lines, read_rows
+from torchspec.rows.sources import check_no_input, contents_key, count_lines, read_rows
 from torchspec.target.language_config import positions, vocab_size
 
+REJECTED = "rejected.jsonl"
 ROWS_PER_WRITE = 256  # bounds the memory: at 8192 tokens a row, 10 MB
 FEATURES = datasets.Features(
     ids=datasets.List(datasets.Value("int32")),
@@ -41,54 +44,66 @@ def prepare(
     workers: int | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Everything happens in `out`.partial; `out` changes only when the new dataset is complete.
+    """`out` changes only when the new dataset is complete.
 
     limit: only the first rows. workers: processes that encode; None is one per core.
     """
     vocab, template_hash = vocab_size(target), options.chat(target).template_hash
     most = longest(target, options.max_length)
-    rows = islice(read_rows(inputs), limit)
+    rows, total = islice(read_rows(inputs), limit), limit or (count_lines(inputs) if progress else None)
+    check_no_input(out, inputs)
     _check_replaceable(out)
-    partial = _empty_folder(out.with_name(f"{out.name}.partial"))
-    total = limit or (count_lines(inputs) if progress else None)
-    with (partial / "rejected.jsonl").open("w") as listing, _SampleWriter(partial / "raw" / "raw.arrow") as writer:
+    with whole(out) as partial:
+        partial.mkdir(parents=True)
+        outcomes = with_progress(encode_rows(rows, target, options, vocab, workers), "preparing", total, progress)
+        ledger, writer = _write(outcomes, partial, most, options.min_loss_tokens)
+        try:
+            ledger.check(writer.samples, options.max_rejected)
+        except UserError as error:
+            listing = (partial / REJECTED).replace(out.with_name(f"{out.name}.rejected"))
+            raise UserError(f"{error}; all are listed in {listing}") from error
+        _save(partial)
+        manifest = Manifest(
+            inputs=list(inputs),
+            target=str(target.resolve()),
+            tokenizer_hash=tokenizer_hash(target),
+            template_hash=template_hash,
+            thinking=options.thinking,
+            last_turn_only=options.last_turn_only,
+            max_length=most,
+            min_loss_tokens=options.min_loss_tokens,
+            samples=writer.samples,
+            tokens=writer.tokens,
+            loss_tokens=writer.loss_tokens,
+            mask_share=writer.loss_tokens / writer.tokens,
+            rejected=dict(ledger.rejected),
+            filtered=dict(ledger.filtered),
+            truncated=writer.truncated,
+            split_conversations=writer.split_conversations,
+            fingerprint=writer.digest.hexdigest()[:16],
+            known_by=[writer.digest.hexdigest()[:16], *map(contents_key, inputs)],
+        ).check()
+        (partial / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    return manifest
+
+
+def _write(outcomes: Iterable[Outcome], partial: Path, most: int | None, min_loss_tokens: int) -> tuple[Ledger, "_SampleWriter"]:
+    """What can be used into raw/, what cannot into the listing. most: tokens of a sample."""
+    with (partial / REJECTED).open("w") as listing, _SampleWriter(partial / "raw" / "raw.arrow") as writer:
         ledger = Ledger(listing)
-        for outcome in with_progress(encode_rows(rows, target, options, vocab, workers), "preparing", total, progress):
+        for outcome in outcomes:
             ledger.rows += 1
             if outcome.rejected:
                 ledger.reject(outcome.where, outcome.rejected)
             writer.split_conversations += len(outcome.samples) > 1
             for sample in outcome.samples:
                 cut = sample.cut(most)
-                reason = _useless(cut, options.min_loss_tokens) or writer.add(cut, outcome.where)
+                reason = _useless(cut, min_loss_tokens) or writer.add(cut, outcome.where)
                 if reason:
                     ledger.filter(outcome.where, reason)
                 elif len(cut.ids) < len(sample.ids):
                     writer.truncated += 1
-    ledger.check(writer.samples, options.max_rejected)
-    _save(partial)
-    manifest = Manifest(
-        inputs=list(inputs),
-        target=str(target.resolve()),
-        tokenizer_hash=tokenizer_hash(target),
-        template_hash=template_hash,
-        thinking=options.thinking,
-        last_turn_only=options.last_turn_only,
-        max_length=most,
-        min_loss_tokens=options.min_loss_tokens,
-        samples=writer.samples,
-        tokens=writer.tokens,
-        loss_tokens=writer.loss_tokens,
-        mask_share=writer.loss_tokens / writer.tokens,
-        rejected=dict(ledger.rejected),
-        filtered=dict(ledger.filtered),
-        truncated=writer.truncated,
-        split_conversations=writer.split_conversations,
-        fingerprint=writer.digest.hexdigest()[:16],
-    ).check()
-    (partial / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    _replace(out, partial)
-    return manifest
+    return ledger, writer
 
 
 def longest(target: Path, max_length: int | None) -> int | None:
@@ -137,13 +152,6 @@ class _SampleWriter:
         return None
 
 
-def _empty_folder(path: Path) -> Path:
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-    return path
-
-
 def _save(partial: Path) -> None:
     """Copies the raw Arrow file into the layout that `datasets.load_from_disk` opens."""
     raw = partial / "raw"
@@ -156,12 +164,3 @@ def _save(partial: Path) -> None:
 def _check_replaceable(out: Path) -> None:
     if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out {out.resolve()} exists and is no prepared dataset; give another folder, this one would be deleted")
-
-
-def _replace(out: Path, partial: Path) -> None:
-    old = out.with_name(f"{out.name}.old")
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    if old.exists():
-        shutil.rmtree(old)

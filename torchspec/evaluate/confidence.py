@@ -16,6 +16,7 @@ from torchspec.data.dataset import open_or_prepare
 from torchspec.data.encode import Options
 from torchspec.decode.pair import Pair
 from torchspec.errors import UserError
+from torchspec.evaluate.trained_on import trained_on
 from torchspec.files.writing import writing
 from torchspec.methods.temperatures import FILE
 from torchspec.progress import with_progress
@@ -69,6 +70,7 @@ def calibrate(pair: Pair, data: str, cache: Path, limit: int | None) -> dict:
     if not pair.method.confident:
         raise UserError(f"{pair.draft} has no confidence head, so there is nothing to calibrate")
     opened = open_or_prepare(data, cache, pair.folder, Options(trust_remote_code=pair.target.spec.trust_remote_code))
+    trained_on(pair.draft, {Path(data).name: opened})
     prompts = [opened[i] for i in range(min(len(opened), limit or len(opened)))]
     asked = with_progress(iter(prompts), "calibrate", len(prompts), unit="conversations")
     parts = [said(pair, pair.target.capture(prompt)) for prompt in asked]

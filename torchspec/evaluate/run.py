@@ -24,6 +24,7 @@ from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, example
 from torchspec.evaluate.lines import print_acceptance, print_break_even, print_stopped
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
 from torchspec.evaluate.questions import DATA_SETS
+from torchspec.evaluate.trained_on import trained_on
 from torchspec.export.llamacpp import LlamaCpp
 from torchspec.files.contents import file_key, folder_key, key
 from torchspec.files.kept import Kept
@@ -73,6 +74,7 @@ def evaluating(pair: Pair, out: Path) -> AbstractContextManager[None]:
 def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings, metadata: dict) -> dict:
     options = Options(settings.thinking, trust_remote_code=pair.target.spec.trust_remote_code)
     opened = {name: open_or_prepare(path, out / "prepared", pair.folder, options) for name, path in sources.items()}
+    learned = trained_on(pair.draft, opened)
     prompts = {name: [data[i] for i in range(min(len(data), settings.limit or len(data)))] for name, data in opened.items()}
     protocol = _protocol(pair, opened, prompts, settings)
     made_from = _made_from(pair, protocol, settings)
@@ -87,6 +89,7 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
         "target": str(pair.folder),
         "draft": str(pair.draft),
         "tau_definition": TAU,
+        "trained_on": learned,
         "on_policy_share": None if settings.temperature else _on_policy_share(pair, opened),
         "protocol": protocol,
         "offline": whole,

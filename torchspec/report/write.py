@@ -8,6 +8,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 from torchspec.errors import UserError
+from torchspec.report.diverging import diverging
 from torchspec.report.page import write_page
 from torchspec.report.result_charts import acceptance_charts, break_even_charts, served_charts
 from torchspec.report.results import ALL, MODES, by_context, read_results, rows_of
@@ -29,8 +30,17 @@ def write_report(folder: Path) -> Path:
         "served": served_charts(results["served"]),
         "break_even": break_even_charts(results["break_even"]),
     }
+    learned = results["trained_on"]
+    trained = "unknown" if learned is None else "some" if learned else "none"
     alarms = [row for row in metrics if row["kind"] == "served" and row["alarm"]]
-    values = {"results": results, "charts": charts, "alarms": alarms, **_tables(results)}
+    values = {
+        "results": results,
+        "charts": charts,
+        "alarms": alarms,
+        "trained": trained,
+        "diverging": diverging(metrics),
+        **_tables(results),
+    }
     return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")
 
 

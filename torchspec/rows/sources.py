@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torchspec.errors import UserError
-from torchspec.files.contents import file_key
+from torchspec.files.contents import file_key, key
 from torchspec.rows.files import READABLE, is_array, records
 from torchspec.rows.formats import Row, to_row
 from torchspec.rows.keys import Problem
@@ -37,6 +37,18 @@ def resolve(name: str) -> Path | DataSet:
     return found
 
 
+BESIDE = ("", ".rejected", ".cut", ".header.json", ".partial")  # what a writer of `out` writes
+
+
+def check_no_input(out: Path, inputs: list[str]) -> None:
+    """What is written is not what is read, lies not inside of it, and does not hold it."""
+    for source in (Path(name) for name in inputs if Path(name).exists()):
+        for written in (out.with_name(out.name + end) for end in BESIDE):
+            same = written.exists() and written.samefile(source)
+            if same or source.resolve() in written.resolve().parents or written.resolve() in source.resolve().parents:
+                raise UserError(f"--out {out} would overwrite what is read, {source}; name another place")
+
+
 def _file(path: Path) -> Path | DataSet:
     if not os.access(path, os.R_OK):
         raise UserError(f"input {path} may not be read by this user; change its permissions")
@@ -50,6 +62,12 @@ def _file(path: Path) -> Path | DataSet:
 def state(source: Path | DataSet) -> list:
     """Changes with the contents of an input, and with the name under which its rows are listed."""
     return [str(source.resolve()), file_key(source)] if isinstance(source, Path) else source.state()
+
+
+def contents_key(name: str) -> str:
+    """Of an input, under whatever name; of a data set of the hub, with its name and revision."""
+    source = resolve(name)
+    return file_key(source) if isinstance(source, Path) else key(source.state())
 
 
 def count_lines(inputs: list[str]) -> int | None:

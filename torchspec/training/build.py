@@ -79,7 +79,10 @@ class Run:
     def data_facts(self) -> dict:
         """Facts about the text that the draft learned from; they travel with the draft into every report."""
         manifest = self.dataset.manifest
-        facts = {key: vars(manifest)[key] for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "samples")}
+        facts = {
+            key: vars(manifest)[key]
+            for key in ("target", "template_hash", "tokenizer_hash", "thinking", "fingerprint", "known_by", "samples")
+        }
         held_out = None if self.held_out is None else self.held_out.manifest.fingerprint
         leak = None if self.leak is None else self.leak.counts()
         return {**facts, "held_out": held_out, "leak": leak, "target_contents": folder_key(self.method.target.folder)}
@@ -124,7 +127,7 @@ def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, Promp
     paths = {config.dataset.train_data_path: 1.0, **config.dataset.mix}
     sources = [open_one(path, config, folder) for path in paths]
     held_out = None if config.dataset.eval_data_path is None else open_one(config.dataset.eval_data_path, config, folder)
-    if held_out is not None and held_out.manifest.fingerprint in [source.manifest.fingerprint for source in sources]:
+    if held_out is not None and any(key in source.manifest.known_by for source in sources for key in held_out.manifest.known_by):
         raise UserError("dataset.eval_data_path holds the very samples of a training source; tau must be measured on held-out text")
     return sources[0] if len(sources) == 1 else MixedDataset(sources, list(paths.values())), held_out
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torchspec.config import RunConfig
 from torchspec.console import console
+from torchspec.files.whole import whole
 from torchspec.progress import live_line
+from torchspec.report.diverging import diverging
 from torchspec.training.meter import suggested_split, verdict
 from torchspec.training.trackers import open_trackers
 
@@ -24,7 +26,8 @@ class RunLog:
         self.file = Path(config.output_dir) / METRICS
         if is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            _forget_after(self.file, step)
+        self.rows = _forget_after(self.file, step) if is_main else []
+        self.warned = False
         self.total_steps, self.started, self.first_step = total_steps, time.perf_counter(), step
         self.trackers = open_trackers(config) if is_main else []
         self.held_out_tau: float | None = None
@@ -84,12 +87,21 @@ class RunLog:
             lines.write(json.dumps(row) + "\n")
         for tracker in self.trackers:
             tracker.write(row)
+        self.rows.append(row)
+        self._warn()
+
+    def _warn(self) -> None:
+        """Once, when a run begins to diverge."""
+        sentence = diverging(self.rows)
+        if sentence and not self.warned:
+            console.print(f"WARNING: the run diverges: {sentence}", style="bold red", markup=False)
+        self.warned = sentence is not None
 
 
-def _forget_after(file: Path, step: int) -> None:
-    """A resumed run writes its steps again; lines beyond the checkpoint, and one cut by a kill, go."""
+def _forget_after(file: Path, step: int) -> list[dict]:
+    """A resumed run writes its steps again; lines beyond the checkpoint, and one cut by a kill, go. -> what stays."""
     if not file.is_file():
-        return
+        return []
     kept = []
     for line in file.read_text().splitlines():
         try:
@@ -97,7 +109,7 @@ def _forget_after(file: Path, step: int) -> None:
         except json.JSONDecodeError:  # the line that was being written when the run was killed
             continue
         if row["step"] <= step:
-            kept.append(line + "\n")
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.rename(file)
+            kept.append(row)
+    with whole(file) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return kept

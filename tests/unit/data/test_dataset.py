@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from tests.tiny import VOCABULARY
@@ -106,6 +107,25 @@ def test_prepares_once_per_content_and_options(source, tmp_path, small_folder):
     assert len(open_()) == len(first) + 1
 
 
+def test_the_same_text_is_known_though_other_options_make_other_samples(source, tmp_path, small_folder):
+    whole, cut = (open_or_prepare(source, tmp_path, small_folder, Options(max_length=n), progress=False).manifest for n in (None, 60))
+    assert whole.fingerprint != cut.fingerprint and set(whole.known_by) & set(cut.known_by)
+    copy = shutil.copy(source, tmp_path / "renamed.jsonl")
+    assert open_or_prepare(str(copy), tmp_path, small_folder, progress=False).manifest.known_by == whole.known_by
+    Path(source).write_text("".join(Path(source).read_text().splitlines(keepends=True)[1:]))
+    other = open_or_prepare(source, tmp_path, small_folder, progress=False).manifest
+    assert not set(whole.known_by) & set(other.known_by)
+
+
+def test_what_a_killed_run_had_begun_to_prepare_goes_unless_another_prepares_it(source, tmp_path, small_folder):
+    cache = tmp_path / "cache"
+    for name in ("killed", "busy"):
+        (cache / f"{name}.partial" / "raw").mkdir(parents=True)
+    with FileLock(cache / "busy.lock"):
+        open_or_prepare(source, cache, small_folder, progress=False)
+    assert [left.name for left in cache.glob("*.partial")] == ["busy.partial"]
+
+
 def test_same_size_and_time_with_other_contents_is_prepared_anew(source, tmp_path, small_folder):
     """Also through the `datasets` library, which knows files by their time."""
     folder, contents, seen = tmp_path / "set", Path(source).read_text(), []
@@ -141,7 +161,10 @@ def test_prepared_folder_must_fit_the_target(folder, tmp_path, small_folder, oth
         ({"last_turn_only": True}, "dataset.last_turn_only is True but False in"),
         ({"min_loss_tokens": 32}, "dataset.min_loss_tokens is 32 but 2 in"),
         ({"max_length": 40}, "dataset.max_length is 40 but 60 in"),
-        ({"max_length": 40, "min_loss_tokens": 3}, "min_loss_tokens is 3 but 2 in .* and dataset.max_length is 40 but 60 in .* prepare it again"),
+        (
+            {"max_length": 40, "min_loss_tokens": 3},
+            "min_loss_tokens is 3 but 2 in .* and dataset.max_length is 40 but 60 in",
+        ),
     ],
 )
 def test_a_folder_prepared_otherwise_than_the_run_says_is_refused_with_both_values(source, tmp_path, small_folder, changed, sentence):
@@ -158,7 +181,9 @@ def test_nothing_said_when_preparing_and_nothing_said_in_the_run_is_the_same(sou
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    config = RunConfig(output_dir=str(tmp_path), model={"target_model_path": str(small_folder)}, dataset={"train_data_path": str(tmp_path / "out")})
+    config = RunConfig(
+        output_dir=str(tmp_path), model={"target_model_path": str(small_folder)}, dataset={"train_data_path": str(tmp_path / "out")}
+    )
     assert len(open_one(config.dataset.train_data_path, config, small_folder)) == 20
     longer = config.model_copy(update={"dataset": config.dataset.model_copy(update={"min_loss_tokens": 3})})
     with pytest.raises(UserError, match="dataset.min_loss_tokens is 3 but 2 in"):

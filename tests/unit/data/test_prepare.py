@@ -1,6 +1,10 @@
 """Oracle: conservation. Every row is a sample or stands in rejected.jsonl with its reason; the manifest's sums are the data's."""
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 from tests.tiny import VOCABULARY
 from torchspec.chat.format import ChatFormat
 from torchspec.data import encode
-from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, encode_rows
+from torchspec.data.encode import CHUNK, ROWS_ALONE, Options, _end_with, encode_rows
 from torchspec.data.prepare import Manifest, prepare, tokenizer_hash
 from torchspec.errors import ContractError, UserError
 from torchspec.progress import with_progress, with_time_left
@@ -103,7 +107,7 @@ def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, small_folder):
     prompt, answer = tokenizer("Question 1?").input_ids, tokenizer("The answer is 1,\nas always.<|im_end|>").input_ids
     ids = {"prompt_ids": prompt, "response_ids": answer}
     asked = {"messages": conversation(1)["messages"][:1]}
-    good = [{**conversation(1), **ids}, {**asked, **ids, "response_ids": [7]}, {"prompt_ids": [1], "response_ids": [7, 8]}]
+    good = [{**conversation(1), **ids}, {**asked, **ids, "response_ids": [7, 9]}, {"prompt_ids": [1], "response_ids": [7, 8]}]
     bad = [
         {**ids, "tokenizer": "0123456789abcdef"},
         {**conversation(1, "Another answer."), **ids},
@@ -111,7 +115,7 @@ def test_token_rows_are_of_the_targets_tokenizer(run, tmp_path, small_folder):
     ]
     manifest = run([*good, *bad], max_rejected=0.5)
     rows = datasets.load_from_disk(str(tmp_path / "out"))
-    assert [row["ids"] for row in rows] == [prompt + answer, [*prompt, 7], [1, 7, 8]]
+    assert [row["ids"] for row in rows] == [prompt + answer, [*prompt, 7, 9], [1, 7, 8]]
     assert manifest.rejected == {"token ids of another tokenizer": 1, "token ids are not the row's own messages": 2}
     own = tokenizer_hash(small_folder)
     assert f"the row names '0123456789abcdef' and the target has '{own}'" in listing(tmp_path / "out")[0]["reason"]
@@ -149,10 +153,13 @@ def test_fingerprint_depends_on_the_data_alone(run):
 def test_too_many_rejected_rows_leave_the_old_dataset_alone(run, tmp_path):
     run([conversation(i) for i in range(5)])
     before = snapshot(tmp_path / "out")
-    with pytest.raises(UserError, match=r"2 of 12 rows are rejected.*'not valid JSON' \(2 times, first at .*data.jsonl:11\)"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of 12 rows are rejected.*'not valid JSON' \(2 times, first at .*data.jsonl:11\).*; all are listed in .*out.rejected",
+    ):
         run([*(conversation(i) for i in range(10)), "{", "}"])
     assert snapshot(tmp_path / "out") == before
-    assert len(listing(tmp_path / "out.partial")) == 2  # stays for the user to read
+    assert len((tmp_path / "out.rejected").read_text().splitlines()) == 2 and not (tmp_path / "out.partial").exists()
 
 
 def test_interrupted_run_leaves_the_old_dataset_alone(run, write_jsonl, tmp_path, small_folder):
@@ -247,3 +254,28 @@ def test_progress_tells_the_time_that_is_left():
     assert with_time_left("preparing: 1,000 rows", 1000, 4000, 10.0) == "preparing: 1,000 rows, 25%, eta 0:30"
     assert with_time_left("reading: 1,000 rows", 1000, None, 10.0) == "reading: 1,000 rows"
     assert list(with_progress(iter(range(5)), "reading", None, True)) == list(range(5))
+
+
+def test_processes_that_prepare_end_with_the_one_that_asked_though_it_was_killed():
+    """Their end of the pipe closes when they end."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    asking = multiprocessing.get_context("fork").Process(target=_ask_and_be_killed, args=(there,))
+    asking.start()
+    there.close()
+    assert here.recv() == "preparing" and here.poll(60)
+    with pytest.raises(EOFError):
+        here.recv()
+
+
+def _ask_and_be_killed(end):
+    started = multiprocessing.get_context("fork").Event()
+    multiprocessing.get_context("fork").Process(target=_prepare_for_ever, args=(end, started)).start()
+    started.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prepare_for_ever(end, started):
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end.send("preparing")
+    started.set()
+    threading.Event().wait()

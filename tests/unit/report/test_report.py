@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchspec.errors import UserError
+from torchspec.report.diverging import diverging
 from torchspec.report.training_charts import training_charts
 from torchspec.report.write import write_report
 
@@ -71,6 +72,7 @@ def results() -> dict:
         "target": "folder/target",
         "draft": "folder/draft",
         "tau_definition": "tokens per forward, bonus included",
+        "trained_on": [],
         "on_policy_share": 0.9853,
         "protocol": {"target": "folder/target", "temperature": 0, "thinking": None, "draft tokens per step": 3, "dtype": "bfloat16"},
         "offline": offline,
@@ -340,3 +342,36 @@ def test_an_alarm_is_red_wherever_it_was_raised(tmp_path):
     assert '<p class="bad">vllm accepts &lt;less&gt;.</p>' in page
     assert '<p class="bad">Step 150: step alarm.</p>' in page
     assert 'class="card bad"><h3>Served against own τ</h3><b>-31.0%</b>' in page
+
+
+@pytest.mark.parametrize(
+    ("learned", "label", "warned"),
+    [([], "τ offline, held-out", False), (["heldout"], "τ offline, text that trained it", True), (None, "τ offline", False)],
+)
+def test_text_that_trained_the_draft_is_not_called_held_out(tmp_path, learned, label, warned):
+    (tmp_path / "results.json").write_text(json.dumps({**results(), "trained_on": learned}))
+    text = Text(write_report(tmp_path).read_text(encoding="utf-8")).text
+    labels = [words for words in ("τ offline, held-out", "τ offline, text that trained it") if words in text] or ["τ offline"]
+    assert labels == [label] and ("This draft was trained on heldout" in text) == warned
+
+
+@pytest.mark.parametrize(
+    ("losses", "taus", "sentence"),
+    [
+        ([8, 7, 6, 5, 5, 5, 5], [1.0, 1.0, 1.2], None),
+        ([3, 2, 3.5, 3.6, 3.7, 3.8, 3.9], [1.4], "the loss is 3.700, above the 3.000 that it began with"),
+        ([3, 9, 9, 9, 9], [1.4], None),  # too few lines to tell
+        ([3, 9, 2, 9, 2, 2], [1.4], None),  # bad batches
+        ([8, 7, 6, 5, 4, 4, 4], [1.2, 1.004, 1.0, 1.0], "held-out τ is 1.00 in 3 evaluations"),
+        ([8, 7, 6, 5, 4, 4, 4], [1.0, 1.0], None),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so_on_its_page(tmp_path, losses, taus, sentence):
+    rows = [{"kind": "train", "loss": loss} for loss in losses] + [{"kind": "eval", "tau": tau} for tau in taus]
+    found = diverging(rows)
+    assert found is None if sentence is None else found.startswith(sentence)
+    if sentence:
+        (tmp_path / "results.json").write_text(json.dumps(results()))
+        common = {"step": 1, "tokens_per_second": 1.0, "block_tau": 1.0}
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
+        assert f"The run diverges: {found}." in Text(write_report(tmp_path).read_text(encoding="utf-8")).text

@@ -11,6 +11,7 @@ from torchspec.errors import UserError
 from torchspec.training.build import Run
 from torchspec.training.checkpoint import TrainState
 from torchspec.training.distributed import World
+from torchspec.training.log import RunLog
 from torchspec.training.loop import Window
 from torchspec.training.optim import build_optimizers
 from torchspec.training.stream import pack
@@ -66,3 +67,17 @@ def test_without_a_supervised_token_the_gradient_is_zero_and_weights_stay(run):
     window.update(run, 1e-3)
     assert float(window.grad_norm) == 0.0
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), before.parameters(), strict=True))
+
+
+def test_a_diverging_run_says_so_once(run, tmp_path, capsys):
+    config = run.config.model_copy(update={"output_dir": str(tmp_path)})
+    log = RunLog(config, 0, 100, is_main=True)
+    row = {"learning_rate": 1e-3, "wait": 0.0, "bytes_per_s": 0.0}
+    for step, loss in enumerate([3.0, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], start=1):
+        log.train(step, loss, 1.0, 100.0, row)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert warning.startswith(
+        "WARNING: the run diverges: the loss is 4.000, above the 3.000 that it began with; lower training.learning_rate"
+    )
+    resumed = RunLog(config, 5, 100, is_main=True)
+    assert [row["step"] for row in resumed.rows] == [1, 2, 3, 4, 5]
