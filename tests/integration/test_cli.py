@@ -104,6 +104,17 @@ def test_train_writes_metrics_checkpoints_and_a_second_start_does_nothing_more(w
     assert [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()] == rows
 
 
+@pytest.mark.parametrize("name", ["earlier", "earlier.pt"])
+def test_an_earlier_export_is_replaced_only_when_asked_for(work, name, tmp_path):
+    command, out = ("export", "--checkpoint", work / "run" / "checkpoints", "-o", tmp_path / name), tmp_path / name
+    assert torchspec(*command).returncode == 0
+    file = out if out.is_file() else out / "model.safetensors"
+    before, made = file.read_bytes(), file.stat().st_ino
+    assert f"{out} exists already; add --force to replace it" in refused(*command) and file.stat().st_ino == made
+    assert torchspec(*command, "--force").returncode == 0
+    assert file.read_bytes() == before and file.stat().st_ino != made
+
+
 def test_tensorboard_shows_the_numbers_of_the_metrics(work):
     events = EventAccumulator(str(work / "run" / "tensorboard"))
     events.Reload()
@@ -157,6 +168,13 @@ def test_eval_proves_the_decode_lossless_and_agrees_with_the_trainer(work, evalu
     best = json.loads((work / "run" / "checkpoints" / "best.json").read_text())
     assert evaluated["offline"]["tau"] == best["tau"]  # the same weights, prompts and arithmetic
     assert (work / "eval" / "report.html").stat().st_size > 0
+
+
+def test_text_that_trained_the_draft_is_not_called_held_out(work, evaluated):
+    arguments = ("-d", work / "draft", "-t", work / "target", "--dtype", "float32", "--decode", "0", "--limit", "1")
+    result = torchspec("eval", *arguments, "--data", work / "train.jsonl", "-o", work / "learned")
+    assert "WARNING: this draft was trained on train: what is measured there says nothing about new text" in result.stdout
+    assert json.loads((work / "learned" / "results.json").read_text())["trained_on"] == ["train"] and evaluated["trained_on"] == []
 
 
 def test_fewer_draft_tokens_are_proposed_and_reported(work):

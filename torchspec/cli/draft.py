@@ -47,16 +47,19 @@ def export(
     ] = None,
     with_target: Annotated[bool, typer.Option("--with-target", help="For gguf: write target.gguf as well.")] = False,
     llamacpp: LlamaCppFolder = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     trust_remote_code: Trust = False,
 ) -> None:
     """Write what servers load (vLLM, SGLang, Transformers; with --format gguf llama.cpp), read it back and compare."""
     from torchspec.cli.endings import after_export, after_gguf, after_tensors
+    from torchspec.export.folder import check_free
     from torchspec.export.hf import export_checkpoint
     from torchspec.export.pt import export_tensors
     from torchspec.training.checkpoints import best
 
     if format is Format.GGUF and target is None:
         raise UserError("--format gguf needs --target: the converter takes the tokenizer from the model that the draft was trained for")
+    check_free(out, force)
     source = checkpoint if (checkpoint / "state.json").is_file() else best(checkpoint)
     if format is Format.GGUF:
         from torchspec.export.gguf import export_gguf

@@ -140,7 +140,7 @@ def regenerate(
     from torchspec.regenerate.answering import Engine, open_answering
     from torchspec.regenerate.drop import Drop
     from torchspec.regenerate.here import Here
-    from torchspec.regenerate.run import Wanted
+    from torchspec.regenerate.run import Wanted, check_out
     from torchspec.regenerate.run import regenerate as run
     from torchspec.regenerate.share import report_share
     from torchspec.regenerate.turns import Sampling, Turns
@@ -157,6 +157,7 @@ def regenerate(
         return after_measuring(inputs, target)
     if out is None:
         raise UserError("--out is missing; name the JSONL to write, or give --measure to measure the input as it is")
+    check_out(inputs, out)
     chat = ChatFormat.load(here.folder, is_on(thinking), False, trust_remote_code)
     turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, Drop(drop_cut, drop_shorter, tuple(script or ())))
     wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp, gpus_per_server)

@@ -1,11 +1,17 @@
 """A folder that is complete or absent."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torchspec.errors import UserError
+from torchspec.files.whole import whole
+
+
+def check_free(out: Path, force: bool) -> None:
+    """An earlier draft is somebody's work: it is replaced only where that is asked for."""
+    if not force and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UserError(f"{out.resolve()} exists already; add --force to replace it, or name another --out")
 
 
 @contextmanager
@@ -13,12 +19,6 @@ def new_folder(out: Path, sign: str) -> Iterator[Path]:
     """Yields an empty folder that becomes `out` when the block ends; an older export there, told by its file `sign`, goes."""
     if out.exists() and not (out / sign).is_file():
         raise UserError(f"{out.resolve()} exists and is no export of torchspec (no {sign}); choose another folder")
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole(out) as partial:
+        partial.mkdir(parents=True)
+        yield partial

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchspec.errors import ContractError
 from torchspec.export.hf import serving_tensors
+from torchspec.files.whole import whole
 from torchspec.files.writing import writing
 from torchspec.training.checkpoint import read_json
 from torchspec.training.tensors import read_weights
@@ -21,13 +22,14 @@ def export_tensors(checkpoint: Path, out: Path) -> Path:
 def _export(checkpoint: Path, out: Path) -> Path:
     weights = serving_tensors(read_weights(checkpoint), read_json(checkpoint / "run.json")["model"]["dtype"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    _save(weights, partial)
-    written = torch.load(partial, weights_only=True)
-    different = [name for name in weights.keys() | written.keys() if name not in written or not torch.equal(weights[name], written[name])]
-    if different:
-        raise ContractError(f"{out}: tensors {different[:3]} differ from the checkpoint's; the disk is at fault, export again")
-    partial.rename(out)
+    with whole(out) as partial:
+        _save(weights, partial)
+        written = torch.load(partial, weights_only=True)
+        different = [
+            name for name in weights.keys() | written.keys() if name not in written or not torch.equal(weights[name], written[name])
+        ]
+        if different:
+            raise ContractError(f"{out}: tensors {different[:3]} differ from the checkpoint's; the disk is at fault, export again")
     return out
 
 

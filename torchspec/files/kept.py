@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from torchspec.files.whole import whole
+
 
 class Kept:
     def __init__(self, file: Path, made_from: dict):
@@ -11,11 +13,10 @@ class Kept:
         self.file, self.rows = file, {}
         head = json.dumps(made_from) + "\n"
         lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
-        whole = [line for line in lines[1:] if _is_whole(line)] if lines[:1] == [head] else []
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_text(head + "".join(whole), "utf-8")
-        partial.rename(file)
-        for line in whole:
+        complete = [line for line in lines[1:] if _is_whole(line)] if lines[:1] == [head] else []
+        with whole(file) as partial:
+            partial.write_text(head + "".join(complete), "utf-8")
+        for line in complete:
             row = json.loads(line)
             self.rows[row["key"]] = row["value"]
 

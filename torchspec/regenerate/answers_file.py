@@ -17,6 +17,7 @@ from pathlib import Path
 from torchspec.data.manifest import tokenizer_hash
 from torchspec.errors import UserError
 from torchspec.files import contents
+from torchspec.files.whole import whole
 
 
 class AnswersFile:
@@ -28,7 +29,8 @@ class AnswersFile:
         self.key, self.tokenizer = contents.key(header), tokenizer_hash(target)
         self.done: set[str] = set()  # keys of the conversations that the file holds whole
         self._mend()
-        _write_whole(self._header_file, json.dumps({"path": self.target, **header}, indent=2) + "\n")
+        with whole(self._header_file) as partial:
+            partial.write_text(json.dumps({"path": self.target, **header}, indent=2) + "\n")
 
     @property
     def _header_file(self) -> Path:
@@ -45,20 +47,18 @@ class AnswersFile:
         """Keeps whole conversations. A cut end is cut off; anything else is copied aside first, so that a kill loses nothing."""
         if not self.path.exists() or not self.path.stat().st_size:
             return
-        whole = list(_joined(self._conversations()))
-        if whole == [(0, self.path.stat().st_size)]:
+        complete = list(_joined(self._conversations()))
+        if complete == [(0, self.path.stat().st_size)]:
             return
-        if not whole or (len(whole) == 1 and whole[0][0] == 0):
-            os.truncate(self.path, whole[0][1] if whole else 0)
+        if not complete or (len(complete) == 1 and complete[0][0] == 0):
+            os.truncate(self.path, complete[0][1] if complete else 0)
             return
         file = self.path.resolve()  # a link stays one
-        partial = file.with_name(f"{file.name}.partial")
-        with file.open("rb") as source, partial.open("wb") as sink:
-            for start, end in whole:
+        with whole(file) as partial, file.open("rb") as source, partial.open("wb") as sink:
+            for start, end in complete:
                 source.seek(start)
                 for block in _blocks(source, end - start):
                     sink.write(block)
-        partial.replace(file)
 
     def _conversations(self) -> Iterator[tuple[int, int]]:
         """Byte ranges of whole conversations; their keys go into `done`."""
@@ -150,9 +150,3 @@ def _blocks(source, size: int) -> Iterator[bytes]:
     while size and (block := source.read(min(size, 2**20))):
         size -= len(block)
         yield block
-
-
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)

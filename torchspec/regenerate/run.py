@@ -21,7 +21,7 @@ from torchspec.regenerate.drop import KEEP_ALL
 from torchspec.regenerate.report import Counts, kind
 from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
-from torchspec.rows.sources import count_lines, read_rows
+from torchspec.rows.sources import check_no_input, count_lines, read_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Wanted:
 def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wanted) -> Counts:
     """Adds to `out` until every conversation that can be answered is there. What cannot is listed in `out`.rejected; with
     `drop`, conversations whose first answer is dropped are kept apart in `out`.dropped, so that they are not answered again."""
-    _check_out(inputs, out)
+    check_out(inputs, out)
     counts, listing = Counts(), out.with_name(f"{out.name}.rejected")
     with (
         writing(out, "torchspec regenerate", lambda: f"{out} keeps its whole conversations, and the same command goes on there"),
@@ -88,13 +88,12 @@ class Files:
             self.dropped.add([(c.key, [c.dropped | {"last": True, "ended": c.ended}]) for c in whole])
 
 
-def _check_out(inputs: list[str], out: Path) -> None:
+def check_out(inputs: list[str], out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name the .jsonl to write")
     if not_folder := next((parent for parent in out.parents if parent.is_file()), None):
         raise UserError(f"--out {out} lies below {not_folder}, which is a file; name another place")
-    if any(Path(name).resolve() == out.resolve() for name in inputs):
-        raise UserError(f"--out {out} is an input as well; name another file")
+    check_no_input(out, inputs)
 
 
 def _todo(rows: Iterator[Row], wanted: Wanted, done: set[str], refused: TextIO, counts: Counts) -> Iterator[Conversation]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from torchspec.errors import ContractError, UserError
+from torchspec.files.whole import whole
 
 RESULTS = "results.json"
 PARTS = ("title", "draft", "tau_definition", "protocol", "hardware", "offline", "decode", "datasets", "served", "break_even")
@@ -32,9 +33,8 @@ def write_results(results: dict, file: Path) -> None:
     """Whole or not at all."""
     if broken := _not_finite(results):
         raise ContractError(f"{', '.join(broken[:3])} came out as NaN or infinity, so nothing is reported; look after the draft's weights")
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.rename(file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _not_finite(value: object, name: str = "") -> list[str]:

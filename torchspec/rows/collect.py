@@ -14,11 +14,12 @@ from pathlib import Path
 from rich.console import Console
 
 from torchspec.errors import UserError
+from torchspec.files.whole import whole
 from torchspec.progress import with_progress
 from torchspec.rows.conversation import BadRow, assistant_turns
 from torchspec.rows.formats import Row
 from torchspec.rows.ledger import Ledger
-from torchspec.rows.sources import count_lines, read_rows, resolve
+from torchspec.rows.sources import check_no_input, count_lines, read_rows, resolve
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,38 @@ def check_arguments(out: Path, target: str | None, sample_size: int | None, held
 
 def collect(inputs: list[str], out: Path, sample_size: int | None, seed: int, max_rejected: float, progress: bool = True) -> Collected:
     """`out` changes only when the new file is complete. A sample is held in memory, a whole data set is not."""
+    _check_replaceable(out, inputs)
     rows, total = read_rows(inputs), count_lines(inputs) if progress else None
     listing = out.with_name(out.name + ".rejected")
-    partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with listing.open("w", encoding="utf-8") as refused, partial.open("w", encoding="utf-8") as file:
+    with whole(out) as partial, listing.open("w", encoding="utf-8") as refused:
         ledger = Ledger(refused)
-        with closing(_usable(with_progress(rows, "reading", total, progress), ledger)) as lines:
+        with (
+            partial.open("w", encoding="utf-8") as file,
+            closing(_usable(with_progress(rows, "reading", total, progress), ledger)) as lines,
+        ):
             for line in _draw(lines, sample_size, seed):
                 written += file.write(line) > 0
-    usable = ledger.rows - ledger.rejected.total() - ledger.filtered.total()
-    ledger.check(usable, max_rejected)
-    partial.rename(out)
+        usable = ledger.rows - ledger.rejected.total() - ledger.filtered.total()
+        ledger.check(usable, max_rejected)
     if usable == ledger.rows:
         listing.unlink()
     return Collected(out, listing, written, usable, ledger)
+
+
+def _check_replaceable(out: Path, inputs: list[str]) -> None:
+    """A file of ours may be made anew; somebody's own is not replaced."""
+    check_no_input(out, inputs)
+    if out.is_file() and out.stat().st_size:
+        with out.open("rb") as file:
+            first = file.readline()
+        try:
+            ours = json.loads(first).keys() in ({"id", "messages"}, {"id", "messages", "tools"})
+        except (ValueError, AttributeError):
+            ours = False
+        if not ours:
+            raise UserError(f"--out {out} exists and holds no conversations of `torchspec prepare`; name another file, or move this one")
 
 
 def _usable(rows: Iterator[Row], ledger: Ledger) -> Iterator[str]:

@@ -37,7 +37,7 @@ def resolve(name: str) -> Path | DataSet:
     return found
 
 
-BESIDE = ("", ".rejected", ".cut", ".header.json", ".partial")  # what a writer of `out` writes
+BESIDE = ("", ".rejected", ".dropped", ".header.json", ".partial")  # what a writer of `out` writes
 
 
 def check_no_input(out: Path, inputs: list[str]) -> None:

@@ -11,6 +11,7 @@ from torchspec.errors import UserError
 from torchspec.export.gguf import convert_draft, convert_target
 from torchspec.export.llamacpp import LlamaCpp
 from torchspec.files.contents import folder_key, key
+from torchspec.files.whole import whole
 from torchspec.serve.client import PATIENCE, Client, Reply, Request
 from torchspec.serve.options import Serving
 from torchspec.serve.prometheus import by_position
@@ -56,12 +57,11 @@ def files(served: Served, serving: Serving, folder: Path) -> Served:
     for name, file in made.items():
         if file.is_file():
             continue
-        partial = file.with_suffix(".partial")
-        if name == "target":
-            convert_target(llamacpp, served.target, partial, served.dtype, python)
-        else:
-            convert_draft(llamacpp, served.draft, served.target, partial, served.dtype, python, served.gguf_facts)
-        partial.rename(file)
+        with whole(file) as partial:
+            if name == "target":
+                convert_target(llamacpp, served.target, partial, served.dtype, python)
+            else:
+                convert_draft(llamacpp, served.draft, served.target, partial, served.dtype, python, served.gguf_facts)
     return replace(served, **made)
 
 

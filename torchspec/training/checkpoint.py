@@ -9,7 +9,9 @@ Tensors go through PyTorch's distributed checkpoint (DCP) in its safetensors for
 
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +52,8 @@ class Saver:
         # the thread's collectives must not meet the loop's
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
         self.writing: Future | None = None
+        for left in root.glob(".partial_*") if world.is_main else ():  # of a run that was killed while it wrote
+            shutil.rmtree(left)
         self.state: TrainState | None = None
 
     def save(self, state: TrainState, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -59,12 +63,8 @@ class Saver:
         self._check_finite(saved)
         partial = self._partial(state.step)
         if self.world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self.draft_config.save_pretrained(partial)
-            (partial / "run.json").write_text(self.config.model_dump_json(indent=2))
-            (partial / "data.json").write_text(json.dumps(self.data_facts, indent=2))
-            (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+            with none_left(partial):
+                self._describe(partial)
         self.world.barrier()
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
         started = dcp.async_save(saved, storage_writer=writer, process_group=self.group, no_dist=self.world.size == 1)
@@ -87,6 +87,14 @@ class Saver:
             self._partial(self.state.step).rename(complete)
         self._publish()
 
+    def _describe(self, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.draft_config.save_pretrained(partial)
+        (partial / "run.json").write_text(self.config.model_dump_json(indent=2))
+        (partial / "data.json").write_text(json.dumps(self.data_facts, indent=2))
+        (partial / "state.json").write_text(json.dumps(asdict(self.state), indent=2))
+
     def _check_finite(self, saved: dict[str, Tensor]) -> None:
         """Ranks stop together, though the broken numbers may be one rank's."""
         broken = [name for name, value in saved.items() if not is_finite(value)]
@@ -108,15 +116,25 @@ class Saver:
 
 
 def _written(writing: Future, partial: Path) -> None:
-    """Waits for a checkpoint's files. Half of them are no use to anybody, and the disk may need the room."""
+    """Waits for a checkpoint's files."""
     try:
-        writing.result()
+        with none_left(partial):
+            writing.result()
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values() if isinstance(cause, OSError)]
         if not causes:
             raise
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(causes[0].errno, causes[0].strerror, str(partial)) from error
+
+
+@contextmanager
+def none_left(partial: Path) -> Iterator[None]:
+    """Half of a checkpoint's files are no use to anybody, and the disk may need the room."""
+    try:
+        yield
+    except (OSError, CheckpointException):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], world: World) -> TrainState:

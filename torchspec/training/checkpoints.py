@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from torchspec.errors import UserError
+from torchspec.files.whole import whole
 
 LATEST, BEST = "latest_checkpointed_iteration.txt", "best.json"
 
@@ -28,9 +29,8 @@ def point_to(root: Path, step: int, best_step: int, best_tau: float) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    partial.rename(file)
+    with whole(file) as partial:
+        partial.write_text(text)
 
 
 def rotate(root: Path, keep: int, best_step: int, newest: int) -> None:

@@ -192,7 +192,7 @@ def test_stopped_between_batches_keeps_what_was_answered(resampled, finished, tm
     def interrupted(*asked):
         calls.append(asked)
         if len(calls) == 3:
-            raise Stopped
+            raise Stopped(15)
         return generate(*asked)
 
     regenerator.generate = interrupted
@@ -290,7 +290,9 @@ def test_a_full_disk_is_one_sentence(regenerator, finished, tmp_path):
 @pytest.mark.parametrize("out", [".", "in.jsonl", "in.jsonl/out.jsonl"])
 def test_an_out_that_cannot_be_meant(regenerator, write_jsonl, tmp_path, out):
     source = write_jsonl("in.jsonl", [chat("Hi")])
-    with pytest.raises(UserError, match=r"is a folder; name|is an input as well; name|lies below .*in.jsonl, which is a file; name"):
+    with pytest.raises(
+        UserError, match=r"is a folder; name|would overwrite what is read, .*in.jsonl; name|lies below .*in.jsonl, which is a file; name"
+    ):
         regenerate([source], tmp_path / out, regenerator, 1, None)
 
 

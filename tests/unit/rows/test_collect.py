@@ -12,7 +12,7 @@ from rich.console import Console
 
 from torchspec.errors import UserError
 from torchspec.rows.collect import check_arguments, collect
-from torchspec.rows.sources import read_rows
+from torchspec.rows.sources import check_no_input, read_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,12 +99,37 @@ def test_a_sample_is_drawn_evenly_from_the_usable_rows_and_by_the_seed(write_jso
 
 def test_bad_input_leaves_the_old_file_alone(write_jsonl, tmp_path):
     out = tmp_path / "out.jsonl"
-    out.write_text("old")
+    out.write_text('{"id": "old:1", "messages": []}\n')
+    before = out.read_bytes()
     with pytest.raises(UserError, match="4 of 7 rows are rejected"):
         collect([write_jsonl("blend.jsonl", BLEND)], out, 1, 0, 0.1, progress=False)
     with pytest.raises(UserError, match="no file at"):
         collect(["nowhere.jsonl"], out, 1, 0, 0.1, progress=False)
-    assert out.read_text() == "old"
+    assert out.read_bytes() == before and not (tmp_path / "out.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize("text", ["my notes", '{"messages": []}\n', "[1]"])
+def test_a_file_that_somebody_else_wrote_is_not_replaced(write_jsonl, tmp_path, text):
+    out = tmp_path / "out.jsonl"
+    out.write_text(text)
+    with pytest.raises(UserError, match="holds no conversations of `torchspec prepare`; name another file"):
+        collect([write_jsonl("blend.jsonl", BLEND)], out, 1, 0, 1.0, progress=False)
+    assert out.read_text() == text
+
+
+@pytest.mark.parametrize("out", ["in.jsonl", "other/../in.jsonl", "link.jsonl", "hard.jsonl", "folder/new.jsonl", "answers.jsonl"])
+def test_what_is_read_is_never_what_is_written(tmp_path, out):
+    """By any name of the file; inside of a folder that is read as a data set; and beside the output, where its lists go."""
+    source, folder, dropped = tmp_path / "in.jsonl", tmp_path / "folder", tmp_path / "answers.jsonl.dropped"
+    (tmp_path / "other").mkdir()
+    folder.mkdir()
+    for file in (source, dropped, folder / "train.jsonl"):
+        file.write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    with pytest.raises(UserError, match="would overwrite what is read, .*; name another place"):
+        check_no_input(tmp_path / out, [str(dropped), str(folder), str(source)])
+    check_no_input(tmp_path / "new.jsonl", [str(dropped), str(folder), str(source), "owner/name"])
 
 
 def test_arguments_that_do_not_go_together():
