@@ -21,7 +21,7 @@ alone count; ranks x accumulation as long as their product stays; what is saved,
 
 One run writes an `output_dir` at a time: the second is refused with the first one's process, and a lock goes with its holder, however it
 ends. The lock is flock of the file system, on NFS also between nodes; where there is none, a warning says so. Ctrl-C and SIGTERM stop a
-run with exit code 130 and the checkpoint that the same command goes on from; so does a full disk, with exit code 2.
+run within its step, with a checkpoint that the same command goes on from and exit code 130 or 143; so does a full disk, with exit code 2.
 """
 
 

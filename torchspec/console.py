@@ -11,6 +11,7 @@ LEAST_WIDTH = 8  # of the names: those of one command stand below one another, w
 console = Console(highlight=False, soft_wrap=True)
 PLAIN = {"τ": "tau", "→": "->", "×": "x", "–": "-", "…": "...", "█": "#", "•": "*", "│": "|", "─": "-", "━": "-", "“": '"', "”": '"'}
 
+
 def print_rows(rows: dict[str, str]) -> None:
     """A name and its text in each line, the texts below one another. A command ends with them: `result`, the number, `next`."""
     width = max(LEAST_WIDTH, *map(len, rows))
