@@ -32,7 +32,7 @@ class Trainer:
     def __init__(self, method, steps: int, seed: int = 0, **training):
         values = {"output_dir": "o", "model": {"target_model_path": "t", "dtype": "float32"}, "dataset": {"train_data_path": "d"}}
         self.config = RunConfig(**values, training={"weight_decay": 0.1, **training})
-        self.facts = {"fingerprint": "ids", "held_out": None, "target_contents": "weights"}
+        self.facts = {"fingerprint": "ids", "held_out": None, "target_contents": "weights", "thinking": None, "samples": 1}
         self.method, self.model = method, method.build(torch.Generator().manual_seed(seed))
         self.optimizers = build_optimizers(self.model, self.config.training)
         for _ in range(steps):
