@@ -11,7 +11,7 @@ from torchspec.errors import UserError
 from torchspec.report.page import write_page
 from torchspec.report.result_charts import acceptance_charts, break_even_charts, served_charts
 from torchspec.report.results import ALL, MODES, by_context, read_results, rows_of
-from torchspec.report.training_charts import training_charts
+from torchspec.report.training_charts import generalisation, training_charts
 
 PROMPT_CHARACTERS = 110
 
@@ -30,7 +30,7 @@ def write_report(folder: Path) -> Path:
         "break_even": break_even_charts(results["break_even"]),
     }
     alarms = [row for row in metrics if row["kind"] == "served" and row["alarm"]]
-    values = {"results": results, "charts": charts, "alarms": alarms, **_tables(results)}
+    values = {"results": results, "charts": charts, "alarms": alarms, "generalisation": generalisation(metrics), **_tables(results)}
     return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")
 
 
