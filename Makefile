@@ -78,7 +78,7 @@ $(INTEROP)/zlab/.ready: setup
 $(INTEROP)/speculators/.ready: setup
 	mkdir -p $(INTEROP)/speculators
 	$(INSTALL) --no-deps --target $(INTEROP)/speculators speculators==0.9.0 hs-connectors==0.9.0 loguru==0.7.3 openai==3.57.0 \
-		jiter==0.19.0 distro==1.9.0 sniffio==1.3.1
+		jiter==0.19.0 distro==1.9.0 sniffio==1.3.1 httpx==0.28.1 httpcore==1.0.9 pydantic-settings==2.16.3 python-dotenv==1.2.4
 	touch $@
 
 clean:

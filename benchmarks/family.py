@@ -15,9 +15,11 @@ from learning import SETTINGS, TRIAL_STEPS, Setting, every_anchor, split
 
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
+from torchspec.decode.pair import Pair
 from torchspec.evaluate.break_even import draft_seconds
 from torchspec.evaluate.decoded import Decoder
 from torchspec.evaluate.run import spread
+from torchspec.records import Features
 
 FILE = Path(__file__).parent / "results" / "family.jsonl"
 RATES, SPEEDS = FILE.with_name("family_rates.json"), FILE.with_name("family_speeds.json")
@@ -92,13 +94,18 @@ def cost(found: dict[str, list[float]], name: str) -> float:
 def measure(setting: Setting, steps: int, seed: int) -> dict:
     setting.train(steps, seed)
     pair = setting.pair(steps, seed)
-    held_out, total = setting.held_out(pair, steps, seed), Acceptance(pair.method.block_size)
+    row = {"method": setting.name, "overrides": setting.overrides, "seed": seed, "training_steps": steps}
+    return row | score(pair, setting.held_out(pair, steps, seed))
+
+
+def score(pair: Pair, held_out: list[Features]) -> dict:
+    """The walk over the held-out conversations, whoever trained the draft."""
+    total = Acceptance(pair.method.block_size)
     for features in held_out:
         for accepted, length in accepted_per_step(pair.method, pair.model, features):
             total.add_answer(accepted, length)
     return {
-        "method": setting.name, "overrides": setting.overrides, "seed": seed, "training_steps": steps, **total.to_json(),
-        "every_anchor": every_anchor(pair, held_out),
+        **total.to_json(), "every_anchor": every_anchor(pair, held_out),
         "parameters": sum(parameter.numel() for parameter in pair.method.skeleton().parameters()),  # a loaded draft's are packed
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ logits it computes.
 import sys
 
 import torch
+from torch import Tensor
 from transformers import Qwen3Config
 
 from torchspec.records import Batch
@@ -41,22 +42,33 @@ class Speculators:
                 self.model.get_submodule(name).weight.normal_(std=shape.hidden**-0.5)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        documents = torch.repeat_interleave(torch.arange(len(shape.lengths)), torch.tensor(shape.lengths)).to(device)
-        positions = torch.cat([torch.arange(length) for length in shape.lengths]).to(device)
-        self.inputs = {
-            "hidden_states": batch.context[None], "input_ids": batch.ids[None].to(device),
-            "loss_mask": batch.loss_mask[None].to(device),
-            "verifier_last_hidden_states": torch.randn(1, len(batch.ids), shape.hidden, device=device).to(torch.bfloat16),
-            "document_ids": documents[None], "position_ids": positions[None],
+        last = torch.randn(len(batch.ids), shape.hidden, device=device).to(torch.bfloat16)
+        self.inputs = inputs(batch, batch.context, last) | {
             "max_anchors": shape.anchors * len(shape.lengths), "gamma": 7.0,
             "loss_config": resolve_loss_config("ce", "fused" if cuda else "eager"),
         }  # fmt: skip
 
     def step(self, seed: int) -> None:
         torch.manual_seed(seed)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            _, loss, _ = self.model(**self.inputs)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        take_step(self.model, self.inputs, [self.optimizer])
+
+
+def inputs(batch: Batch, context: Tensor, last: Tensor) -> dict[str, Tensor]:
+    """A batch as its collator lays it out, without padding. context [T, K*H_t]; last: states before the target's final norm [T, H_t]."""
+    documents = torch.repeat_interleave(torch.arange(len(batch.lengths)), torch.tensor(batch.lengths))
+    positions = torch.cat([torch.arange(length) for length in batch.lengths])
+    rows = {"input_ids": batch.ids, "loss_mask": batch.loss_mask, "document_ids": documents, "position_ids": positions}
+    rows = {name: row.to(context.device) for name, row in rows.items()}
+    return {name: row[None] for name, row in {**rows, "hidden_states": context, "verifier_last_hidden_states": last}.items()}
+
+
+def take_step(model: torch.nn.Module, arguments: dict, optimizers: list[torch.optim.Optimizer]) -> None:
+    """What its Trainer.train_epoch does with a batch."""
+    with torch.autocast(arguments["hidden_states"].device.type, dtype=torch.bfloat16):
+        _, loss, _ = model(**arguments)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()

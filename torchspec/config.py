@@ -29,7 +29,7 @@ FREE_TO_CHANGE = {  # in a run that is resumed; all other fields of these sectio
         "num_workers", "gpus_per_worker", "memory_fraction", "server_url", "transfer", "mooncake", "replay_dir", "replay_gib",
         "max_tries", "max_dropped", "cache_gib",
     },
-    "evaluation": {"interval", "served", "served_samples", "served_max_new_tokens", "served_python", "served_args"},
+    "evaluation": {"interval", "patience", "served", "served_samples", "served_max_new_tokens", "served_python", "served_args"},
 }  # fmt: skip
 
 
@@ -63,8 +63,10 @@ class RunConfig(Section):
             raise ValueError(f"dataset.mix names dataset.train_data_path={self.dataset.train_data_path!r} again; name every source once")
         if self.evaluation.served == "sglang" and self.draft.method == "eagle3" and self.draft.norm_before_residual:
             raise ValueError("evaluation.served=sglang ignores draft.norm_before_residual; leave it out, or serve with vllm")
-        if self.evaluation.served and self.dataset.eval_data_path is None:
-            raise ValueError(f"evaluation.served={self.evaluation.served} needs held-out prompts; set dataset.eval_data_path")
+        for key in ("served", "patience"):
+            value = getattr(self.evaluation, key)
+            if value is not None and self.dataset.eval_data_path is None:
+                raise ValueError(f"evaluation.{key}={value} needs held-out prompts; set dataset.eval_data_path")
         return self
 
     @property

@@ -36,9 +36,33 @@ def test_the_recipe_loads_and_plans(recipe, here):
     if inference.num_workers == 0:
         assert "one process" in text
         return
-    bytes_per_token = 2 * 64 + 2 * 4 if inference.transfer_dtype == "fp8" else 2 * 64 * 2  # two layers of width 64, a scale each
+    layers = 3 if config.draft.method == "eagle3" else 2  # EAGLE-3 learns from the last layer as well
+    bytes_per_token = layers * (64 + 4) if inference.transfer_dtype == "fp8" else layers * 64 * 2  # of width 64, a scale each
     assert f"{inference.num_workers} {inference.inference_engine_type} capture workers" in text
     assert f"{bytes_per_token:,} bytes per token" in text
+
+
+ANOTHER = "# Another method: "
+TARGETS = {
+    "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3.5-9B", "openai/gpt-oss-20b", "meta-llama/Llama-3.1-8B-Instruct",
+    "google/gemma-3-12b-it",
+}  # fmt: skip
+
+
+def test_every_target_has_a_recipe_with_reasons_and_its_line_for_another_method_holds():
+    """A key that is not a matter of taste says why it has its value."""
+    found = {}
+    for recipe in RECIPES:
+        another = [line for line in recipe.read_text().splitlines() if line.startswith(ANOTHER)]
+        if another:
+            config, other = load_config(str(recipe), []), load_config(str(recipe), another[0].removeprefix(ANOTHER).split())
+            assert other.draft.method != config.draft.method and other.draft.num_anchors == config.draft.num_anchors
+            found[config.model.target_model_path] = recipe
+    assert found.keys() == TARGETS
+    for recipe in found.values():
+        for key in ("num_anchors", "max_length", "draft_accumulation_steps", "num_epochs", "learning_rate"):
+            (line,) = [line for line in recipe.read_text().splitlines() if line.strip().startswith(f"{key}:")]
+            assert " # " in line, f"{recipe.name}: {line}"
 
 
 def test_a_segment_that_cannot_hold_what_is_under_way_is_refused(here):

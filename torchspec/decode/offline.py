@@ -33,7 +33,12 @@ def accepted_per_step(method: Method, model: Callable, features: Features) -> li
 
 
 def evaluate_offline(method: Method, model: Callable, capture: Capture, prompts: Iterable[Prompt]) -> Acceptance:
-    total = Acceptance(method.block_size)
+    return evaluate_anchors(method, model, capture, prompts)[0]
+
+
+def evaluate_anchors(method: Method, model: Callable, capture: Capture, prompts: Iterable[Prompt]) -> tuple[Acceptance, Tensor]:
+    """The walk's counts, and [2]: right drafts plus one, summed over every anchor, and the number of anchors: block_tau of these texts."""
+    total, every_anchor = Acceptance(method.block_size), torch.zeros(2, dtype=torch.float64)
     for prompt in prompts:
         features = capture.capture(prompt)
         on_device = Features(
@@ -42,9 +47,10 @@ def evaluate_offline(method: Method, model: Callable, capture: Capture, prompts:
             features.layer_ids,
             features.producer,
         )
-        for accepted, length in accepted_per_step(method, model, on_device):
-            total.add_answer(accepted, length)
-    return total
+        for right in right_drafts(method, model, on_device):
+            total.add_answer(walk(right.tolist()), len(right) + 1)
+            every_anchor += torch.tensor([float(right.sum()) + len(right), len(right)])
+    return total, every_anchor
 
 
 def evaluate_expected(method: Method, model: Callable, target: HFCapture, prompts: Iterable[Prompt], temperature: float) -> Acceptance:

@@ -14,7 +14,7 @@ def training_charts(rows: list[dict]) -> list[Chart]:
         sentence = "Weighted mean over the slots of a block. Lower is better."
         charts.append(chart("training_loss", "Training loss", sentence, _draw_loss, train))
     if train or held_out:
-        sentence = "Tokens per target forward. Grey: estimate on training blocks. Blue: held-out text. Higher is better."
+        sentence = "Tokens per target forward, higher is better. Where the grey and the dashed line part, text is learned by heart."
         charts.append(chart("training_tau", "Acceptance length τ", sentence, _draw_tau, train, held_out, served))
     if train and "slot_accuracy" in train[0]:  # a method's own metric: another method may not have it
         sentence = "How often the draft's first choice is right, slot by slot. Late slots are harder."
@@ -23,6 +23,21 @@ def training_charts(rows: list[dict]) -> list[Chart]:
         sentence = "Training speed. The target's own forward passes (capture) are included."
         charts.append(chart("training_speed", "Tokens per second", sentence, _draw_speed, train))
     return charts
+
+
+def generalisation(rows: list[dict]) -> str | None:
+    """How much of what training text gains over plain decoding held-out text gains as well, where held-out tau was highest."""
+    held_out = [row for row in rows if row["kind"] == "eval"]
+    if not held_out:
+        return None
+    best, since = max(held_out, key=lambda row: row["tau"]), held_out[-1]["since_best"]
+    text, training = best["block_tau"], best["training_block_tau"]
+    share = f": {(text - 1) / (training - 1):.0%} of the gain carries over" if training > 1 else ""
+    after = f" Evaluations since then, none of them better: {since}." if since else ""
+    return (
+        f"At step {best['step']}, the best, the draft gets {text:.2f} tokens per forward after every token of held-out text and "
+        f"{training:.2f} on training text{share}.{after}"
+    )
 
 
 def _line(axes: Axes, rows: list[dict], key: str, **style) -> None:
@@ -45,9 +60,10 @@ def _draw_loss(axes: Axes, train: list[dict]) -> None:
 def _draw_tau(axes: Axes, train: list[dict], held_out: list[dict], served: list[dict]) -> None:
     axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="plain decoding")
     if train:
-        _line(axes, train, "block_tau", color=GREY, label="training blocks")
+        _line(axes, train, "block_tau", color=GREY, label="training text, every token")
     if held_out:
-        _line(axes, held_out, "tau", color=BLUE, label="held-out text")
+        _line(axes, held_out, "block_tau", color=BLUE, linestyle="--", alpha=0.6, label="held-out text, every token")
+        _line(axes, held_out, "tau", color=BLUE, label="held-out text, decoded")
         best = max(held_out, key=lambda row: row["tau"])
         below = {"xytext": (0, -7), "textcoords": "offset points", "ha": "right", "va": "top"}  # the training curve runs above
         axes.annotate(f"best {best['tau']:.2f}", (best["step"], best["tau"]), color=BLUE, **below)

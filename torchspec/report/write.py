@@ -12,7 +12,7 @@ from torchspec.report.diverging import diverging
 from torchspec.report.page import write_page
 from torchspec.report.result_charts import acceptance_charts, break_even_charts, served_charts
 from torchspec.report.results import ALL, MODES, by_context, read_results, rows_of
-from torchspec.report.training_charts import training_charts
+from torchspec.report.training_charts import generalisation, training_charts
 
 PROMPT_CHARACTERS = 110
 
@@ -39,6 +39,7 @@ def write_report(folder: Path) -> Path:
         "alarms": alarms,
         "trained": trained,
         "diverging": diverging(metrics),
+        "generalisation": generalisation(metrics),
         **_tables(results),
     }
     return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")

@@ -40,6 +40,9 @@ class TrainState:
     seconds: float = 0.0  # wall-clock of training, over all resumptions
     best_tau: float = 0.0
     best_step: int = 0
+    since_best: int = 0  # evaluations after the one that raised best_tau
+    right: float = 0.0  # sum of block_tau over the blocks trained on since the last evaluation, all ranks
+    blocks: float = 0.0  # their number
     micro_batches_per_step: int = 1  # over all ranks; the position in the data follows from it and `step`
 
 

@@ -72,6 +72,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     interval: PositiveInt = Field(100, description="steps between evaluations on the held-out text")
     max_samples: PositiveInt = Field(64, description="held-out samples per evaluation during training")
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many evaluations in a row that did not raise held-out tau; none: train to the last step"
+    )
     served: Literal["vllm", "sglang"] | None = Field(None, description="engine that every checkpoint is also served in, for the same tau")
     served_samples: PositiveInt = Field(16, description="held-out prompts sent to that server")
     served_max_new_tokens: PositiveInt = Field(128, description="most tokens of one of its answers")

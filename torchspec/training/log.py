@@ -9,6 +9,7 @@ from torchspec.console import console
 from torchspec.files.whole import whole
 from torchspec.progress import live_line
 from torchspec.report.diverging import diverging
+from torchspec.training.checkpoint import TrainState
 from torchspec.training.meter import suggested_split, verdict
 from torchspec.training.trackers import open_trackers
 
@@ -74,7 +75,17 @@ class RunLog:
             return
         self.held_out_tau = row["tau"]
         self.write({"kind": "eval", "step": step, **row})
-        console.print(f"step {step}: held-out τ {row['tau']:.3f} over {row['steps']} target forwards")
+        console.print(
+            f"step {step}: held-out τ {row['tau']:.3f} over {row['steps']} target forwards; "
+            f"after every token {row['block_tau']:.2f}, on training text {row['training_block_tau']:.2f}"
+        )
+
+    def stopped(self, state: TrainState) -> None:
+        if self.is_main:
+            console.print(
+                f"stopped at step {state.step} of {self.total_steps}: held-out τ has not risen above {state.best_tau:.3f} since step "
+                f"{state.best_step} (evaluation.patience={self.config.evaluation.patience}); with a larger one the same command goes on"
+            )
 
     def served(self, step: int, row: dict) -> None:
         self.write({"kind": "served", "step": step, **row})

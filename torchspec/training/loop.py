@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchspec.config import RunConfig
-from torchspec.decode.offline import evaluate_offline
+from torchspec.decode.offline import evaluate_anchors
 from torchspec.errors import Stopped, UserError
 from torchspec.files.writing import writing
 from torchspec.nn.device import resolve_device
@@ -64,7 +64,7 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
     batches, window, resumed_seconds, started = iter(stream), Window(), state.seconds, time.perf_counter()
     log = RunLog(config, state.step, run.total_steps, world.is_main)
     with log, Profiler(config, state.step, world.device, world.is_main) as profiler, noted() as signalled:
-        while state.step < run.total_steps:
+        while state.step < run.total_steps and not out_of_patience(config, state):
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)
                 sync_gradients(run.compute, remaining == 0)
@@ -74,14 +74,18 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
             state.seconds = resumed_seconds + time.perf_counter() - started
             log.advance(state.step)
             last = state.step == run.total_steps
-            with window.paused():
-                improved = (last or state.step % config.evaluation.interval == 0) and evaluate(run, state, log)
             asked = world.most(max(signalled(), ask()))
             epoch_done = training.save_per_epoch and state.step in run.epoch_ends
-            saving = last or improved or epoch_done or asked or state.step % training.save_interval == 0
-            if saving or state.step % config.tracking.log_interval == 0:  # no window spans a checkpoint: a resumed run logs the same lines
+            saving = last or epoch_done or asked or state.step % training.save_interval == 0
+            evaluating = run.held_out is not None and (last or state.step % config.evaluation.interval == 0)
+            # no window spans a checkpoint or an evaluation: a resumed run logs the same lines
+            if saving or evaluating or state.step % config.tracking.log_interval == 0:
                 window.log(log, state, run, stream.meter.take())
                 window = Window()
+            if evaluating:
+                with window.paused():
+                    improved = evaluate(run, state, log)
+                saving = saving or improved or out_of_patience(config, state)
             if saving:
                 saver.save(state, run.model, run.optimizers)
                 if asked > SAVE and not last:
@@ -92,7 +96,13 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
             saver.finish_if_written()
             profiler.step()
         saver.finish()
+        if state.step < run.total_steps:
+            log.stopped(state)
     return state
+
+
+def out_of_patience(config: RunConfig, state: checkpoint.TrainState) -> bool:
+    return config.evaluation.patience is not None and state.since_best >= config.evaluation.patience
 
 
 class Window:
@@ -149,7 +159,9 @@ class Window:
                 f"the gradient became infinite or NaN in the steps up to {state.step}, and nothing was saved since; "
                 "lower training.learning_rate or raise training.warmup_ratio"
             )
-        means, seconds = self.metrics.all_ranks(run.world).means(), time.perf_counter() - self.started
+        metrics, seconds = self.metrics.all_ranks(run.world), time.perf_counter() - self.started
+        means, (right, blocks) = metrics.means(), metrics.sums["block_tau"]
+        state.right, state.blocks = state.right + float(right), state.blocks + float(blocks)
         tokens = int(run.world.sum(torch.tensor(self.tokens)))
         state.tokens += tokens
         row = {"learning_rate": self.rate, "grad_norm": float(self.grad_norm), **supply}
@@ -159,19 +171,25 @@ class Window:
 
 
 def evaluate(run: Run, state: checkpoint.TrainState, log: RunLog) -> bool:
-    """Held-out tau; true if it is the best so far. Ranks share the samples, and their counts add up."""
-    if run.held_out is None:
-        return False
+    """Held-out tau; true if it is the best so far. Ranks share the samples, and their counts add up.
+
+    Beside it block_tau, the mean over every anchor, of held-out text and of what was trained on since the last evaluation: tau itself
+    visits other anchors, and says nothing about how well the training text is learned by heart.
+    """
     count = min(len(run.held_out), run.config.evaluation.max_samples)
     prompts = (run.held_out[i] for i in range(run.world.rank, count, run.world.size))
     draft = run.whole_draft()  # outside of inference mode: gathering touches tensors that training goes on with
     with torch.inference_mode():
-        acceptance = evaluate_offline(run.method, draft, run.held_out_capture, prompts)
+        acceptance, every_anchor = evaluate_anchors(run.method, draft, run.held_out_capture, prompts)
     acceptance = acceptance.from_counts(run.world.sum(acceptance.counts()))
-    log.evaluation(state.step, {**acceptance.to_json(), "seconds": state.seconds})
+    right, anchors = run.world.sum(every_anchor).tolist()
     improved = acceptance.tau > state.best_tau
+    state.since_best = 0 if improved else state.since_best + 1
     if improved:
         state.best_tau, state.best_step = acceptance.tau, state.step
+    generalisation = {"block_tau": right / max(anchors, 1), "training_block_tau": state.right / max(state.blocks, 1)}
+    state.right, state.blocks = 0.0, 0.0
+    log.evaluation(state.step, {**acceptance.to_json(), **generalisation, "since_best": state.since_best, "seconds": state.seconds})
     return improved
 
 

@@ -34,7 +34,7 @@ def begin(run: Run) -> TrainState:
             "training.continual_training=true"
         )
     state = _resume(run, source)
-    state.best_step, state.best_tau = 0, 0.0  # that checkpoint lies in the other run's folder
+    state.best_step, state.best_tau, state.since_best = 0, 0.0, 0  # that checkpoint lies in the other run's folder
     run.say(f"going on from {source} at step {state.step} of {run.total_steps}")
     return state
 

@@ -12,12 +12,13 @@ from tests.unit.methods.cases import CASES, lively_draft, oracle_of
 from tests.unit.tiny import HIDDEN, LAYERS, NEVER, B, answered, random_prompt
 from torchspec.acceptance.sampling import GREEDY, Sampler
 from torchspec.acceptance.walk import Acceptance
-from torchspec.decode.offline import accepted_per_step
+from torchspec.decode.offline import accepted_per_step, evaluate_anchors
 from torchspec.decode.pair import cast_parameters
 from torchspec.decode.sequence import plain_decode, speculative_decode
 from torchspec.nn.packed import pack_linears
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
+from torchspec.training.stream import pack
 
 ANCHORS = [1, 2, 9, 17, 30]
 TEMPERATURE = 0.8
@@ -73,6 +74,17 @@ def test_proposals_for_a_whole_document_are_the_drafters_at_every_anchor(case, m
         for module, name, value in settings:
             monkeypatch.setattr(module, name, value)
         assert torch.equal(method.propose(model, features, anchors), torch.stack(expected))
+
+
+@torch.no_grad()
+def test_training_counts_over_every_anchor_what_an_evaluation_counts(case, method, model, oracle, features):
+    """In a text that goes on with the draft's own tokens at one place, and with a draft that is hardly ever right elsewhere."""
+    ids, anchor = features.prompt.ids.clone(), 20
+    ids[anchor + 1 : anchor + B] = method.propose(model, features, torch.tensor([anchor]))[0]
+    prompt = replace(features.prompt, ids=ids)
+    found = evaluate_anchors(method, model, oracle, [prompt])[1]
+    right, count = method.loss(model, pack([oracle.capture(prompt)], 0), 0)[2]["block_tau"]
+    assert found.tolist() == [right, count] and right >= count + B - 1
 
 
 @torch.no_grad()
