@@ -13,7 +13,7 @@ WITH_MOONCAKE := LD_LIBRARY_PATH=$(CURDIR)/$(INTEROP)/mooncake/lib:$$LD_LIBRARY_
 # a file of them per core
 TWO_FILES := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rP --show-capture=stdout
 
-.PHONY: setup demo test check lint cuda-lowering engines environments interop faults kills-and-engines stream gpu clean
+.PHONY: setup demo results test check lint cuda-lowering engines environments interop faults kills-and-engines stream gpu clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup ## a real model gets a draft, in about ten minutes on two cores
 	$(BIN)/torchspec demo
+
+results: setup ## the demo once more, from nothing, and its table in benchmarks/RESULTS.md
+	rm -rf outputs/results/demo
+	$(BIN)/torchspec demo --out outputs/results
+	$(BIN)/python benchmarks/write_results.py outputs/results/demo
 
 test: setup lint ## integration tests, whose files are long, and then unit tests, a file of them per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder tests/integration tests/unit

@@ -16,7 +16,7 @@ from learning import SETTINGS, TRIAL_STEPS, Setting, every_anchor, split
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
 from torchspec.decode.pair import Pair
-from torchspec.evaluate.break_even import draft_seconds
+from torchspec.evaluate.break_even import drafts
 from torchspec.evaluate.decoded import Decoder
 from torchspec.evaluate.run import spread
 from torchspec.records import Features
@@ -25,6 +25,7 @@ FILE = Path(__file__).parent / "results" / "family.jsonl"
 RATES, SPEEDS = FILE.with_name("family_rates.json"), FILE.with_name("family_speeds.json")
 STEPS, ROUNDS = 300, 3
 DECODED, NEW_TOKENS = 12, 128  # prompts decoded in this process, plain and speculative
+PROPOSALS = 5  # timed after each of them
 LABELS = 'draft.loss={"ce":1.0}'
 EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
 PEAGLE_BASE = Path(__file__).parents[1] / "configs" / "hf_smollm2_peagle.yaml"
@@ -114,6 +115,7 @@ def speeds(names: list[str], steps: int) -> dict[str, dict]:
     """Each held-out prompt is decoded by every method before the next one is; a proposal's time is taken as often."""
     pairs = {name: METHODS[name].pair(steps, 0) for name in names}
     decoders = {name: Decoder(pair, NEW_TOKENS, 0.0, 0, 0.0) for name, pair in pairs.items()}
+    proposals = {name: drafts(pair, 1) for name, pair in pairs.items()}
     first = METHODS[names[0]]
     prompts = [features.prompt for features in first.held_out(pairs[names[0]], steps, 0)]
     rows = {name: {"plain": [], "speculative": [], "proposal_ms": []} for name in names}
@@ -122,7 +124,7 @@ def speeds(names: list[str], steps: int) -> dict[str, dict]:
             (decoded,) = decoders[name].decode([prompt])
             row["plain"].append(decoded.plain.tokens_per_second)
             row["speculative"].append(decoded.speculative.tokens_per_second)
-            row["proposal_ms"].append(1e3 * draft_seconds(pairs[name], 1))
+            row["proposal_ms"].append(1e3 * statistics.median(proposals[name]() for _ in range(PROPOSALS)))
     return rows
 
 

@@ -200,6 +200,7 @@ def test_eval_on_a_data_set_decodes_what_it_predicts_and_goes_on_after_a_kill(wo
     offline, decode = (results["datasets"]["gsm8k"][mode] for mode in ("offline", "decode"))
     assert [offline[key] for key in counts] == [decode[key] for key in counts] and offline["prompts"] == 3
     assert decode["identical"] == 3 and results["datasets"]["gsm8k"]["domain"] == "math"
+    assert decode["offline_tau"] == offline["tau"]  # the same prompts
     assert sum(row["steps"] for row in results["datasets"]["gsm8k"]["by_context"]) == offline["steps"]
     assert [row["concurrency"] for row in results["break_even"]] == [1, 8, 32]
     for row in results["break_even"]:

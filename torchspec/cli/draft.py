@@ -79,6 +79,9 @@ def evaluate(
     target: Target,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json, report.html and its charts.")],
     draft_tokens: DraftTokens = None,
+    title: Annotated[
+        str | None, typer.Option(help="Headline of the report. Default: the names of target and method.", show_default=False)
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Conversations that the target wrote: JSONL or a prepared folder.", show_default=False)
     ] = None,
@@ -160,7 +163,7 @@ def evaluate(
         folder = llamacpp if mode is Mode.LLAMACPP else None
         serving, concurrencies = serving_options(mode.value, concurrency, url, plain_url, engine_python, server_args, folder)
     settings = Settings(
-        decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size, least_survival
+        decoded, max_new_tokens, limit, is_on(thinking), temperature, seed, serving, concurrencies, batch_size, title, least_survival
     )
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
     if batch_size > 1:

@@ -21,6 +21,7 @@ class Answer:
     accepted: list[int] = field(default_factory=list)  # per step: draft tokens that the verification accepted
     drafted: list[int] = field(default_factory=list)  # per step: draft tokens that were proposed
     from_draft: list[bool] = field(default_factory=list)  # per token: proposed by the draft, or the target's own (first and bonus tokens)
+    times: list[float] = field(default_factory=list)  # per token of a prompt that is decoded alone: seconds from the prefill until it stood
     seconds: float = 0.0  # decoding after the prefill
 
     @property
@@ -40,10 +41,12 @@ def plain_decode(target: HFCapture, prompt: Tensor, max_new_tokens: int, stop: s
     logits, _ = target.step(prompt, cache, logits_to_keep=1)
     started = time.perf_counter()
     answer.ids.append(next_token(logits, sampler))
+    answer.times.append(time.perf_counter() - started)
     while not ended(answer, max_new_tokens, stop):
         logits, _ = target.step(torch.tensor(answer.ids[-1:]), cache)
         answer.ids.append(next_token(logits, sampler))
-    answer.seconds = time.perf_counter() - started
+        answer.times.append(time.perf_counter() - started)
+    answer.seconds = answer.times[-1]
     return answer
 
 
@@ -83,6 +86,7 @@ def speculative_steps(
     answer.ids.append(next_token(logits, sampler))
     answer.from_draft.append(False)
     answer.seconds = time.perf_counter() - started
+    answer.times.append(answer.seconds)
     yield answer
     while not ended(answer, max_new_tokens, stop):
         started = time.perf_counter()  # anew: what is done with an answer between two steps, as printing it, is no part of decoding
@@ -97,6 +101,7 @@ def speculative_steps(
         drafter.extend(verified[: accepted + 1], context[: accepted + 1])
         commit(answer, len(drafts), [*drafts[:accepted].tolist(), bonus], max_new_tokens, stop)
         answer.seconds += time.perf_counter() - started
+        answer.times += [answer.seconds] * (len(answer.ids) - len(answer.times))
         yield answer
 
 

@@ -9,6 +9,7 @@ from torchspec.decode.pair import load_pair
 from torchspec.errors import ContractError
 from torchspec.evaluate.run import Settings, evaluate_draft
 from torchspec.export.hf import export_checkpoint
+from torchspec.report.verdict import verdict
 from torchspec.target.fetch import fetch_smollm2
 from torchspec.training import checkpoint, checkpoints
 from torchspec.training.loop import train
@@ -55,18 +56,12 @@ def _check_export_is_what_was_trained(results: dict, state: checkpoint.TrainStat
 
 
 def _last_words(folder: Path, results: dict, state: checkpoint.TrainState) -> None:
-    decode = results["decode"]
-    verdict = "faster" if decode["speedup"] > 1 else "slower"
     console.rule("done")
     console.print(
         f"τ {results['offline']['tau']:.2f} on {results['offline']['prompts']} held-out conversations "
         f"after {state.seconds / 60:.1f} minutes of training; "
         "the exported folder reaches exactly the trainer's number.\n"
-        f"Decoding here: {decode['plain_tokens_per_second']:.1f} -> {decode['speculative_tokens_per_second']:.1f} tok/s, "
-        f"{decode['speedup']:.2f}x ({verdict}); "
-        f"this machine breaks even at τ {decode['break_even_tau']:.2f}. "
-        f"{decode['identical']} of {decode['prompts']} answers identical to plain greedy decoding, "
-        f"{decode['ties']} parted at a tie of two logits.\n"
+        f"{verdict(results)}\n"
         f"Look at {folder / 'report.html'}; the draft that servers load is {folder / 'draft'}.\n"
         "Next, Qwen3-8B on one GPU:\n"
         "  torchspec regenerate prompts.jsonl -t Qwen/Qwen3-8B --thinking off -o train.jsonl\n"

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from torchspec.errors import UserError
 from torchspec.report.charts import COLOURS
+from torchspec.report.numbers import Table
 from torchspec.report.page import write_page
 from torchspec.report.results import MODES, read_results, shown
 from torchspec.report.side_by_side import Evaluation, charts_of, print_table, rows_to_compare
@@ -29,9 +30,15 @@ def compare(files: list[Path], out: Path, console: Console) -> Path:
         console.print(f"Speed-ups are left out: {unlike}.", markup=False)
     out.mkdir(parents=True, exist_ok=True)
     shared = {name: value for name, value in evaluations[0].results["protocol"].items() if name not in OF_THE_DRAFT}
-    facts = {"mode": MODES[mode], "unlike": unlike, "shared": shared, "own": sorted(OF_THE_DRAFT)}
-    values = {"evaluations": evaluations, "rows": rows, "charts": charts, **facts}
+    facts = {"mode": MODES[mode], "unlike": unlike, "shared": shared}
+    values = {"evaluations": evaluations, "rows": rows, "charts": charts, "drafts": drafts_table(evaluations), **facts}
     return write_page(out / "compare.html", "compare.html.jinja", values, charts, out / "compare_charts")
+
+
+def drafts_table(evaluations: list[Evaluation]) -> Table:
+    own = sorted(OF_THE_DRAFT)
+    rows = [[e.name, e.results["title"], e.results["draft"], *(str(e.results["protocol"][name]) for name in own)] for e in evaluations]
+    return Table("the drafts", ["name", "title", "draft", *own], rows, words=3)
 
 
 def names_of(files: list[Path]) -> list[str]:

@@ -102,25 +102,22 @@ def acceptance(pair: Pair, decoded: list[Decoded]) -> Acceptance:
     return total
 
 
-def decode_results(pair: Pair, decoded: list[Decoded]) -> dict | None:
-    """Counts of all prompts, rates and speed-ups of the batches; None where nothing was decoded."""
+def decode_results(pair: Pair, decoded: list[Decoded], offline: Acceptance) -> dict | None:
+    """Counts of all prompts, rates and speed-ups of the batches; None where nothing was decoded. offline: of the same prompts."""
     if not decoded:
         return None
     batches = [d for d in decoded if d.leads]
-    plain_token = statistics.median(1 / d.plain.tokens_per_second for d in batches)  # seconds
-    step = statistics.median(
-        d.speculative.seconds / len(d.speculative.accepted) for d in decoded if d.speculative.accepted
-    )  # draft and verify
-    speedups = [d.speedup for d in batches]
+    speedups, walked = [d.speedup for d in batches], offline.to_json()
     return {
         **acceptance(pair, decoded).to_json(),
         "draft_tokens": sum(sum(d.speculative.drafted) for d in decoded),
         "prompts": len(decoded),
+        "offline_tau": walked["tau"],
+        "offline_tau_interval": walked["tau_interval"],
         "speedup": statistics.median(speedups),
         "speedup_interval": median_interval(speedups),
-        "plain_tokens_per_second": 1 / plain_token,
+        "plain_tokens_per_second": statistics.median(d.plain.tokens_per_second for d in batches),
         "speculative_tokens_per_second": statistics.median(d.speculative.tokens_per_second for d in batches),
-        "break_even_tau": max(1.0, step / plain_token),  # a draft and more rows cost no less than one row: what is below is noise
         "identical": sum(d.outcome == "identical" for d in decoded),
         "ties": sum(d.outcome == "tie" for d in decoded),
         "mismatches": sum(d.outcome == "mismatch" for d in decoded),

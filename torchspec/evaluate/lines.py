@@ -2,6 +2,7 @@
 
 from torchspec.acceptance.walk import Acceptance
 from torchspec.console import console
+from torchspec.report.results import break_even_sentence
 
 
 def print_acceptance(acceptance: Acceptance) -> None:
@@ -13,14 +14,7 @@ def print_acceptance(acceptance: Acceptance) -> None:
 
 def print_break_even(rows: list[dict]) -> None:
     for row in rows:
-        if not row["measurable"]:
-            where = f"  at concurrency {row['concurrency']:>2} break-even is not measurable"
-            console.print(f"{where}: the same forward varies by {row['noise']:.0%}, more than drafts cost")
-            continue
-        console.print(
-            f"  at concurrency {row['concurrency']:>2} {row['best_draft_tokens']} draft tokens are the best number here: predicted "
-            f"{row['speedup_at_best']:.2f}x at τ {row['tau_at_best']:.2f}; break-even τ {row['tau_needed']:.2f}"
-        )
+        console.print(f"  at concurrency {row['concurrency']:>2} {break_even_sentence(row)}", markup=False)
 
 
 def print_stopped(decoding: dict, least_survival: float, slots: int) -> None:

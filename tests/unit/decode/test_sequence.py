@@ -240,6 +240,9 @@ def test_the_time_between_two_steps_is_no_time_of_decoding(tiny_oracle, plain, m
     monkeypatch.setattr("torchspec.decode.sequence.time.perf_counter", ticking)
     answer = speculative_decode(tiny_oracle, Scripted(PROMPT, plain), PROMPT, len(plain), NEVER)
     assert answer.seconds == 1 + len(answer.accepted)
+    assert answer.times == [1.0] + [1.0 + step for step, more in enumerate(answer.accepted, 1) for _ in range(more + 1)][: len(plain) - 1]
+    now = 0.0
+    assert plain_decode(tiny_oracle, PROMPT, 9, NEVER).times == [float(token) for token in range(1, 10)]
 
 
 def test_a_rate_counts_the_tokens_after_the_prefill(tiny_oracle):

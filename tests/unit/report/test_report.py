@@ -11,7 +11,9 @@ import pytest
 
 from torchspec.errors import UserError
 from torchspec.report.diverging import diverging
+from torchspec.report.in_time import picture_of
 from torchspec.report.training_charts import training_charts
+from torchspec.report.verdict import lossless, speed, verdict
 from torchspec.report.write import write_report
 
 TEMPLATE = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -59,14 +61,24 @@ EXAMPLES = [example(HOSTILE, 21.3, "identical"), example("Why?", 22.4, "tie"), e
 
 OFFLINE = {"tau": 1.917, "steps": 1013, "tokens": 1942, "histogram": [617, 211, 132, 53], "slot_acceptance": [0.39, 0.18, 0.05]}
 DECODE = {"tau": 1.7385, "steps": 409, "tokens": 711, "histogram": [251, 79, 61, 18], "slot_acceptance": [0.377, 0.193, 0.044]}
-SPEED = {"speedup": 1.1263, "plain_tokens_per_second": 30.17, "speculative_tokens_per_second": 34.04, "break_even_tau": 1.5437}
+SPEED = {"speedup": 1.1263, "plain_tokens_per_second": 30.17, "speculative_tokens_per_second": 34.04}
+WALKED = {"offline_tau": 1.7612, "offline_tau_interval": [1.612, 1.914]}  # the decoded prompts
 OUTCOMES = {"identical": 2, "ties": 1, "mismatches": 0}
+
+
+PICTURE = {
+    "prompt": TEMPLATE.format(HOSTILE),
+    "outcome": "identical",
+    "whole": True,
+    "plain": {"pieces": [[text, "plain"] for text, _ in ANSWER], "seconds": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]},
+    "draft": {"pieces": ANSWER, "seconds": [0.0, 2.5, 2.5, 2.5, 2.5, 3.25]},
+}
 
 
 def results() -> dict:
     """B = 4, one data set that has no domain, nothing served."""
     offline = {**OFFLINE, "tau_interval": [1.847, 1.994], "prompts": 48}
-    decode = {**DECODE, "tau_interval": [1.581, 1.903], "prompts": 3, **SPEED, "speedup_interval": [1.023, 1.188], **OUTCOMES}
+    decode = {**DECODE, "tau_interval": [1.581, 1.903], "prompts": 3, **SPEED, "speedup_interval": [1.023, 1.188], **OUTCOMES, **WALKED}
     return {
         "title": "Tiny <i>target</i> + DFlash",
         "target": "folder/target",
@@ -76,15 +88,18 @@ def results() -> dict:
         "on_policy_share": 0.9853,
         "protocol": {"target": "folder/target", "temperature": 0, "thinking": None, "draft tokens per step": 3, "dtype": "bfloat16"},
         "offline": offline,
-        "decode": {**decode, "examples": EXAMPLES},
+        "decode": {**decode, "examples": EXAMPLES, "picture": PICTURE},
         "datasets": {"heldout": {"domain": None, "offline": offline, "decode": decode, "by_context": []}},
         "served": None,
         "break_even": None,
         "config": {"training": {"learning_rate": 0.00123, "name": "<config>"}},
-        "versions": {"torch": "2.11.0"},
+        "versions": {"torchspec": "0.1.0", "torch": "2.11.0"},
         "hardware": {"device": "x86_64 CPU", "threads": 2},
         "seed": 1234,
         "command": "torchspec eval --data 'a b.jsonl'",
+        "date": "2026-11-29 12:20 UTC",
+        "commit": "3be6fbfcdb",
+        "serve": {"vLLM": 'vllm serve TARGET --speculative-config \'{"method": "dflash"}\''},
     }
 
 
@@ -101,7 +116,7 @@ def contexts(*taus: float) -> list[dict]:
 
 def full_results() -> dict:
     """Four data sets in two domains, one of them not decoded; served and predicted at two concurrencies."""
-    decode = {**counts(1.61, 100), **SPEED, "speedup_interval": None, **OUTCOMES}
+    decode = {**counts(1.61, 100), **SPEED, "speedup_interval": None, **OUTCOMES, **WALKED}
     datasets = {
         "gsm8k": {"domain": "math", "offline": counts(2.13, 100), "decode": decode, "by_context": contexts(2.2, 2.0)},
         "math500": {"domain": "math", "offline": counts(2.53, 300), "decode": None, "by_context": contexts(2.4, 2.6, 1.5)},
@@ -120,10 +135,15 @@ def full_results() -> dict:
         }
         for concurrency, speedup in ((1, 1.3059), (8, 0.9142))
     ]
-    best = {"best_draft_tokens": 2, "speedup_at_best": 1.3172, "tau_needed": 1.4271, "noise": 0.02, "measurable": True}
+    curves = ([1.2061, 1.3172, 1.2584], [1.0513, 0.9935, 0.8722])
+    best = {
+        "best_draft_tokens": 2, "best_draft_tokens_interval": [1, 3], "tau_at_best": 1.88, "rounds": 12, "tau_needed": 1.4271,
+        "tau_needed_interval": [1.38, 1.48], "speedup_at_best": 1.3172, "speedup_interval": [1.27, 1.36],
+    }  # fmt: skip
+    verdicts = ({"verdict": "pays"}, {"verdict": "noise exceeds the effect", "speedup_at_best": 1.0513, "speedup_interval": [0.93, 1.2]})
     break_even = [
-        {"concurrency": 1, **best, "curve": [1.2061, 1.3172, 1.2584]},
-        {"concurrency": 8, **best, "best_draft_tokens": 1, "speedup_at_best": 1.0513, "curve": [1.0513, 0.9935, 0.8722]},
+        {"concurrency": n, **best, **said, "curve": curve, "curve_intervals": [[one - 0.05, one + 0.05] for one in curve]}
+        for n, said, curve in zip((1, 8), verdicts, curves, strict=True)
     ]
     outcomes = {"identical": 23, "ties": 1, "mismatches": 0, "of": 24}
     own = {"own_tau": 1.887, "gap": 0.0037, "alarm": None}
@@ -176,15 +196,16 @@ def test_every_number_of_the_results_is_on_the_page(page):
     text = " ".join(Text(page).text.split())
     cards = """
         τ offline, held-out 1.92 1,942 tokens in 1,013 target forwards, 48 conversations. 95% interval over prompts: 1.85 to 1.99.
-        τ decoded 1.74 711 tokens in 409 target forwards, 3 answers. 95% interval: 1.58 to 1.90.
-        Speed-up 1.13× Over plain decoding on this machine: 30.2 → 34.0 tokens/s, medians over prompts. 95% interval: 1.02 to 1.19.
-        This machine needs τ > 1.54 to win.
-        Lossless check 2 of 3 2 identical to plain greedy decoding, 1 parts at a tie of two logits (rounding decides), 0 mismatches.
+        τ decoded 1.74 711 tokens in 409 target forwards, 3 answers. 95% interval: 1.58 to 1.90. The same prompts walked offline: 1.76.
+        Speed-up 1.13× ✓ passed Each answer against its own plain decoding, a moment before; the median of 3. 95% interval: 1.02 to 1.19.
+        Plain decoding writes 30.2 tokens/s.
+        2 identical to plain greedy decoding, 1 parts at a tie of two logits (rounding decides), 0 mismatches.
         On-policy share 98.5%"""
     acceptance = "1 39.0% 37.7% 617 251 2 18.0% 19.3% 211 79 3 5.0% 4.4% 132 61 4 – – 53 18"  # n, slots, steps
-    answers = ["2.13 21.3 121.3 identical", "Why?<|im_end|> 2.24 22.4 122.4 tie", "How?<|im_end|> 2.35 23.5 123.5 identical"]
+    answers = [" identical 2.13 21.3 121.3 5.69×", "Why?<|im_end|> tie 2.24 22.4 122.4 5.46×", "How?<|im_end|> identical 2.35 23.5 123.5"]
     datasets = (
-        "data set domain prompts τ offline decoded τ decoded speed-up heldout 48 1.92 [1.85, 1.99] 3 1.74 [1.58, 1.90] 1.13× [1.02, 1.19]"
+        "data set prompts τ offline decoded τ offline, of these τ decoded speed-up heldout 48 1.92 [1.85, 1.99] 3 1.76 [1.61, 1.91] "
+        "1.74 [1.58, 1.90] 1.13× [1.02, 1.19]"
     )
     facts = ["draft folder/draft target folder/target temperature 0 thinking not set draft tokens per step 3 dtype bfloat16"]
     run = ["torch 2.11.0", "device x86_64 CPU threads 2", "torchspec eval --data 'a b.jsonl'", "seed 1234"]
@@ -202,19 +223,19 @@ def test_every_number_of_the_results_is_on_the_page(page):
 def test_charts_are_drawn_for_the_data_there_is(page):
     for title in (*CURVES, "Acceptance per slot"):
         assert f"<h3>{title}</h3>" in page
-    assert page.count("<svg ") == 6 and ">best 1.61</text>" in page and "axis cut" not in page
+    assert page.count("<figure>") == 7 and ">best 1.61</text>" in page and "axis cut" not in page
 
 
 CURVES = ("Training loss", "Acceptance length τ", "Training accuracy per slot", "Tokens per second")
 TITLES = (
     "τ per data set", "τ by domain", "Acceptance per slot", "Tokens committed per target forward", "τ by context length",
-    "Speed-up by concurrency", "Predicted speed-up by number of draft tokens",
+    "τ offline and decoded", "Speed-up by concurrency", "Predicted speed-up by number of draft tokens",
 )  # fmt: skip
 
 
 def test_several_data_sets_served_and_predicted_have_charts_of_their_own(full_folder, full_page):
     drawn = re.findall("<figure><figcaption><h3>(.*?)</h3>", full_page)
-    assert drawn == [*TITLES, *CURVES] and full_page.count("<svg ") == len(drawn) == len(list((full_folder / "charts").glob("*.png")))
+    assert drawn == [*TITLES, *CURVES] and full_page.count("<figure>") == len(drawn) == len(list((full_folder / "charts").glob("*.png")))
 
 
 def drawn(page: str, title: str) -> list[str]:
@@ -226,18 +247,8 @@ def drawn(page: str, title: str) -> list[str]:
 def test_the_numbers_in_the_charts_are_those_of_the_file(full_page):
     """tau of a domain, by hand: tokens over steps of its data sets."""
     bars = drawn(full_page, "τ per data set")
-    assert {"gsm8k", "math500", "mt-$x$", "all data sets", "offline", "decoded", "plain decoding"} <= set(bars)
-    assert [text for text in bars if re.fullmatch(r"\d\.\d\d", text)] == [
-        "2.13",
-        "2.53",
-        "1.37",
-        "1.17",
-        "1.92",
-        "1.61",
-        "1.61",
-        "1.61",
-        "1.74",
-    ]
+    assert {"gsm8k", "math500", "mt-$x$", "all data sets", "offline", "plain decoding"} <= set(bars)
+    assert [text for text in bars if re.fullmatch(r"\d\.\d\d", text)] == ["2.13", "2.53", "1.37", "1.17", "1.92"]
     math = (213 + 759) / 400
     assert [text for text in drawn(full_page, "τ by domain") if re.fullmatch(r"\d\.\d\d", text)][:3] == [f"{math:.2f}", "1.37", "1.16"]
     assert {"128", "1k", "2k"} <= set(drawn(full_page, "τ by context length"))
@@ -246,15 +257,19 @@ def test_the_numbers_in_the_charts_are_those_of_the_file(full_page):
 
 def test_the_tables_hold_every_number_behind_the_charts(full_page):
     text = " ".join(Text(full_page).text.split())
-    datasets = "gsm8k math 7 2.13 [2.02, 2.25] 7 1.61 [1.50, 1.73] 1.13× math500 math 7 2.53 [2.42, 2.65] – – –"
-    alone = "mt-$x$ chat 7 1.17 7 1.61 [1.50, 1.73] 1.13× all data sets 48 1.92 [1.85, 1.99]"  # one prompt has no interval
+    datasets = "gsm8k math 7 2.13 [2.02, 2.25] 7 1.76 [1.61, 1.91] 1.61 [1.50, 1.73] 1.13× math500 math 7 2.53 [2.42, 2.65] – – – –"
+    # one prompt has no interval
+    alone = "mt-$x$ chat 7 1.17 7 1.76 [1.61, 1.91] 1.61 [1.50, 1.73] 1.13× all data sets 48 1.92 [1.85, 1.99]"
     pooled = "gsm8k 2.20 2.00 – math500 2.40 2.60 1.50 all data sets 2.30 2.30 1.50"  # equal steps: the mean
     served = "1 1.89 30.4 39.7 1.31× 41.3 ms 47.6 ms 31.57 ms 23.46 ms 8 1.89 243.2 317.6 0.91× 41.3 ms 47.6 ms 31.57 ms 23.46 ms"
-    predicted = "1 2 1.43 1.21× 1.32× 1.26× 8 1 1.43 1.05× 0.99× 0.87×"
+    predicted = "1 1.21× [1.16, 1.26] 1.05× [1.00, 1.10] 2 1.32× [1.27, 1.37] 0.99× [0.94, 1.04] 3 1.26×"
+    best = "1 request at a time: 2 draft tokens are the best number (between 1 and 3): "
+    best += "predicted 1.32× [1.27, 1.36] at τ 1.88; break-even τ 1.43"
+    refused = "8 requests at a time: this cannot be told: the times of 12 rounds differ by more than drafts gain or cost, at best 1.05×"
     card = "Speed-up in vllm 1.31× At 1 request at a time, τ 1.89. 23 of 24 answers identical to the server's own without the draft, "
     card += "1 parts at a tie of two logits, 0 beyond."
-    gap = "Served against own τ +0.4% vllm counts τ 1.894; our own walk over the very text that it wrote gives 1.887."
-    for expected in (datasets, alone, pooled, served, predicted, card, gap, "Served by vllm 0.32.0"):
+    gap = "Served against own τ +0.4% ✓ passed vllm counts τ 1.894; our own walk over the very text that it wrote gives 1.887."
+    for expected in (datasets, alone, pooled, served, predicted, best, refused, card, gap, "Served by vllm 0.32.0"):
         assert expected in text, expected
 
 
@@ -274,7 +289,11 @@ def test_expected_counts_of_sampled_decoding_are_shown_and_nothing_is_called_los
     sampled["offline"].update(steps=1013.25, tokens=1942.5, histogram=[617.25, 211.0, 132.0, 53.0])
     sampled["decode"].update(identical=0, ties=0, mismatches=0)
     page = write(tmp_path, sampled, None)
-    assert "1,942.5 tokens in 1,013.2\n" in page and ">617.2<" in page and "ossless" not in page.split("<h2>")[0]
+    assert (
+        "1,942.5 tokens in 1,013.2\n" in page
+        and ">617.2<" in page
+        and "ossless" not in page.split("<h2>Acceptance")[0].split("</style>")[1]
+    )
 
 
 def test_a_first_loss_that_would_flatten_the_curve_is_cut_and_named():
@@ -289,12 +308,15 @@ def test_text_of_models_and_users_stays_text(page):
     assert TEMPLATE.format(HOSTILE) in parsed.text and "Tiny <i>target</i> + DFlash" in parsed.text and '"<config>"' in parsed.text
 
 
-def test_coloured_tokens_join_to_the_answer(page):
-    assert Text(page).tokens == ANSWER
+def test_coloured_tokens_join_to_the_answer(tmp_path):
+    """Where no answer was timed alone, as of a batch, the first stands without times."""
+    batch = results()
+    batch["decode"]["picture"] = None
+    assert Text(write(tmp_path, batch, None)).tokens == ANSWER
 
 
 def test_the_table_shows_what_tells_prompts_apart(page):
-    cells = re.findall(r"<tr><td>(.*?)</td>", page[page.index('<table class="answers">') :])
+    cells = re.findall(r'<td data-name="prompt"[^>]*>(.*?)</td>', page)
     assert cells[1:] == ["Why?&lt;|im_end|&gt;", "How?&lt;|im_end|&gt;"]
 
 
@@ -316,20 +338,95 @@ def test_a_page_without_metrics_or_a_section_says_so(tmp_path, missing):
     page = write(tmp_path, {**results(), **dict.fromkeys(missing), "on_policy_share": None, "seed": None, "config": {}}, None)
     assert "no training curves" in page and "On-policy" not in page
     assert ("No offline evaluation was run" in page) == ("offline" in missing)
-    assert ("Nothing was decoded" in page) == ("decode" in missing) == ("token by token" not in page)
-    assert page.count("<svg ") == (2 if len(missing) < 2 else 0)
+    assert ("Nothing was decoded" in page) == ("decode" in missing) == ("without and with the draft" not in page)
+    assert page.count("<figure>") == (2 if len(missing) < 2 else 0)
 
 
-def test_mismatches_are_red(page, tmp_path):
+def test_tiles_that_mean_pass_or_fail_look_so(page, tmp_path):
     changed = results()
-    changed["decode"]["mismatches"] = 1
-    red = write(tmp_path, changed, None)
-    assert ["card bad" in [attributes.get("class") for _, attributes in Text(text).tags] for text in (page, red)] == [False, True]
+    changed["decode"].update(mismatches=1, speedup_interval=[0.9, 1.2])
+    failed = write(tmp_path, changed, None)
+    tiles = [re.findall(r'class="card(.*?)"><h3>(.*?)</h3>', text)[2:4] for text in (page, failed)]
+    assert tiles == [[(" good", "Speed-up"), (" good", "Lossless")], [(" open", "Speed-up"), (" bad", "Not lossless")]]
+    assert page.count("✓ passed") == 2 and "✗ failed" in failed and "✓ passed" not in failed
+
+
+def test_the_page_opens_with_its_verdict_and_says_what_made_it(page):
+    """Each of them where nothing has to be opened to see it."""
+    text = " ".join(Text(page).text.split())
+    first = "Tiny <i>target</i> + DFlash 1.13× faster here, between 1.02 and 1.19; lossless: 0 of 3 answers differ beyond a rounding tie. "
+    first += "2026-11-29 12:20 UTC · commit 3be6fbfcdb · torchspec 0.1.0 · x86_64 CPU, 2 threads One answer, without and with the draft"
+    assert first in text
+    seen = Text(re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)).text
+    assert "torchspec eval --data 'a b.jsonl'" in seen and 'vllm serve TARGET --speculative-config \'{"method": "dflash"}\'' in seen
+
+
+SPEEDS = [
+    (1.313, [1.22, 1.4], "1.31× faster here, between 1.22 and 1.40", "good"),
+    (0.83, [0.78, 0.9], "Slower here: 0.83× the plain speed, between 0.78 and 0.90", "bad"),
+    (1.1, [0.97, 1.3], "Neither faster nor slower here for certain: 1.10× the plain speed, between 0.97 and 1.30", "open"),
+    (1.4, None, "1.40× the plain speed here, measured once, so without an interval", "open"),
+]
+
+
+@pytest.mark.parametrize(("speedup", "interval", "sentence", "how"), SPEEDS)
+def test_the_verdict_claims_what_the_interval_holds(speedup, interval, sentence, how):
+    found = results()
+    found["decode"].update(speedup=speedup, speedup_interval=interval, identical=0, ties=0, mismatches=0)
+    assert (speed(found).sentence, speed(found).how, lossless(found)) == (sentence, how, None)
+    assert verdict(found) == sentence + "."
+
+
+def test_a_served_draft_has_a_verdict_of_its_server_and_nothing_measured_has_none():
+    served = {**full_results(), "decode": None}
+    assert verdict(served) == (
+        "1.31× the plain speed in vllm at 1 request at a time, measured once, so without an interval; "
+        "lossless: 0 of 24 answers differ beyond a rounding tie."
+    )
+    assert verdict({**results(), "decode": None}) == "Nothing was decoded, so speed-up and losslessness are unknown."
+    wrong = results()
+    wrong["decode"]["mismatches"] = 1
+    assert "not lossless: 1 of 4 answers differs beyond a rounding tie." in verdict(wrong)
+
+
+def test_one_answer_stands_in_time_without_and_with_the_draft(page):
+    """By hand: after 3.25 seconds the draft's run is done, in three forwards; without it four of six tokens stand, of six forwards."""
+    plain, draft = picture_of(results()).runs
+    assert [(step.start, step.width, step.tokens) for step in draft.steps] == [(0, 0, 1), (0, 0.5, 4), (0.5, 0.15, 1)]
+    assert [step.tokens for step in plain.steps] == [1] * 6 and plain.steps[-1].start + plain.steps[-1].width == 1
+    assert (len(plain.written), plain.missing, len(draft.written), draft.missing) == (4, ANSWER[4][0] + ANSWER[5][0], 6, "")
+    race = page[page.index('<div class="race">') : page.index("</section>")]
+    assert race.count("<rect ") == 9 and "Without the draft: 6 tokens in 5.00 seconds and 6 steps" in race
+    assert "Without the draft: 4 of 6 tokens" in race and "With the draft: all 6 tokens" in race and "After 3.25 seconds" in race
+
+
+def test_bars_side_by_side_are_of_the_same_prompts(full_page):
+    """Four data sets were walked and three decoded: beside a decoded bar stands the walk over its own prompts."""
+    title = "τ offline and decoded"
+    bars = drawn(full_page, title)
+    assert [text for text in bars if re.fullmatch(r"\d\.\d\d", text)] == ["1.76"] * 4 + ["1.61"] * 3 + ["1.74"]
+    assert "math500" not in bars and "decoded" in bars
+    others = [name for name in TITLES if name != title]
+    assert not any("decoded" in drawn(full_page, name) for name in others)
+
+
+@pytest.mark.parametrize("which", ["page", "full_page"])
+def test_the_page_is_read_without_eyes_mouse_and_width(request, which):
+    """Pictures have words, what scrolls is reached by Tab, and cells know their column where a phone shows none."""
+    page = request.getfixturevalue(which)
+    tags = Text(page).tags
+    figures = [attributes for tag, attributes in tags if tag == "svg"]
+    assert figures and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures)
+    scrolls = [attributes for tag, attributes in tags if tag == "pre" or attributes.get("class") in ("wide", "text prompt")]
+    assert scrolls and all(attributes.get("tabindex") == "0" for attributes in scrolls)
+    tables = re.findall(r'<table class="rows.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert len(tables) >= 3 and all(table.count("<td ") == table.count("<td data-name=") > 0 for table in tables)
+    assert "prefers-color-scheme: dark" in page
 
 
 def test_a_draft_that_accepts_nothing_and_one_row_of_metrics_still_draw(tmp_path):
     empty = {"tau": 1.0, "tau_interval": None, "steps": 0, "tokens": 0, "histogram": [0] * 4, "slot_acceptance": [0.0] * 3, "prompts": 1}
-    assert write(tmp_path, {**results(), "offline": empty, "decode": None}, metrics()[:1]).count("<svg ") == 6
+    assert write(tmp_path, {**results(), "offline": empty, "decode": None}, metrics()[:1]).count("<figure>") == 6
 
 
 def test_no_results_is_one_sentence_and_leaves_the_old_page(tmp_path):
