@@ -469,7 +469,8 @@ def test_text_that_trained_the_draft_is_not_called_held_out(tmp_path, learned, l
     ],
 )
 def test_a_run_that_learns_nothing_says_so_on_its_page(tmp_path, losses, taus, sentence):
-    rows = [{"kind": "train", "loss": loss} for loss in losses] + [{"kind": "eval", "tau": tau} for tau in taus]
+    evaluation = {"kind": "eval", "step": 1, "block_tau": 1.5, "training_block_tau": 2.0, "since_best": 0}
+    rows = [{"kind": "train", "loss": loss} for loss in losses] + [{**evaluation, "tau": tau} for tau in taus]
     found = diverging(rows)
     assert found is None if sentence is None else found.startswith(sentence)
     if sentence:
