@@ -30,7 +30,7 @@ LEVELS = [
     "records rows target",
     "config extras nn progress report signals",
     "files",
-    "acceptance console errors section",
+    "acceptance console errors hints section",
 ]
 
 
