@@ -134,8 +134,7 @@ def _sentence(problem: dict, text: str, overridden: list[str]) -> str:
         reason = f"choose one of {', '.join(choices)}"
     else:
         value, choices = problem["input"], re.findall("'(.+?)'", reason) if kind == "literal_error" else []
-    near = did_you_mean(str(value), choices)
-    return f"{field}={value!r}{place} is refused: {reason}{near and f', {near}'}"
+    return f"{field}={value!r}{place} is refused: {reason}{did_you_mean(str(value), choices, ', ')}"
 
 
 def _elsewhere(name: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean block_size?`, or nothing where no known word is near. Case does not count."""
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """`did you mean block_size?` behind `before`, or nothing where no known word is near. Case does not count."""
     names = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), names, n=1)
-    return f"did you mean {names[near[0]]}?" if near else ""
+    return f"{before}did you mean {names[near[0]]}?" if near else ""
 
 
 def line_of(text: str, path: tuple[str | int, ...]) -> int | None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tiny import VOCABULARY, recipe, write_chats, write_tiny_target
-from torchspec.cli.main import COMMANDS, main
+from torchspec import __version__
+from torchspec.cli.main import COMMANDS, app, main
 
 
 @dataclass
@@ -75,6 +77,36 @@ def test_help_answers_and_loads_no_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Usage") == 1 + len(COMMANDS)
+
+
+def test_version_and_short_help_answer():
+    assert torchspec("--version") == Result(0, f"torchspec {__version__}\n", "")
+    for command in ([], ["train"]):
+        assert torchspec(*command, "-h").stdout == torchspec(*command, "--help").stdout != ""
+
+
+def test_a_shell_completes_commands(monkeypatch, capsys):
+    for name, value in {"_TORCHSPEC_COMPLETE": "complete_bash", "COMP_WORDS": "torchspec pre", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        app(prog_name="torchspec")
+    assert (stop.value.code, capsys.readouterr().out.split()) == (0, ["prepare"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [(["trian"], "Did you mean 'train'?"), (["train", "--confg", "x"], "(Possible options: --config)")]
+)
+def test_a_misspelt_command_or_option_is_answered_with_the_one_that_was_meant(typed, answer):
+    result = torchspec(*typed)
+    assert result.returncode == 2 and answer in " ".join(re.sub("[│╭╮╰╯─]", " ", result.stderr).split())  # without typer's frame
+
+
+def test_sglangs_other_name_is_understood_and_any_other_word_is_not(tmp_path):
+    """No such draft: the option was taken."""
+    arguments = ("eval", "-d", tmp_path / "no", "-t", tmp_path / "no", "-o", tmp_path, "--data", "x.jsonl")
+    sentences = [refused(*arguments, "--mode", name, "--engine-python", "python") for name in ("sglang", "sgl")]
+    assert sentences[0] == sentences[1]
+    assert "is not one of" in torchspec(*arguments, "--mode", "sg").stderr
 
 
 def test_help_takes_hardly_longer_than_typer_itself():

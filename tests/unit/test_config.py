@@ -168,7 +168,7 @@ def test_numbers_that_would_fail_or_spoil_the_run_later_are_refused_now(file, ke
     assert f"{key}=" in refused(file, f"{key}={value}")
 
 
-SGL = ["inference.inference_engine_type=sgl"]
+SGLANG = ["inference.inference_engine_type=sglang"]
 
 
 @pytest.mark.parametrize(
@@ -176,19 +176,19 @@ SGL = ["inference.inference_engine_type=sgl"]
     [
         (["inference.transfer=mooncake"], "transfer=mooncake concerns capture workers"),
         (["inference.transfer_dtype=fp8"], "transfer_dtype concerns capture workers"),
-        (["inference.server_url=http://here:1"], "is for inference_engine_type: sgl or vllm; leave it out for hf"),
+        (["inference.server_url=http://here:1"], "is for inference_engine_type: sglang or vllm; leave it out for hf"),
         (
-            [*SGL, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
+            [*SGLANG, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
             "asks servers itself; leave num_workers=2 out",
         ),
-        ([*SGL, "inference.server_url=[]"], "names no server"),
-        ([*SGL, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
-        ([*SGL, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
-        ([*SGL, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),
+        ([*SGLANG, "inference.server_url=[]"], "names no server"),
+        ([*SGLANG, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
+        ([*SGLANG, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
+        ([*SGLANG, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),
         (["inference.memory_fraction=0.5"], "memory_fraction=0.5 is for an engine that the run starts; leave it out with inference_engine"),
         (["inference.inference_engine_type=vllm", "inference.memory_fraction=1"], "memory_fraction=1 is refused: Input should be less"),
         (
-            [*SGL, "inference.server_url=http://here:1", "inference.memory_fraction=0.5"],
+            [*SGLANG, "inference.server_url=http://here:1", "inference.memory_fraction=0.5"],
             "memory_fraction=0.5 is for an engine that the run starts; leave it out with server_url='http://here:1'",
         ),
         (["inference.num_workers=1", "inference.cache_gib=1"], "cache_gib=1 keeps features in the trainer's process"),
@@ -263,6 +263,14 @@ def test_what_determines_the_weights_is_resumable_and_what_does_not_is_not(file)
     fixed += ["inference.inference_engine_type=vllm", "evaluation.max_samples=7"]
     for override in free + fixed:
         assert (load_config(file, [override]).resumable_fields() == fields) == (override in free)
+
+
+def test_sglang_has_one_name_and_its_other_one_is_understood(file):
+    config = load_config(file, ["inference.inference_engine_type=sgl", "evaluation.served=sgl", "dataset.eval_data_path=x.jsonl"])
+    assert (config.inference.inference_engine_type, config.evaluation.served) == ("sglang", "sglang")
+    assert config == load_config(file, [*SGLANG, "evaluation.served=sglang", "dataset.eval_data_path=x.jsonl"])
+    unknown = refused(file, "inference.inference_engine_type=vlm")
+    assert "inference.inference_engine_type: 'vlm' is no engine, choose one of hf, sglang, vllm, did you mean vllm?" in unknown
 
 
 def test_reading_a_config_imports_no_torch(file):

@@ -46,7 +46,7 @@ def run(folder: Path, target: Path, name: str, *overrides: str) -> RunConfig:
 
 
 def asked(*started: TinyServer) -> tuple[str, str]:
-    return "inference.inference_engine_type=sgl", f"inference.server_url=[{','.join(server.url for server in started)}]"
+    return "inference.inference_engine_type=sglang", f"inference.server_url=[{','.join(server.url for server in started)}]"
 
 
 def test_servers_of_which_one_dies_train_the_weights_of_one_process_bitwise(serve, small_folder, tmp_path, capsys, monkeypatch):
