@@ -19,6 +19,7 @@ from torchspec.data.manifest import Manifest, tokenizer_hash
 from torchspec.errors import UserError
 from torchspec.files.whole import whole
 from torchspec.progress import with_progress
+from torchspec.rows.files import STDIN
 from torchspec.rows.ledger import Ledger
 from torchspec.rows.sources import check_no_input, contents_key, count_lines, read_rows
 from torchspec.target.language_config import positions, vocab_size
@@ -81,7 +82,7 @@ def prepare(
             truncated=writer.truncated,
             split_conversations=writer.split_conversations,
             fingerprint=writer.digest.hexdigest()[:16],
-            known_by=[writer.digest.hexdigest()[:16], *map(contents_key, inputs)],
+            known_by=[writer.digest.hexdigest()[:16], *(contents_key(name) for name in inputs if Path(name) != STDIN)],
         ).check()
         (partial / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest

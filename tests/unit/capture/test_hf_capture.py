@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.capture.conftest import REAL_LAYERS
 from tests.unit.tiny import HIDDEN, LAYERS, random_prompt
-from torchspec.capture.base import CaptureSpec
+from torchspec.capture.base import CaptureSpec, open_capture
 from torchspec.capture.cache import CachedCapture
 from torchspec.capture.hf import MOST_PADDING, HFCapture, similar_lengths
 from torchspec.errors import EngineMismatch, UserError
@@ -108,6 +108,23 @@ def test_a_target_whose_file_lacks_a_weight_is_refused(tiny_folder, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="model.layers.2.mlp.up_proj.weight"):
         HFCapture(CaptureSpec(folder, LAYERS, torch.float32))
+
+
+def test_a_missing_engine_is_refused_with_its_extra(tiny_folder):
+    spec = CaptureSpec(tiny_folder, LAYERS, torch.float32)
+    assert type(open_capture("hf", spec)) is HFCapture
+    with pytest.raises(UserError, match=r"inference_engine_type=vllm needs vllm: pip install 'torchspec\[vllm\]'"):
+        open_capture("vllm", spec)
+
+
+class Counting(HFCapture):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = []
+
+    def capture(self, prompt):
+        self.asked.append(prompt.index)
+        return super().capture(prompt)
 
 
 def test_the_cache_keeps_the_first_that_fit_and_returns_them_bitwise(tiny_folder):
