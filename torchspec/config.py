@@ -67,8 +67,8 @@ class RunConfig(Section):
             raise ValueError("evaluation.served=sglang ignores draft.norm_before_residual; leave it out, or serve with vllm")
         for key in ("served", "patience"):
             value = getattr(self.evaluation, key)
-            if value is not None and self.dataset.eval_data_path is None:
-                raise ValueError(f"evaluation.{key}={value} needs held-out prompts; set dataset.eval_data_path")
+            if value is not None and not self.dataset.holds_out:
+                raise ValueError(f"evaluation.{key}={value} needs held-out prompts; set dataset.eval_data_path or eval_share")
         return self
 
     @property

@@ -366,6 +366,42 @@ def test_empty_weights_and_a_missing_template_are_refused(work, tmp_path, target
     assert "chat template" in sentence
 
 
+@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/iter_0000008"])
+def test_a_checkpoint_in_the_place_of_a_draft_is_answered_with_its_export(work, given):
+    sentence = refused("generate", "Hello", "-d", work / given, "-t", work / "target")
+    command = re.search("`torchspec (export --checkpoint (.+) -o) DRAFT`", sentence)
+    assert torchspec(*command[1].split(), work / "exported" / given).returncode == 0
+
+
+def test_conversations_and_questions_come_from_stdin_as_well(work, tmp_path, monkeypatch):
+    rows = (work / "heldout.jsonl").read_bytes()
+    for command in (("prepare", "-", "-o", tmp_path / "clean.jsonl"), ("prepare", "-", "-o", tmp_path / "ids", "-t", work / "target")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows)))
+        assert torchspec(*command).returncode == 0
+    clean = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    assert [row["messages"] for row in clean] == [json.loads(line)["messages"] for line in rows.splitlines()]
+    assert json.loads((tmp_path / "ids" / "manifest.json").read_text())["samples"] == len(clean)
+    arguments = ("-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Count to five."))
+    piped, given = (torchspec("generate", asked, *arguments).stdout.split("tokens")[0] for asked in ("-", "Count to five."))
+    assert piped == given != ""
+    assert "is read from a pipe" in refused("regenerate", "-", "-t", work / "target", "--measure", "--dtype", "float32")
+
+
+def test_a_share_of_the_prompts_is_held_out_and_eval_takes_it(work, tmp_path):
+    split = ("dataset.eval_data_path=null", "dataset.eval_share=0.2", f"output_dir={tmp_path / 'run'}", "training.max_steps=4")
+    result = torchspec("train", "-c", work / "run.yaml", *split)
+    assert result.returncode == 0, result.stderr
+    folder = re.search("`torchspec eval --data (.+)`", result.stdout)[1]
+    best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
+    assert torchspec("export", "--checkpoint", tmp_path / "run" / "checkpoints", "-o", tmp_path / "draft").returncode == 0
+    arguments = ("-d", tmp_path / "draft", "-t", work / "target", "--dtype", "float32", "--decode", "0", "--limit", "4")
+    assert torchspec("eval", *arguments, "--data", folder, "-o", tmp_path / "eval").returncode == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["offline"]["tau"] == best["tau"]
+    both = refused("train", "-c", work / "run.yaml", "dataset.eval_share=0.2")
+    assert "dataset" in both and "eval_share=0.2 and eval_data_path=" in both
+
+
 def test_a_draft_for_another_target_is_refused(work, target_folder):
     sentence = refused("eval", "-d", work / "draft", "-t", target_folder, "--data", work / "heldout.jsonl", "-o", work / "no")
     assert "made for a target with" in sentence

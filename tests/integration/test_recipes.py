@@ -20,7 +20,8 @@ def here(tmp_path_factory, target_folder) -> list[str]:
     target = write_tiny_target(folder / "target", target_folder)
     return [
         f"output_dir={folder / 'run'}", f"model.target_model_path={target}", "draft.target_layer_ids=[1,3]",
-        f"dataset.train_data_path={write_chats(folder / 'train.jsonl', 200)}", "dataset.eval_data_path=null", "dataset.thinking=null",
+        f"dataset.train_data_path={write_chats(folder / 'train.jsonl', 200)}", "dataset.eval_data_path=null", "dataset.eval_share=0.1",
+        "dataset.thinking=null",
     ]  # fmt: skip
 
 
