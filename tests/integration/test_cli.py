@@ -94,11 +94,12 @@ def test_a_shell_completes_commands(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "answer"), [(["trian"], "Did you mean 'train'?"), (["train", "--confg", "x"], "(Possible options: --config)")]
+    ("typed", "answer"), [(["trian"], "Did you mean 'train'?"), (["train", "--confg", "x"], "Possible options: --config")]
 )
 def test_a_misspelt_command_or_option_is_answered_with_the_one_that_was_meant(typed, answer):
     result = torchspec(*typed)
-    assert result.returncode == 2 and answer in " ".join(re.sub("[│╭╮╰╯─]", " ", result.stderr).split())  # without typer's frame
+    bare = re.sub(r"[│╭╮╰╯─\s]", "", result.stderr)  # without typer's frame, and where its lines end
+    assert result.returncode == 2 and answer.replace(" ", "") in bare
 
 
 def test_sglangs_other_name_is_understood_and_any_other_word_is_not(tmp_path):
