@@ -397,7 +397,8 @@ def test_a_share_of_the_prompts_is_held_out_and_eval_takes_it(work, tmp_path):
     best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
     assert torchspec("export", "--checkpoint", tmp_path / "run" / "checkpoints", "-o", tmp_path / "draft").returncode == 0
     arguments = ("-d", tmp_path / "draft", "-t", work / "target", "--dtype", "float32", "--decode", "0", "--limit", "4")
-    assert torchspec("eval", *arguments, "--data", folder, "-o", tmp_path / "eval").returncode == 0
+    evaluated = torchspec("eval", *arguments, "--data", folder, "-o", tmp_path / "eval")
+    assert evaluated.returncode == 0 and "was trained on" not in evaluated.stdout
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["offline"]["tau"] == best["tau"]
     both = refused("train", "-c", work / "run.yaml", "dataset.eval_share=0.2")
     assert "dataset" in both and "eval_share=0.2 and eval_data_path=" in both

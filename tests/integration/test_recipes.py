@@ -66,6 +66,11 @@ def test_every_target_has_a_recipe_with_reasons_and_its_line_for_another_method_
             assert " # " in line, f"{recipe.name}: {line}"
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_the_recipe_holds_text_out(recipe):
+    assert load_config(str(recipe), []).dataset.holds_out
+
+
 def test_a_segment_that_cannot_hold_what_is_under_way_is_refused(here):
     mooncake = ["inference.transfer=mooncake", "inference.mooncake.segment_gib=0.00001"]
     config = load_config(str(ROOT / "configs" / "hf_smollm2_dflash.yaml"), [*here, *mooncake])
