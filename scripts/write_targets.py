@@ -24,7 +24,7 @@ real model learns.
 | here | trained, evaluated, decoded and exported with `inference_engine_type: hf`; or how it is refused before a model loads |
 | together | `torchspec eval --batch-size` above 1; it needs full attention in every layer, and is refused in one sentence elsewhere |
 | vLLM | gives the hidden states for capture (`vllm`), and serves DFlash and EAGLE-3, which need the same interface (`SupportsEagle3`) |
-| SGLang captures | `sgl`: it has one of its two methods to name layers |
+| SGLang captures | `sglang`: it has one of its two methods to name layers |
 | SGLang serves | the methods whose drafts it serves: it has `set_dflash_layers_to_capture`, `set_eagle3_layers_to_capture` |
 | llama.cpp | serves DFlash and EAGLE-3 drafts: its graph keeps the inputs of layers |
 

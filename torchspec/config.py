@@ -1,6 +1,7 @@
 """The root config of a run: the list of its sections, strict, frozen, readable without torch. A default is written once, in its section."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Union
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from torchspec.capture.config import InferenceConfig
 from torchspec.data.config import DatasetConfig
 from torchspec.errors import UserError
+from torchspec.hints import did_you_mean, line_of
 from torchspec.launch.config import ClusterConfig
 from torchspec.methods.dflash.config import DFlashConfig
 from torchspec.methods.registry import METHODS
@@ -65,8 +67,8 @@ class RunConfig(Section):
             raise ValueError("evaluation.served=sglang ignores draft.norm_before_residual; leave it out, or serve with vllm")
         for key in ("served", "patience"):
             value = getattr(self.evaluation, key)
-            if value is not None and self.dataset.eval_data_path is None:
-                raise ValueError(f"evaluation.{key}={value} needs held-out prompts; set dataset.eval_data_path")
+            if value is not None and not self.dataset.holds_out:
+                raise ValueError(f"evaluation.{key}={value} needs held-out prompts; set dataset.eval_data_path or eval_share")
         return self
 
     @property
@@ -80,38 +82,73 @@ class RunConfig(Section):
 
 
 def load_config(file: str, overrides: list[str]) -> RunConfig:
-    """YAML plus `section.key=value` overrides -> RunConfig; every problem is one sentence that names the field."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    """YAML plus `section.key=value` overrides -> RunConfig; every problem is one sentence with the field, and its line in the file."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"config {file!r}: no such file (looked for {path.resolve()})")
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r} is not of the form section.key=value")
+    values = _read(file, path, overrides)
+    try:
+        return RunConfig.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        given = [override.partition("=")[0] for override in overrides]
+        problems = [_sentence(problem, path.read_text(encoding="utf-8"), given) for problem in error.errors()]
+        raise UserError(f"config {file!r}: " + "; ".join(problems)) from error
+
+
+def _read(file: str, path: Path, overrides: list[str]) -> dict:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError, YAMLError
+
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise UserError(f"config {file!r} holds no section: it must be a YAML mapping like those in configs/")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except MarkedYAMLError as error:
+        raise UserError(f"config {file!r} cannot be read: line {error.problem_mark.line + 1}: {error.problem}") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {file!r} cannot be read: {str(error).splitlines()[0]}") from error
-    try:
-        return RunConfig.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise UserError(f"config {file!r}: " + "; ".join(map(_sentence, error.errors()))) from error
 
 
-def _sentence(problem: dict) -> str:
-    field = ".".join(str(part) for part in problem["loc"] if part not in METHODS)
-    if problem["type"] == "union_tag_invalid":
-        return f"{field}.method={problem['ctx']['tag']!r} is refused: choose one of {', '.join(METHODS)}"
-    if problem["type"] == "extra_forbidden":
-        return f"{field} is not a known key, remove it or correct its spelling"
-    if problem["type"] == "missing":
-        return f"{field} is missing, set it in the file or as {field}=VALUE"
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"{field}: {reason}" if problem["type"] == "value_error" else f"{field}={problem['input']!r} is refused: {reason}"
+def _sentence(problem: dict, text: str, overridden: list[str]) -> str:
+    """text: of the file; overridden: keys of the command line, whose values stand on no line."""
+    kind, reason = problem["type"], problem["msg"].removeprefix("Value error, ")
+    path = tuple(part for part in problem["loc"] if part not in METHODS) + (("method",) if kind == "union_tag_invalid" else ())
+    field = ".".join(map(str, path))
+    line = None if any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in overridden) else line_of(text, path)
+    place = "" if line is None else f" (line {line})"
+    if kind == "extra_forbidden":
+        meant = _elsewhere(path[-1]) or did_you_mean(path[-1], _siblings(problem["loc"]))
+        return f"{field}{place} is not a known key, {meant or 'remove it or correct its spelling'}"
+    if kind == "missing":
+        return f"{field}{place} is missing, set it in the file or as {field}=VALUE"
+    if kind == "value_error":
+        return f"{field}{place}: {reason}" if field else reason
+    if kind == "union_tag_invalid":
+        value, choices = problem["ctx"]["tag"], list(METHODS)
+        reason = f"choose one of {', '.join(choices)}"
+    else:
+        value, choices = problem["input"], re.findall("'(.+?)'", reason) if kind == "literal_error" else []
+    return f"{field}={value!r}{place} is refused: {reason}{did_you_mean(str(value), choices, ', ')}"
+
+
+def _elsewhere(name: str) -> str:
+    """The other sections, or methods, that have a key of this name."""
+    sections = {part: field.annotation for part, field in RunConfig.model_fields.items() if part not in ("output_dir", "draft")}
+    having = [part for part, section in sections.items() if name in section.model_fields]
+    methods = [method for method, entry in METHODS.items() if name in entry.config.model_fields]
+    having += [f"draft (method: {', '.join(methods)})"] if methods else []
+    return f"it is one of {' and '.join(having)}" if having else ""
+
+
+def _siblings(loc: tuple[str | int, ...]) -> dict:
+    """Keys of the section in which this one stands."""
+    section = RunConfig
+    for part in loc[:-1]:
+        section = METHODS[part].config if part in METHODS else section.model_fields[part].annotation
+    return section.model_fields

@@ -11,6 +11,7 @@ PACKAGES = {  # extra -> what of it is imported
     "llamacpp": ("sentencepiece",),
     "serve": ("openai", "prometheus_client", "requests"),
     "mooncake": ("mooncake",),
+    "language": ("py3langid",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),

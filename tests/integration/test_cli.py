@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.tiny import VOCABULARY, recipe, write_chats, write_tiny_target
-from torchspec.cli.main import COMMANDS, main
+from torchspec import __version__
+from torchspec.cli.main import COMMANDS, app, main
 
 
 @dataclass
@@ -75,6 +77,37 @@ def test_help_answers_and_loads_no_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Usage") == 1 + len(COMMANDS)
+
+
+def test_version_and_short_help_answer():
+    assert torchspec("--version") == Result(0, f"torchspec {__version__}\n", "")
+    for command in ([], ["train"]):
+        assert torchspec(*command, "-h").stdout == torchspec(*command, "--help").stdout != ""
+
+
+def test_a_shell_completes_commands(monkeypatch, capsys):
+    for name, value in {"_TORCHSPEC_COMPLETE": "complete_bash", "COMP_WORDS": "torchspec pre", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        app(prog_name="torchspec")
+    assert (stop.value.code, capsys.readouterr().out.split()) == (0, ["prepare"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [(["trian"], "Did you mean 'train'?"), (["train", "--confg", "x"], "Possible options: --config")]
+)
+def test_a_misspelt_command_or_option_is_answered_with_the_one_that_was_meant(typed, answer):
+    result = torchspec(*typed)
+    bare = re.sub(r"[│╭╮╰╯─\s]", "", result.stderr)  # without typer's frame, and where its lines end
+    assert result.returncode == 2 and answer.replace(" ", "") in bare
+
+
+def test_sglangs_other_name_is_understood_and_any_other_word_is_not(tmp_path):
+    """No such draft: the option was taken."""
+    arguments = ("eval", "-d", tmp_path / "no", "-t", tmp_path / "no", "-o", tmp_path, "--data", "x.jsonl")
+    sentences = [refused(*arguments, "--mode", name, "--engine-python", "python") for name in ("sglang", "sgl")]
+    assert sentences[0] == sentences[1]
+    assert "is not one of" in torchspec(*arguments, "--mode", "sg").stderr
 
 
 def test_help_takes_hardly_longer_than_typer_itself():
@@ -332,6 +365,43 @@ def test_empty_weights_and_a_missing_template_are_refused(work, tmp_path, target
     (untold / "chat_template.jinja").unlink()
     sentence = refused("prepare", work / "heldout.jsonl", "-o", tmp_path / "p", "-t", untold)
     assert "chat template" in sentence
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/iter_0000008"])
+def test_a_checkpoint_in_the_place_of_a_draft_is_answered_with_its_export(work, given):
+    sentence = refused("generate", "Hello", "-d", work / given, "-t", work / "target")
+    command = re.search("`torchspec (export --checkpoint (.+) -o) DRAFT`", sentence)
+    assert torchspec(*command[1].split(), work / "exported" / given).returncode == 0
+
+
+def test_conversations_and_questions_come_from_stdin_as_well(work, tmp_path, monkeypatch):
+    rows = (work / "heldout.jsonl").read_bytes()
+    for command in (("prepare", "-", "-o", tmp_path / "clean.jsonl"), ("prepare", "-", "-o", tmp_path / "ids", "-t", work / "target")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows)))
+        assert torchspec(*command).returncode == 0
+    clean = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    assert [row["messages"] for row in clean] == [json.loads(line)["messages"] for line in rows.splitlines()]
+    assert json.loads((tmp_path / "ids" / "manifest.json").read_text())["samples"] == len(clean)
+    arguments = ("-d", work / "draft", "-t", work / "target", "--max-new-tokens", "8", "--dtype", "float32")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Count to five."))
+    piped, given = (torchspec("generate", asked, *arguments).stdout.split("tokens")[0] for asked in ("-", "Count to five."))
+    assert piped == given != ""
+    assert "is read from a pipe" in refused("regenerate", "-", "-t", work / "target", "--measure", "--dtype", "float32")
+
+
+def test_a_share_of_the_prompts_is_held_out_and_eval_takes_it(work, tmp_path):
+    split = ("dataset.eval_data_path=null", "dataset.eval_share=0.2", f"output_dir={tmp_path / 'run'}", "training.max_steps=4")
+    result = torchspec("train", "-c", work / "run.yaml", *split)
+    assert result.returncode == 0, result.stderr
+    folder = re.search("`torchspec eval --data (.+)`", result.stdout)[1]
+    best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
+    assert torchspec("export", "--checkpoint", tmp_path / "run" / "checkpoints", "-o", tmp_path / "draft").returncode == 0
+    arguments = ("-d", tmp_path / "draft", "-t", work / "target", "--dtype", "float32", "--decode", "0", "--limit", "4")
+    evaluated = torchspec("eval", *arguments, "--data", folder, "-o", tmp_path / "eval")
+    assert evaluated.returncode == 0 and "was trained on" not in evaluated.stdout
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["offline"]["tau"] == best["tau"]
+    both = refused("train", "-c", work / "run.yaml", "dataset.eval_share=0.2")
+    assert "dataset" in both and "eval_share=0.2 and eval_data_path=" in both
 
 
 def test_a_draft_for_another_target_is_refused(work, target_folder):

@@ -20,7 +20,8 @@ def here(tmp_path_factory, target_folder) -> list[str]:
     target = write_tiny_target(folder / "target", target_folder)
     return [
         f"output_dir={folder / 'run'}", f"model.target_model_path={target}", "draft.target_layer_ids=[1,3]",
-        f"dataset.train_data_path={write_chats(folder / 'train.jsonl', 200)}", "dataset.eval_data_path=null", "dataset.thinking=null",
+        f"dataset.train_data_path={write_chats(folder / 'train.jsonl', 200)}", "dataset.eval_data_path=null", "dataset.eval_share=0.1",
+        "dataset.thinking=null",
     ]  # fmt: skip
 
 
@@ -63,6 +64,11 @@ def test_every_target_has_a_recipe_with_reasons_and_its_line_for_another_method_
         for key in ("num_anchors", "max_length", "draft_accumulation_steps", "num_epochs", "learning_rate"):
             (line,) = [line for line in recipe.read_text().splitlines() if line.strip().startswith(f"{key}:")]
             assert " # " in line, f"{recipe.name}: {line}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_the_recipe_holds_text_out(recipe):
+    assert load_config(str(recipe), []).dataset.holds_out
 
 
 def test_a_segment_that_cannot_hold_what_is_under_way_is_refused(here):

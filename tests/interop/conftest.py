@@ -17,7 +17,7 @@ from torchspec.training.checkpoints import latest
 from torchspec.training.loop import train
 
 ROOT = Path(__file__).parents[2]
-ENGINES = {name: ROOT / ".interop" / folder / "bin" / "python" for name, folder in (("vllm", "vllm"), ("sgl", "sglang"))}
+ENGINES = {name: ROOT / ".interop" / name / "bin" / "python" for name in ("vllm", "sglang")}
 RECIPES = {
     "dflash": "torchspec/demo/smollm2_dflash.yaml",
     "eagle3": "configs/hf_smollm2_eagle3.yaml",

@@ -73,7 +73,7 @@ def sglang(request: dict, given: dict[str, Tensor], weights: dict[str, Tensor]) 
     return found, shapes
 
 
-ENGINES = {"vllm": vllm, "sgl": sglang}
+ENGINES = {"vllm": vllm, "sglang": sglang}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

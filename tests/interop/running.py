@@ -21,7 +21,7 @@ from torchspec.capture.vllm import server as vllm
 START = 500.0  # seconds until a server that does not answer counts as hanging; another one starts beside it
 OTHERS = socket.gethostname()  # this machine as other nodes know it
 ON_CPU = {
-    "sgl": "--device cpu --attention-backend torch_native --sampling-backend pytorch --mem-fraction-static 0.3 --max-total-tokens 8192",
+    "sglang": "--device cpu --attention-backend torch_native --sampling-backend pytorch --mem-fraction-static 0.3 --max-total-tokens 8192",
     "vllm": "",
 }
 

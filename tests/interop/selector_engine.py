@@ -104,7 +104,7 @@ def sglang(request: dict, given: dict[str, Tensor], weights: dict[str, Tensor]) 
     return {"convolved": convolved, "candidates": candidates, "scores": scores[0], "walked": walked[0]}, shapes
 
 
-ENGINES = {"vllm": vllm, "sgl": sglang}
+ENGINES = {"vllm": vllm, "sglang": sglang}
 
 if __name__ == "__main__":
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles small functions, for a server that stays

@@ -44,7 +44,7 @@ def captured(
 Captured = tuple[dict, list[Features]]
 
 
-@pytest.fixture(scope="module", params=["vllm", "sgl"])
+@pytest.fixture(scope="module", params=["vllm", "sglang"])
 def name(request) -> str:
     return request.param
 
@@ -58,7 +58,7 @@ def whole(name, target_folder, samples, tmp_path_factory) -> Captured:
 def rounded(name, target_folder, samples, tmp_path_factory) -> list[Features]:
     """In fp8: SGLang's as above, vLLM's as a server's that is asked over the network."""
     folder = tmp_path_factory.mktemp(f"{name}-rounded")
-    if name == "sgl":
+    if name == "sglang":
         return captured(name, target_folder, ROUNDED, samples, folder, fp8=True)[1]
     spec, url = CaptureSpec(target_folder.resolve(), ROUNDED, torch.bfloat16, max_length=1024, fp8=True), f"http://{OTHERS}:30137"
     with running(name, spec, [url], folder):

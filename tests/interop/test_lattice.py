@@ -26,7 +26,7 @@ def method(tmp_path_factory):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("engine", ["vllm", "sgl"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_an_engines_own_head_gives_our_scores_and_our_walk(method, engine, tmp_path):
     draft, blocks = very_lively(method), random_blocks()
     ours, given, found = draft.lilicorr.state_dict(), tmp_path / "given", tmp_path / "found"
@@ -43,7 +43,7 @@ def test_an_engines_own_head_gives_our_scores_and_our_walk(method, engine, tmp_p
     mine = method.walk(draft, blocks, method.whole_vocabulary)
     assert torch.equal(theirs["tokens"], mine.states)
     torch.testing.assert_close(theirs["scores"], mine.scores, **ROOM)
-    if engine == "sgl":
+    if engine == "sglang":
         proposals, _ = walk.draft(method.walk(draft, blocks, method.whole_vocabulary), blocks.anchors, method.whole_vocabulary, GREEDY, 64)
         assert torch.equal(theirs["greedy"], proposals)
         before = blocks.anchors

@@ -20,8 +20,7 @@ from torchspec.regenerate.turns import Sampling, Turns
 
 PROMPTS, TOKENS, IN_FLIGHT = 12, 48, 4
 LEAST_SHARE = 0.98  # another engine's roundings in bfloat16
-SMALL = {"vllm": "--enforce-eager --max-model-len 1024 --max-num-seqs 4", "sglang": ON_CPU["sgl"]}  # for two cores
-KEYS = {"vllm": "vllm", "sglang": "sgl"}  # of capture's engines
+SMALL = {"vllm": "--enforce-eager --max-model-len 1024 --max-num-seqs 4", "sglang": ON_CPU["sglang"]}  # for two cores
 SOURCE = str(Path(str(files("torchspec.demo"))) / "prompts_heldout.jsonl")
 
 
@@ -35,10 +34,10 @@ def answers(request, here, tmp_path_factory) -> tuple[str, Path, Path]:
     """The engine's name, what it wrote when it was started for this, and what it wrote when it ran already."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     turns = Turns(ChatFormat.load(here.folder, None, False), Sampling(TOKENS, (0.0,), 0), max_length=1024)
-    started = Engine(name, [], IN_FLIGHT, True, 1, str(ENGINES[KEYS[name]]), SMALL[name], None, 1)
+    started = Engine(name, [], IN_FLIGHT, True, 1, str(ENGINES[name]), SMALL[name], None, 1)
     out, again = folder / "out.jsonl", folder / "again.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in (environment(KEYS[name]) | {"HOME": str(folder)}).items():
+        for key, value in (environment(name) | {"HOME": str(folder)}).items():
             patch.setenv(key, value)
         with open_answering(turns, started, here, out) as servers:
             regenerate([SOURCE], out, servers, Wanted(limit=PROMPTS))

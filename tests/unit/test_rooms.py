@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # From the top down. A room imports from the rows below its own; within a room anything but a circle. `config` is every room's config.py
-# with methods/registry.py: the run's config is their list, readable without torch.
+# with the registries: the run's config is their list, readable without torch.
 LEVELS = [
     "__main__ train_entry",
     "cli",
@@ -30,7 +30,7 @@ LEVELS = [
     "records rows target",
     "config extras nn progress report signals",
     "files",
-    "acceptance console errors section",
+    "acceptance console errors hints section",
 ]
 
 
@@ -53,7 +53,7 @@ def named(code: str) -> set[str]:
 
 def room(module: str) -> str:
     first, *_, last = module.split(".") * 2
-    return "config" if last == "config" or module == "methods.registry" else first
+    return "config" if last in ("config", "registry") else first
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:

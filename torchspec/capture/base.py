@@ -8,18 +8,13 @@ from typing import Protocol
 
 import torch
 
+from torchspec.capture.registry import BACKENDS, EXTRAS
 from torchspec.errors import UserError
 from torchspec.extras import install
 from torchspec.records import Features, Prompt
 from torchspec.target.frozen import FrozenTarget
 
-BACKENDS = {
-    "hf": "torchspec.capture.hf:HFCapture",
-    "sgl": "torchspec.capture.sglang.backend:SGLangCapture",
-    "vllm": "torchspec.capture.vllm.backend:VLLMCapture",
-}
 OWN_DEVICE, SHARED_DEVICE = 0.9, 0.4  # shares of a device's memory for an engine: beside nobody, and beside a trainer or other workers
-EXTRAS = {"sgl": "sglang", "vllm": "vllm"}  # engine -> extra that installs it
 
 
 @dataclass(frozen=True)
@@ -60,18 +55,16 @@ class Capture(Protocol):
 
 
 def open_capture(name: str, spec: CaptureSpec) -> Capture:
-    if name not in BACKENDS:
-        raise UserError(f"inference.inference_engine_type={name!r} is not available; choose one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
     try:
         backend = getattr(import_module(module), attribute)
     except ImportError as error:
-        package, missing = EXTRAS.get(name), error.name or ""
-        if package is None or not missing.startswith(name):
+        missing = error.name or ""
+        if name not in EXTRAS or not missing.startswith(name):
             raise
         asked = f"inference.inference_engine_type={name}"
         if isinstance(error, ModuleNotFoundError) and "." not in missing:
-            raise UserError(f"{asked} needs {missing}: {install(package)}") from error
-        found = import_module(package).__version__
-        raise UserError(f"{asked}: {package} {found} does not fit ({error.msg}): pip install --upgrade {package}") from error
+            raise UserError(f"{asked} needs {missing}: {install(name)}") from error
+        found = import_module(name).__version__
+        raise UserError(f"{asked}: {name} {found} does not fit ({error.msg}): pip install --upgrade {name}") from error
     return backend(spec)

@@ -3,14 +3,23 @@
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from torchspec.capture.registry import BACKENDS, engine_name
+from torchspec.hints import did_you_mean
 from torchspec.section import Section, Share
 from torchspec.transfer.config import MooncakeConfig
 
 
+def _known(word: str) -> str:
+    name = engine_name(word)
+    if name not in BACKENDS:
+        raise ValueError(f"{word!r} is no engine, choose one of {', '.join(BACKENDS)}{did_you_mean(word, BACKENDS, ', ')}")
+    return name
+
+
 class InferenceConfig(Section):
-    inference_engine_type: str = Field("hf", description="who runs the target")
+    inference_engine_type: Annotated[str, AfterValidator(_known)] = Field("hf", description="who runs the target: hf, sglang or vllm")
     num_workers: NonNegativeInt = Field(0, description="capture workers, each with its own devices; 0 captures in the trainer's process")
     gpus_per_worker: PositiveInt = Field(1, description="GPUs of one capture worker: its tensor parallel size")
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -55,7 +64,7 @@ class InferenceConfig(Section):
         if not self.servers:
             raise ValueError(f"{given} names no server; leave it out, or name one")
         if self.inference_engine_type == "hf":
-            raise ValueError(f"{given} is for inference_engine_type: sgl or vllm; leave it out for hf")
+            raise ValueError(f"{given} is for inference_engine_type: sglang or vllm; leave it out for hf")
         if self.num_workers:
             raise ValueError(f"{given}: the trainer asks servers itself; leave num_workers={self.num_workers} out")
         if len(set(self.servers)) < len(self.servers):

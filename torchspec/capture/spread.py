@@ -9,7 +9,7 @@ from torchspec.capture.server import ServerCapture
 from torchspec.errors import UserError
 from torchspec.records import Features, Prompt
 
-SERVERS = {"sgl": "torchspec.capture.sglang.server:SGLangServer", "vllm": "torchspec.capture.vllm.server:VLLMServer"}
+SERVERS = {"sglang": "torchspec.capture.sglang.server:SGLangServer", "vllm": "torchspec.capture.vllm.server:VLLMServer"}
 
 
 def open_server(name: str, spec: CaptureSpec, url: str) -> ServerCapture:

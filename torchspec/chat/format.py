@@ -34,6 +34,7 @@ from torchspec.rows.conversation import BadRow, assistant_turns
 
 # What a template's own code raises on a conversation that it was not written for: a null, a missing key, a text for an object.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+THOUGHT = "think"  # in the switch, or in the marks, of every template that knows thoughts: <think>, [THINK], START_THINKING
 ANSWER_TAIL = 32  # characters by which an answer is found again in a longer rendering
 
 
@@ -58,14 +59,23 @@ class ChatFormat:
                 f"target {target_folder} has no chat template, so answers cannot be told from prompts; "
                 "put the model's chat_template.jinja into that folder"
             )
-        return cls(tokenizer, thinking, last_turn_only, stop_ids(target_folder, tokenizer))
+        chat = cls(tokenizer, thinking, last_turn_only, stop_ids(target_folder, tokenizer))
+        if thinking and THOUGHT not in chat._template.lower():
+            raise UserError(
+                f"thinking is on (--thinking on, or dataset.thinking: true), but the chat template of {target_folder} has no thinking "
+                "mode; leave it out"
+            )
+        return chat
+
+    @property
+    def _template(self) -> str:
+        template = self.tokenizer.chat_template
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)  # several, by name
 
     @property
     def template_hash(self) -> str:
-        template = self.tokenizer.chat_template
-        template = template if isinstance(template, str) else json.dumps(template, sort_keys=True)  # several, by name
-        day = f"\nday={DAY:%Y-%m-%d}" if uses_clock(template) else ""
-        text = f"{template}\nthinking={self.thinking}{day}"
+        day = f"\nday={DAY:%Y-%m-%d}" if uses_clock(self._template) else ""
+        text = f"{self._template}\nthinking={self.thinking}{day}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, texts: list[TurnText]) -> list[Encoded]:

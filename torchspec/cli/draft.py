@@ -1,5 +1,6 @@
 """A trained draft: written for servers, measured, compared, tried."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -195,7 +196,9 @@ def calibrate(
 
 
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="results.json of two or more evaluations; differences are to the first.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders of two or more evaluations, or their results.json; differences are to the first.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html and compare_charts/.")],
 ) -> None:
     """Drafts side by side: a table, a page and pictures. Refuses evaluations that were not measured alike."""
@@ -207,7 +210,7 @@ def compare(
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
     draft: Draft,
     target: Target,
     draft_tokens: DraftTokens = None,
@@ -225,4 +228,5 @@ def generate(
     from torchspec.decode.stream_answer import stream_answer
 
     pair = load_pair(draft, target, dtype, device, trust_remote_code, draft_tokens)
-    stream_answer(pair, prompt, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))
+    asked = sys.stdin.read() if prompt == "-" else prompt
+    stream_answer(pair, asked, max_new_tokens, is_on(thinking), Sampler(temperature, seed, pair.target.device))

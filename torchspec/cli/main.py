@@ -2,19 +2,21 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from torchspec import __version__
+from torchspec.capture.registry import engine_name
 from torchspec.cli import draft, run, text
 from torchspec.console import speak_anywhere
 from torchspec.errors import Stopped, UserError
 from torchspec.signals import hearing, stop
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train the drafts of speculative decoding, and prove that they work.",
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": engine_name},
 )
 COMMANDS = {  # in the order of --help
     "prepare": text.prepare,
@@ -31,6 +33,19 @@ COMMANDS = {  # in the order of --help
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"torchspec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def torchspec(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Train the drafts of speculative decoding, and prove that they work."""
 
 
 def main() -> None:

@@ -34,6 +34,12 @@ MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of one answer.", mi
 Dtype = Annotated[str, typer.Option(help="bfloat16 or float32: what target and draft compute in.")]
 Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the target.")]
+Language = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE", help="Leave out what is clearly in another language, such as en; several are wanted together.", show_default=False
+    ),
+]
 EnginePython = Annotated[
     str | None, typer.Option(help="Python of the environment that holds the engine. Default: this one.", show_default=False)
 ]

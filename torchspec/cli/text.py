@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from torchspec.cli.options import Device, Dtype, EnginePython, LlamaCppFolder, MaxNewTokens, ServerArgs, Target, Thinking, Trust, is_on
+from torchspec.cli.options import (
+    Device,
+    Dtype,
+    EnginePython,
+    Language,
+    LlamaCppFolder,
+    MaxNewTokens,
+    ServerArgs,
+    Target,
+    Thinking,
+    Trust,
+    is_on,
+)
 from torchspec.errors import UserError
 from torchspec.regenerate.protocol import IN_FLIGHT
 
@@ -21,7 +33,10 @@ class Writer(StrEnum):
 def prepare(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Chats: .jsonl, .json (also .gz), .csv, .parquet, data sets as owner/name[:subset][:split], perfectblend."),
+        typer.Argument(
+            help="Chats: .jsonl, .json (also .gz), .csv, .parquet, data sets as owner/name[:subset][:split], perfectblend; "
+            "- is JSONL from stdin."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; without --target the .jsonl to write.")],
     target: Annotated[
@@ -40,6 +55,7 @@ def prepare(
     max_rejected: Annotated[float, typer.Option(help="Largest share of unusable rows before this stops.", min=0, max=1)] = 0.1,
     sample_size: Annotated[int | None, typer.Option(help="Without --target: draw this many of the usable rows.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of that draw.", min=0)] = 0,
+    language: Language = None,
     held_out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Report which of its prompts stand in what is prepared.", show_default=False)
     ] = None,
@@ -57,12 +73,13 @@ def prepare(
     from torchspec.data.show import show as show_samples
     from torchspec.files.writing import writing
     from torchspec.rows.collect import check_arguments, collect
+    from torchspec.rows.language import Languages
     from torchspec.target.fetch import resolve_target
 
-    check_arguments(out, target, sample_size, held_out)
+    check_arguments(out, target, sample_size, held_out, language or [])
     with writing(out, "torchspec prepare", lambda: f"{out} is as it was before"):
         if target is None:
-            collected = collect(inputs, out, sample_size, seed, max_rejected)
+            collected = collect(inputs, out, sample_size, seed, max_rejected, Languages(language or []))
             collected.report(console)
             return after_collecting(collected)
         lengths = max_length or MAX_LENGTH, min_loss_tokens or MIN_LOSS_TOKENS
@@ -121,6 +138,7 @@ def regenerate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="With --engine hf: conversations answered at a time.", min=1)] = 16,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the input.", min=1)] = None,
+    language: Language = None,
     seed: int = 0,
     thinking: Thinking = None,
     engine_python: EnginePython = None,
@@ -144,6 +162,7 @@ def regenerate(
     from torchspec.regenerate.run import regenerate as run
     from torchspec.regenerate.share import report_share
     from torchspec.regenerate.turns import Sampling, Turns
+    from torchspec.rows.language import Languages
     from torchspec.target.fetch import resolve_target
 
     temperatures, servers = tuple(temperature or (0.0,)), server or []
@@ -162,7 +181,7 @@ def regenerate(
     turns = Turns(chat, Sampling(max_new_tokens, temperatures, seed), max_length, Drop(drop_cut, drop_shorter, tuple(script or ())))
     wanted = Engine(engine.value, servers, in_flight, check, batch_size, engine_python, server_args, llamacpp, gpus_per_server)
     with open_answering(turns, wanted, here, out) as answering:
-        counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only))
+        counts = run(inputs, out, answering, Wanted(limit, answers_per_prompt, last_turn_only, Languages(language or [])))
     counts.report(out)
     if check:
         report_share([str(out)], here, is_on(thinking))

@@ -99,18 +99,29 @@ class MixedDataset(PromptDataset):
 def open_or_prepare(path: str, cache: Path, target: Path, options: Options = DEFAULTS, progress: bool = True) -> PromptDataset:
     """A prepared folder, if it was made for this target and thinking mode; anything else is prepared into `cache` once, under the
     given options."""
-    hashes = {"tokenizer_hash": tokenizer_hash(target), "template_hash": options.chat(target).template_hash}
-    if (Path(path) / "manifest.json").is_file():
-        _check_made_for(Manifest.load(Path(path)), hashes, target, options.thinking)
-        return PromptDataset(Path(path))
-    source = resolve(path)
-    name = re.sub("[/:]", "--", source.stem if isinstance(source, Path) else source.name.strip("/"))
-    folder = Path(cache) / f"{name}-{key([state(source), asdict(options), hashes, positions(target), VERSION])}"
+    if not (Path(path) / "manifest.json").is_file():
+        return prepared_once([path], cache, target, options, progress)
+    if options.split is not None:
+        raise UserError(
+            f"dataset.eval_share splits conversations, and {path} is prepared already; train on what it was made from, or set "
+            "dataset.eval_data_path"
+        )
+    _check_made_for(Manifest.load(Path(path)), _hashes(target, options), target, options.thinking)
+    return PromptDataset(Path(path))
+
+
+def prepared_once(paths: list[str], cache: Path, target: Path, options: Options, progress: bool = True) -> PromptDataset:
+    """All of them as one dataset, in a folder of `cache` that is kept by their contents."""
+    sources = [resolve(path) for path in paths]
+    name = re.sub("[/:]", "--", sources[0].stem if isinstance(sources[0], Path) else sources[0].name.strip("/"))
+    side = "-held-out" if options.split and options.split.held_out else ""
+    made_from = [list(map(state, sources)), asdict(options), _hashes(target, options), positions(target), VERSION]
+    folder = Path(cache) / f"{name}{side}-{key(made_from)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     _tidy(folder.parent)
     with FileLock(f"{folder}.lock"):  # ranks of one machine arrive together: the first one prepares, the others wait and open
         if not (folder / "manifest.json").is_file():
-            prepare([path], folder, target, options, progress=progress)
+            prepare(paths, folder, target, options, progress=progress)
     return PromptDataset(folder)
 
 
@@ -130,6 +141,10 @@ def check_prepared_as(dataset: PromptDataset, options: Options, target: Path) ->
     if different:
         values = " and ".join(f"dataset.{name} is {wanted[name]} but {made[name]} in {dataset.folder}" for name in different)
         raise UserError(f"{values}, which is prepared already; set what it was made with, or prepare it again")
+
+
+def _hashes(target: Path, options: Options) -> dict[str, str]:
+    return {"tokenizer_hash": tokenizer_hash(target), "template_hash": options.chat(target).template_hash}
 
 
 def _check_made_for(manifest: Manifest, hashes: dict[str, str], target: Path, thinking: bool | None) -> None:

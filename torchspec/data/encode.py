@@ -23,6 +23,7 @@ from torchspec.chat.format import ChatFormat
 from torchspec.chat.turns import Encoded, TurnText
 from torchspec.data.config import MIN_LOSS_TOKENS
 from torchspec.data.manifest import tokenizer_hash
+from torchspec.data.split import Split
 from torchspec.errors import UserError
 from torchspec.rows.conversation import BadRow
 from torchspec.rows.formats import Row
@@ -44,6 +45,7 @@ class Options:
     min_loss_tokens: int = MIN_LOSS_TOKENS
     max_rejected: float = 0.1  # share of unusable rows above which preparing stops
     trust_remote_code: bool = False
+    split: Split | None = None  # rows of one side alone
 
     def chat(self, target: Path) -> ChatFormat:
         return ChatFormat.load(target, self.thinking, self.last_turn_only, self.trust_remote_code)

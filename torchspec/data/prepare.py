@@ -19,6 +19,7 @@ from torchspec.data.manifest import Manifest, tokenizer_hash
 from torchspec.errors import UserError
 from torchspec.files.whole import whole
 from torchspec.progress import with_progress
+from torchspec.rows.files import STDIN
 from torchspec.rows.ledger import Ledger
 from torchspec.rows.sources import check_no_input, contents_key, count_lines, read_rows
 from torchspec.target.language_config import positions, vocab_size
@@ -50,13 +51,16 @@ def prepare(
     """
     vocab, template_hash = vocab_size(target), options.chat(target).template_hash
     most = longest(target, options.max_length)
-    rows, total = islice(read_rows(inputs), limit), limit or (count_lines(inputs) if progress else None)
+    rows = islice((row for row in read_rows(inputs) if options.split is None or options.split.has(row)), limit)
+    total = limit or (count_lines(inputs) if progress else None)
     check_no_input(out, inputs)
     _check_replaceable(out)
     with whole(out) as partial:
         partial.mkdir(parents=True)
         outcomes = with_progress(encode_rows(rows, target, options, vocab, workers), "preparing", total, progress)
         ledger, writer = _write(outcomes, partial, most, options.min_loss_tokens)
+        if options.split and options.split.held_out and not ledger.rows:
+            raise UserError(f"dataset.eval_share={options.split.share:g} holds out no prompt of {', '.join(inputs)}; raise it")
         try:
             ledger.check(writer.samples, options.max_rejected)
         except UserError as error:
@@ -81,10 +85,16 @@ def prepare(
             truncated=writer.truncated,
             split_conversations=writer.split_conversations,
             fingerprint=writer.digest.hexdigest()[:16],
-            known_by=[writer.digest.hexdigest()[:16], *map(contents_key, inputs)],
+            known_by=[writer.digest.hexdigest()[:16], *_contents(inputs, options)],
         ).check()
         (partial / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
+
+
+def _contents(inputs: list[str], options: Options) -> list[str]:
+    """Keys of the inputs that nothing else is made of: not of those whose other side is trained on, nor of a pipe, which is gone."""
+    shared = options.split is not None and options.split.held_out
+    return [] if shared else [contents_key(name) for name in inputs if Path(name) != STDIN]
 
 
 def _write(outcomes: Iterable[Outcome], partial: Path, most: int | None, min_loss_tokens: int) -> tuple[Ledger, "_SampleWriter"]:

@@ -48,12 +48,24 @@ def load_pair(
     draft_tokens: proposed per step; none: as many as the draft was trained for.
     """
     dtype, device = resolve_dtype(dtype_name), resolve_device(device_name)
+    refuse_checkpoint(draft)
     draft = resolve_draft(str(draft))
     values, folder = read_config(draft), resolve_target(target)
     method, model = load_draft(draft, values, FrozenTarget.load(folder, dtype, device, trust_remote_code), dtype, draft_tokens)
     capture = HFCapture(CaptureSpec(folder, method.layer_ids, dtype, device, trust_remote_code=trust_remote_code))
     capture.new_cache()  # a target that cannot be decoded here is refused before anything is measured
     return Pair(draft, folder, capture, method, model)
+
+
+def refuse_checkpoint(draft: Path) -> None:
+    """A run keeps its masters, in shards, which no server reads."""
+    for written in ("state.json", "iter_*/state.json", "checkpoints/iter_*/state.json"):
+        if any(draft.glob(written)):
+            checkpoint = draft / "checkpoints" if written.startswith("checkpoints") else draft
+            raise UserError(
+                f"draft {draft} holds checkpoints of a run and no draft yet: write one with "
+                f"`torchspec export --checkpoint {checkpoint} -o DRAFT`, and give that folder"
+            )
 
 
 def load_draft(draft: Path, values: dict, target: FrozenTarget, dtype: torch.dtype, draft_tokens: int | None) -> tuple[Method, nn.Module]:

@@ -1,11 +1,11 @@
 """The target as the draft and the data see it: template, thinking mode, RoPE, head, layer ids, mask token."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torchspec.chat.format import ChatFormat
 from torchspec.config import RunConfig
 from torchspec.data.dataset import PromptDataset
-from torchspec.data.encode import Options
 from torchspec.doctor.finding import Finding
 from torchspec.doctor.machine import enough_space
 from torchspec.launch.memory import GRADIENT_BYTES, MASTER_BYTES, count_parameters, key_value_bytes, target_bytes, weight_bytes
@@ -20,12 +20,9 @@ HELLO = [{"role": "user", "content": "Hello."}]
 
 
 def template(config: RunConfig, folder: Path) -> list[Finding]:
-    remote_code, mode = config.model.trust_remote_code, config.dataset.thinking
-    on, off = (
-        Options(thinking, trust_remote_code=remote_code).chat(folder).render(HELLO, add_generation_prompt=True)
-        for thinking in (True, False)
-    )
-    chat = ChatFormat.load(folder, mode, False, remote_code)
+    mode = config.dataset.thinking
+    chat = ChatFormat.load(folder, mode, False, config.model.trust_remote_code)
+    on, off = (replace(chat, thinking=thinking).render(HELLO, add_generation_prompt=True) for thinking in (True, False))
     stop = ", ".join(map(str, sorted(chat.stop_ids))) or "none: name eos_token_id in generation_config.json"
     return [Finding("target", "chat template", f"{chat.template_hash}, stop ids {stop}"), thinking_mode(on != off, mode)]
 

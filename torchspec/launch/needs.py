@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from torchspec.capture.base import EXTRAS
+from torchspec.capture.registry import EXTRAS
 from torchspec.config import RunConfig
 from torchspec.errors import UserError
 from torchspec.extras import lacking
@@ -31,7 +31,7 @@ def needs(config: RunConfig) -> list[Need]:
         found.append(Need(f"training.num_ranks={training.num_ranks}", "ray", ", or start it with torchrun"))
     elsewhere = inference.num_workers > 0 and config.cluster.address is not None  # on nodes that this one may be unlike
     if inference.inference_engine_type in EXTRAS and not inference.servers and not elsewhere:
-        found.append(Need(f"inference.inference_engine_type={inference.inference_engine_type}", EXTRAS[inference.inference_engine_type]))
+        found.append(Need(f"inference.inference_engine_type={inference.inference_engine_type}", inference.inference_engine_type))
     if inference.num_workers > 0 and inference.transfer == "mooncake" and not elsewhere:
         found.append(Need("inference.transfer=mooncake", "mooncake", SYSTEM_LIBRARIES))
     if served is not None:

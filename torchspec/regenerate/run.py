@@ -21,6 +21,7 @@ from torchspec.regenerate.drop import KEEP_ALL
 from torchspec.regenerate.report import Counts, kind
 from torchspec.regenerate.turns import Answering
 from torchspec.rows.formats import Row
+from torchspec.rows.language import ALL, Languages
 from torchspec.rows.sources import check_no_input, count_lines, read_rows
 
 
@@ -31,6 +32,7 @@ class Wanted:
     limit: int | None = None  # rows of the input
     answers: int = 1  # of each prompt
     last_turn_only: bool = False
+    languages: Languages = ALL
 
 
 def regenerate(inputs: list[str], out: Path, answering: Answering, wanted: Wanted) -> Counts:
@@ -101,6 +103,7 @@ def _todo(rows: Iterator[Row], wanted: Wanted, done: set[str], refused: TextIO, 
     met: set[str] = set()
     for row in islice(rows, wanted.limit):
         problem = row.problem or ("the row has token ids and no messages, so its questions are not known" if row.messages is None else None)
+        problem = problem or wanted.languages.problem(row)
         conversations = [] if problem else conversations_of(row, wanted.answers, wanted.last_turn_only)
         if not conversations:
             _refuse(row.where, problem or "no user turn to answer", refused, counts)

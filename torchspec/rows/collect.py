@@ -6,7 +6,7 @@ What comes out is text of whoever wrote it. Regenerate it with the target before
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torchspec.files.whole import whole
 from torchspec.progress import with_progress
 from torchspec.rows.conversation import BadRow, assistant_turns
 from torchspec.rows.formats import Row
+from torchspec.rows.language import ALL, Languages
 from torchspec.rows.ledger import Ledger
 from torchspec.rows.sources import check_no_input, count_lines, read_rows, resolve
 
@@ -37,7 +38,7 @@ class Collected:
                 console.print(f"  {kind} {count}: {reason} (listed in {self.listing})", markup=False)
 
 
-def check_arguments(out: Path, target: str | None, sample_size: int | None, held_out: str | None) -> None:
+def check_arguments(out: Path, target: str | None, sample_size: int | None, held_out: str | None, languages: Sequence[str] = ()) -> None:
     """`torchspec prepare` writes conversations without a target, and tokens with one."""
     if target is None and out.suffix != ".jsonl":
         raise UserError(f"--target is missing: name the target whose tokens go into {out}, or an --out FILE.jsonl for the conversations")
@@ -47,11 +48,20 @@ def check_arguments(out: Path, target: str | None, sample_size: int | None, held
         raise UserError(f"--held-out {held_out} is compared in the target's tokens: name the --target, and a folder as --out")
     if held_out is not None and not (Path(held_out) / "manifest.json").is_file():
         resolve(held_out)  # a wrong name fails here, not when everything is prepared
-    if target is not None and sample_size is not None:
-        raise UserError("--sample-size draws conversations: write them to an --out FILE.jsonl without --target, then prepare that file")
+    if target is not None and (sample_size is not None or languages):
+        asked = f"--language {languages[0]} filters" if languages else "--sample-size draws"
+        raise UserError(f"{asked} conversations: write them to an --out FILE.jsonl without --target, then prepare that file")
 
 
-def collect(inputs: list[str], out: Path, sample_size: int | None, seed: int, max_rejected: float, progress: bool = True) -> Collected:
+def collect(
+    inputs: list[str],
+    out: Path,
+    sample_size: int | None,
+    seed: int,
+    max_rejected: float,
+    languages: Languages = ALL,
+    progress: bool = True,
+) -> Collected:
     """`out` changes only when the new file is complete. A sample is held in memory, a whole data set is not."""
     _check_replaceable(out, inputs)
     rows, total = read_rows(inputs), count_lines(inputs) if progress else None
@@ -62,7 +72,7 @@ def collect(inputs: list[str], out: Path, sample_size: int | None, seed: int, ma
         ledger = Ledger(refused)
         with (
             partial.open("w", encoding="utf-8") as file,
-            closing(_usable(with_progress(rows, "reading", total, progress), ledger)) as lines,
+            closing(_usable(with_progress(rows, "reading", total, progress), ledger, languages)) as lines,
         ):
             for line in _draw(lines, sample_size, seed):
                 written += file.write(line) > 0
@@ -87,7 +97,7 @@ def _check_replaceable(out: Path, inputs: list[str]) -> None:
             raise UserError(f"--out {out} exists and holds no conversations of `torchspec prepare`; name another file, or move this one")
 
 
-def _usable(rows: Iterator[Row], ledger: Ledger) -> Iterator[str]:
+def _usable(rows: Iterator[Row], ledger: Ledger, languages: Languages = ALL) -> Iterator[str]:
     seen: set[bytes] = set()
     for row in rows:
         ledger.rows += 1
@@ -95,6 +105,9 @@ def _usable(rows: Iterator[Row], ledger: Ledger) -> Iterator[str]:
             line = json.dumps(_conversation(row), ensure_ascii=False) + "\n"
         except BadRow as bad:
             ledger.reject(row.where, str(bad))
+            continue
+        if problem := languages.problem(row):
+            ledger.filter(row.where, problem)
             continue
         key = hashlib.blake2b(line.partition('"messages"')[2].encode(), digest_size=16).digest()
         if key in seen:

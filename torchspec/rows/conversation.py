@@ -1,5 +1,6 @@
 """What a conversation must be before any chat template sees it."""
 
+NO_ANSWER = "no assistant turn"
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 
@@ -17,7 +18,7 @@ def assistant_turns(messages: list[dict]) -> list[int]:
         _check_message(number, message)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise BadRow("no assistant turn")
+        raise BadRow(NO_ANSWER)
     asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
     if answers[-1] < asked:
         raise BadRow("no user turn before the last answer")

@@ -7,16 +7,20 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 from torchspec.errors import UserError
 
 READABLE = ".jsonl, .json, .jsonl.gz, .json.gz, .csv or .parquet"
+STDIN = Path("-")
 Record = tuple[str, bytes | dict]  # where, JSON text or fields
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> AbstractContextManager[BinaryIO]:
+    if path == STDIN:
+        return nullcontext(sys.stdin.buffer)
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

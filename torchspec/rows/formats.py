@@ -19,6 +19,7 @@ class Row:
     response_ids: list[int] | None = None
     tokenizer: str | None = None  # tokenizer_hash of the target that wrote the ids
     last: dict | None = None  # where ids name no tokenizer: the row's own last message, to be found in them
+    opening: str | None = None  # what the user says before the first answer; none where the row holds ids alone
     problem: str | None = None  # "what: which"; the row is unusable
 
 
@@ -32,7 +33,8 @@ def to_row(where: str, fields: dict) -> Row:
     if form is None:
         keys = ", ".join(map(shown, islice(fields, 20))) or "no keys"
         raise Problem(f"no key 'messages', 'conversations' or 'data': the row has {keys}")
-    return Row(where, with_system(fields, FORMS[form](fields[form])), tools_of(fields))
+    messages = FORMS[form](fields[form])
+    return Row(where, with_system(fields, messages), tools_of(fields), opening=_opening(messages))
 
 
 def _token_row(where: str, fields: dict) -> Row:
@@ -40,8 +42,19 @@ def _token_row(where: str, fields: dict) -> Row:
     tokenizer = fields.get("tokenizer")
     if not isinstance(tokenizer, str | None):
         raise Problem(f"tokenizer is no hash: {shown(tokenizer)}")
-    named = tokenizer is not None or "messages" not in fields
-    return Row(where, **ids, tokenizer=tokenizer, last=None if named else messages_of(fields["messages"])[-1])
+    messages = messages_of(fields["messages"]) if "messages" in fields else None
+    last, opening = (messages[-1], _opening(messages)) if messages else (None, None)
+    return Row(where, **ids, tokenizer=tokenizer, last=last if tokenizer is None else None, opening=opening)
+
+
+def _opening(messages: list[dict]) -> str:
+    texts = []
+    for message in messages:
+        if message["role"] == "user":
+            texts.append(message["content"])
+        elif texts and message["role"] == "assistant":
+            break
+    return "\n".join(texts)
 
 
 def _int_list(fields: dict, key: str) -> list[int]:

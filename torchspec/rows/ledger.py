@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from torchspec.errors import UserError
+from torchspec.rows.conversation import NO_ANSWER
 
 
 @dataclass
@@ -35,11 +36,18 @@ class Ledger:
         if rejected > max_rejected * self.rows:
             raise UserError(
                 f"{rejected} of {self.rows} rows are rejected, more than max_rejected={max_rejected:g} allows; "
-                f"{self._worst(self.rejected)}; mend the data or raise max_rejected"
+                f"{self._worst(self.rejected)}; {self._prompts() or 'mend the data or raise max_rejected'}"
             )
         if samples == 0:
             why = self._worst(self.rejected + self.filtered) if rejected + filtered else "the inputs hold no rows"
-            raise UserError(f"no sample is left of {self.rows} rows ({rejected} rejected, {filtered} filtered); {why}")
+            what = "; ".join(filter(None, (why, self._prompts())))
+            raise UserError(f"no sample is left of {self.rows} rows ({rejected} rejected, {filtered} filtered); {what}")
+
+    def _prompts(self) -> str:
+        """What to do where most of the rejected rows wait for an answer."""
+        if not self.rejected or self.rejected.most_common(1)[0][0] != NO_ANSWER:
+            return ""
+        return "these are prompts: let the target answer them with `torchspec regenerate`, and take what it writes"
 
     def _worst(self, counts: Counter) -> str:
         reason, count = counts.most_common(1)[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchspec.errors import UserError
 from torchspec.files.contents import file_key, key
-from torchspec.rows.files import READABLE, is_array, records
+from torchspec.rows.files import READABLE, STDIN, is_array, records
 from torchspec.rows.formats import Row, to_row
 from torchspec.rows.keys import Problem
 from torchspec.rows.sets import DataSet
@@ -22,8 +22,10 @@ def read_rows(inputs: list[str]) -> Iterator[Row]:
 
 
 def resolve(name: str) -> Path | DataSet:
-    """The file of that name, or else the data set."""
+    """The file of that name, or else the data set; `-` is JSONL from stdin."""
     path = Path(name)
+    if path == STDIN:
+        return path
     if path.is_file():
         return _file(path)
     if (path / "manifest.json").is_file():
@@ -61,6 +63,8 @@ def _file(path: Path) -> Path | DataSet:
 
 def state(source: Path | DataSet) -> list:
     """Changes with the contents of an input, and with the name under which its rows are listed."""
+    if source == STDIN:
+        raise UserError("input - is read from a pipe, which has no contents to keep what is made of it by; write it to a file first")
     return [str(source.resolve()), file_key(source)] if isinstance(source, Path) else source.state()
 
 
@@ -71,9 +75,9 @@ def contents_key(name: str) -> str:
 
 
 def count_lines(inputs: list[str]) -> int | None:
-    """Lines of all inputs, for the time left; None where anything but plain JSONL is among them."""
+    """Lines of all inputs, for the time left; None where anything but files of plain JSONL is among them."""
     paths = [resolve(name) for name in inputs]
-    if any(isinstance(path, DataSet) or path.suffix in (".gz", ".csv") or is_array(path) for path in paths):
+    if any(isinstance(path, DataSet) or path == STDIN or path.suffix in (".gz", ".csv") or is_array(path) for path in paths):
         return None
     total = 0
     for path in paths:

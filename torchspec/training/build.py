@@ -17,10 +17,11 @@ from torchspec.capture.engine import capture_spec, open_engine
 from torchspec.config import RunConfig
 from torchspec.console import console
 from torchspec.data.config import DatasetConfig
-from torchspec.data.dataset import MixedDataset, PromptDataset, check_prepared_as, open_or_prepare
+from torchspec.data.dataset import MixedDataset, PromptDataset, check_prepared_as, open_or_prepare, prepared_once
 from torchspec.data.encode import Options
 from torchspec.data.leak import Leak, find_leak
 from torchspec.data.plan import MicroBatch, epoch_ends, plan_micro_batches, rank_plan
+from torchspec.data.split import Split
 from torchspec.errors import UserError
 from torchspec.files.contents import folder_key
 from torchspec.methods.base import Method, check_served, method_class
@@ -97,7 +98,7 @@ def in_process(config: RunConfig, method: Method, _samples: int, device: torch.d
 def cache_bytes(config: RunConfig) -> tuple[int, int]:
     """For features of training and of held-out text: evaluation repeats its few samples, training needs the rest."""
     limit = int(config.inference.cache_gib * 2**30)
-    held_out = 0 if config.dataset.eval_data_path is None else limit // 8
+    held_out = limit // 8 if config.dataset.holds_out else 0
     return limit - held_out, held_out
 
 
@@ -126,20 +127,38 @@ def build(config: RunConfig, world: World, supply: Supply = in_process) -> Run:
 def open_datasets(config: RunConfig, folder: Path) -> tuple[PromptDataset, PromptDataset | None]:
     paths = {config.dataset.train_data_path: 1.0, **config.dataset.mix}
     sources = [open_one(path, config, folder) for path in paths]
-    held_out = None if config.dataset.eval_data_path is None else open_one(config.dataset.eval_data_path, config, folder)
+    held_out = open_held_out(list(paths), config, folder)
     if held_out is not None and any(key in source.manifest.known_by for source in sources for key in held_out.manifest.known_by):
         raise UserError("dataset.eval_data_path holds the very samples of a training source; tau must be measured on held-out text")
     return sources[0] if len(sources) == 1 else MixedDataset(sources, list(paths.values())), held_out
 
 
 def open_one(path: str, config: RunConfig, folder: Path) -> PromptDataset:
-    data: DatasetConfig = config.dataset
-    options = Options(
-        data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens, trust_remote_code=config.model.trust_remote_code
-    )
-    dataset = open_or_prepare(path, Path(config.output_dir) / "prepared", folder, options)
+    """A source, without what is split off."""
+    options = _options(config, held_out=False)
+    dataset = open_or_prepare(path, _prepared(config), folder, options)
     check_prepared_as(dataset, options, folder)
     return dataset
+
+
+def open_held_out(paths: list[str], config: RunConfig, folder: Path) -> PromptDataset | None:
+    """paths: of the training text, of which a share may be held out."""
+    if config.dataset.eval_share is not None:
+        return prepared_once(paths, _prepared(config), folder, _options(config, held_out=True))
+    return None if config.dataset.eval_data_path is None else open_one(config.dataset.eval_data_path, config, folder)
+
+
+def _prepared(config: RunConfig) -> Path:
+    return Path(config.output_dir) / "prepared"
+
+
+def _options(config: RunConfig, held_out: bool) -> Options:
+    data: DatasetConfig = config.dataset
+    split = None if data.eval_share is None else Split(data.eval_share, held_out)
+    return Options(
+        data.thinking, data.last_turn_only, data.max_length, data.min_loss_tokens,
+        trust_remote_code=config.model.trust_remote_code, split=split,
+    )  # fmt: skip
 
 
 def plan_run(config: RunConfig, dataset: PromptDataset, world: World) -> tuple[list[MicroBatch], frozenset[int]]:

@@ -1,9 +1,10 @@
 """How the draft is trained, what is measured meanwhile, and what is told."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from torchspec.capture.registry import engine_name
 from torchspec.section import Section, Share
 
 
@@ -75,7 +76,9 @@ class EvaluationConfig(Section):
     patience: PositiveInt | None = Field(
         None, description="stop after so many evaluations in a row that did not raise held-out tau; none: train to the last step"
     )
-    served: Literal["vllm", "sglang"] | None = Field(None, description="engine that every checkpoint is also served in, for the same tau")
+    served: Annotated[Literal["vllm", "sglang"], BeforeValidator(engine_name)] | None = Field(
+        None, description="engine that every checkpoint is also served in, for the same tau"
+    )
     served_samples: PositiveInt = Field(16, description="held-out prompts sent to that server")
     served_max_new_tokens: PositiveInt = Field(128, description="most tokens of one of its answers")
     served_python: str | None = Field(None, description="Python of the environment that holds the engine; none: the run's own")

@@ -58,6 +58,8 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
     run = build(config, world, supply)
     if run.leak is not None:
         run.say(run.leak.sentence())
+    if config.dataset.eval_share is not None:
+        run.say(f"{len(run.held_out):,} samples are held out; `torchspec eval --data {run.held_out.folder}` measures on them")
     training, state = config.training, begin(run)
     saver = checkpoint.Saver(config.checkpoints, config, world, run.method.config, run.data_facts)
     stream = run.stream(state.step * training.draft_accumulation_steps)

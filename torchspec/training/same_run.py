@@ -57,7 +57,12 @@ def _check_config(path: Path, config: RunConfig) -> None:
         if saved[s].get(key) != wanted[s].get(key)
     ]
     if changed:
-        raise UserError(f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir or restore these values")
+        length = all(change.startswith(("training.max_steps:", "training.num_epochs:")) for change in changed)
+        raise UserError(
+            f"{path} was made by a different run ({'; '.join(changed)}); set another output_dir"
+            + (f" with training.load_path={path} training.continual_training=true to go on with its weights," if length else "")
+            + " or restore these values"
+        )
 
 
 def _check_batches(path: Path, config: RunConfig, world: World) -> None:

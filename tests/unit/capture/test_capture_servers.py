@@ -77,7 +77,7 @@ def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 def test_a_server_here_and_one_elsewhere_share_the_prompts_and_yield_the_targets_own_features(spec, serve, tiny_oracle):
     here, elsewhere = serve(), serve(host=OTHERS)
-    capture, asked = open_servers("sgl", spec, [here.url, elsewhere.url]), prompts(24)
+    capture, asked = open_servers("sglang", spec, [here.url, elsewhere.url]), prompts(24)
     assert [server.port is None for server in capture.servers] == [True, False]
     capture.verify(asked[:4])
     assert len(here.asked) == len(elsewhere.asked) == 4
@@ -90,7 +90,7 @@ def test_a_server_here_and_one_elsewhere_share_the_prompts_and_yield_the_targets
 def test_a_server_that_dies_costs_no_sample_and_is_named_once_and_used_again_when_it_returns(spec, serve, tiny_oracle, capsys, monkeypatch):
     monkeypatch.setattr(pool, "FIRST_REST", 0.001)
     first, second = serve(), serve()
-    capture, asked = open_servers("sgl", spec, [first.url, second.url]), prompts(30)
+    capture, asked = open_servers("sglang", spec, [first.url, second.url]), prompts(30)
     first.answers_until = 5
     assert equal(together(capture, asked), expected(tiny_oracle, asked))
     assert len(first.asked) == 5 and len(second.asked) == 25
@@ -105,7 +105,7 @@ def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve, monkeypatch):
     monkeypatch.setattr(pool, "FIRST_REST", 0.01)
     monkeypatch.setattr(pool, "PATIENCE", 0.05)
     servers = serve(), serve()
-    capture = open_servers("sgl", spec, [server.url for server in servers])
+    capture = open_servers("sglang", spec, [server.url for server in servers])
     for server in servers:
         server.stop()
     with pytest.raises(UserError, match="no server has answered for 0 seconds .*refused.*; .*refused.*start one again"):
@@ -113,7 +113,7 @@ def test_when_all_are_dead_one_sentence_ends_the_run(spec, serve, monkeypatch):
 
 
 def test_a_refused_prompt_is_the_prompts_fault_and_not_the_servers(spec, serve):
-    capture = open_servers("sgl", spec, [serve().url])
+    capture = open_servers("sglang", spec, [serve().url])
     with pytest.raises(ContractError, match="answered 400 no such token"):
         capture.capture(Prompt(0, torch.tensor([1, 2, 64]), torch.arange(3) > 1))
     assert not capture.pool.members[0].failures
@@ -125,7 +125,7 @@ def test_a_prompt_that_breaks_every_server_is_the_prompts_fault_in_the_end(spec,
     servers, bad = (serve(), serve()), prompts(1)[0]
     for server in servers:
         server.breaks_on = bad.ids.tolist()
-    capture, asked = open_servers("sgl", spec, [server.url for server in servers]), prompts(6)[1:]
+    capture, asked = open_servers("sglang", spec, [server.url for server in servers]), prompts(6)[1:]
     with pytest.raises(Refused, match="answered 500"):
         capture.capture(bad)
     assert equal(together(capture, asked), expected(tiny_oracle, asked))
@@ -136,12 +136,12 @@ def test_a_server_of_another_target_is_refused_by_contents(spec, serve, tiny_ora
     torch.manual_seed(1)
     other = write_target(tmp_path / "other", initializer_range=0.31)
     with pytest.raises(EngineMismatch, match="start it with the same files of the target"):
-        open_servers("sgl", spec, [serve().url, serve(model=other).url]).verify(prompts(2))
+        open_servers("sglang", spec, [serve().url, serve(model=other).url]).verify(prompts(2))
 
 
 def test_a_server_that_takes_another_layer_is_refused_by_its_own_next_token(spec, serve, tiny_oracle):
     server = serve()
-    capture = open_servers("sgl", spec, [server.url])
+    capture = open_servers("sglang", spec, [server.url])
     put = server.outbox.put
     server.outbox.put = lambda name, context, last: put(name, context, context[-1, :HIDDEN])
     with pytest.raises(EngineMismatch, match="agree with sglang 0.5.23 float32's own next token for"):
@@ -152,7 +152,7 @@ def test_a_server_that_takes_another_layer_is_refused_by_its_own_next_token(spec
 def test_a_server_that_was_told_otherwise_is_refused_with_its_command(spec, serve, told, wrong):
     server = serve(**told)
     with pytest.raises(UserError, match=f"was started with .*{wrong}") as refusal:
-        open_servers("sgl", spec, [server.url])
+        open_servers("sglang", spec, [server.url])
     words = shlex.split(str(refusal.value).split("when started as: ")[1])
     hooks = json.loads(words[words.index("--forward-hooks") + 1])
     assert Delivery(**hooks[0]["config"]) == dataclasses.replace(server.delivery, layer_ids=list(LAYERS), fp8=False)
@@ -194,9 +194,9 @@ def test_a_server_on_this_node_whose_folder_is_not_here_is_refused_with_the_way_
     server = serve()
     server.outbox.folder.rmdir()  # as where server and trainer are in two containers
     with pytest.raises(UserError, match="which is not here or another user's; give the URL by which other nodes reach it"):
-        open_servers("sgl", spec, [server.url])
+        open_servers("sglang", spec, [server.url])
 
 
 def test_nothing_listens_there(spec):
     with pytest.raises(ServerDown, match="does not answer"):
-        open_servers("sgl", spec, [f"http://127.0.0.1:{free_port('127.0.0.1')}"])
+        open_servers("sglang", spec, [f"http://127.0.0.1:{free_port('127.0.0.1')}"])

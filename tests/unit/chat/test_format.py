@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from tests.unit.chats import QWEN3
 from torchspec.chat.format import BadRow, ChatFormat
 from torchspec.chat.turns import Encoded, check_mask
 from torchspec.errors import ContractError, UserError
@@ -167,6 +168,16 @@ def test_bad_rows_name_their_reason(chat_format, name, messages, reason):
     chat = chat_format(name)
     with pytest.raises(BadRow, match=reason):
         chat.encode(chat.texts(messages))
+
+
+def test_thinking_is_on_only_where_the_template_has_it(target_folder, other_target):
+    with pytest.raises(
+        UserError, match="thinking is on .--thinking on, or dataset.thinking: true., but the chat template of .* leave it out"
+    ):
+        ChatFormat.load(target_folder, True, False)
+    assert ChatFormat.load(target_folder, False, False).thinking is False  # what it writes is served without thoughts
+    (other_target / "chat_template.jinja").write_text(QWEN3)
+    assert ChatFormat.load(other_target, True, False).thinking is True
 
 
 def test_target_without_chat_template(other_target):

@@ -145,8 +145,8 @@ def test_prepared_folder_must_fit_the_target(folder, tmp_path, small_folder, oth
     assert len(open_or_prepare(str(folder), cache, small_folder)) == len(CONVERSATIONS)
     with pytest.raises(ContractError, match=r"prepared for .*template_hash \w+\) but the target is .*other .*template_hash \w+\)"):
         open_or_prepare(str(folder), cache, other_target)
-    with pytest.raises(ContractError, match=r"thinking=None, template_hash .*thinking=True, template_hash"):
-        open_or_prepare(str(folder), cache, small_folder, Options(thinking=True))
+    with pytest.raises(ContractError, match=r"thinking=None, template_hash .*thinking=False, template_hash"):
+        open_or_prepare(str(folder), cache, small_folder, Options(thinking=False))
     content = (other_target / "tokenizer.json").read_text()
     os.unlink(other_target / "tokenizer.json")
     (other_target / "tokenizer.json").write_text(content + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchspec.capture.base import EXTRAS
+from torchspec.capture.registry import EXTRAS
 from torchspec.config import RunConfig
 from torchspec.doctor import machine
 from torchspec.doctor.data import LEAST_SHARE, _share
@@ -21,10 +21,10 @@ def test_the_lowest_versions_are_those_of_the_package_and_the_newest_those_of_th
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     lowest = {m[1]: m[2] for m in (re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", line) for line in asked) if m}
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    for engine in EXTRAS.values():
+    for engine in EXTRAS:
         script = ROOT / "tests" / "interop" / f"{engine}_env.sh"
         pinned[engine] = re.search(r"^version=([\d.]+)", script.read_text(), re.MULTILINE)[1]
-    assert set(EXTRAS.values()) <= set(machine.OPTIONAL)
+    assert set(EXTRAS) <= set(machine.OPTIONAL)
     for name, (low, newest) in (machine.CORE | machine.OPTIONAL).items():
         assert low == lowest[name] and pinned[name].startswith(newest), name
 

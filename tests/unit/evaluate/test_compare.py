@@ -60,6 +60,16 @@ def run(folder: Path, *evaluations: dict, width: int = 200) -> tuple[str, str]:
     return printed.getvalue(), page.read_text(encoding="utf-8")
 
 
+def test_folders_stand_for_the_results_in_them(tmp_path, compared):
+    printed, _, folder = compared
+    again = io.StringIO()
+    compare([folder.parent / name for name in "ab"], tmp_path / "out", Console(file=again, width=200))
+    assert again.getvalue() == printed
+    with pytest.raises(UserError, match="nowhere/results.json is no file; name a results.json that torchspec eval wrote"):
+        (tmp_path / "nowhere").mkdir()
+        compare([folder.parent / "a", tmp_path / "nowhere"], tmp_path / "out", Console(file=again))
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> tuple[str, str, Path]:
     folder = tmp_path_factory.mktemp("compared")
@@ -203,7 +213,7 @@ def test_a_file_that_is_no_results_json_is_one_sentence(tmp_path, content, sente
 def test_one_file_or_the_same_file_twice_is_no_comparison(tmp_path):
     file = tmp_path / "good.json"
     file.write_text(json.dumps(evaluation()))
-    with pytest.raises(UserError, match="2 to 8 results.json, got 1"):
+    with pytest.raises(UserError, match="2 to 8 evaluations, got 1"):
         compare([file], tmp_path / "out", Console(file=io.StringIO()))
     with pytest.raises(UserError, match="named twice"):
         compare([file, tmp_path / "." / "good.json"], tmp_path / "out", Console(file=io.StringIO()))

@@ -46,7 +46,7 @@ def run(folder: Path, target: Path, name: str, *overrides: str) -> RunConfig:
 
 
 def asked(*started: TinyServer) -> tuple[str, str]:
-    return "inference.inference_engine_type=sgl", f"inference.server_url=[{','.join(server.url for server in started)}]"
+    return "inference.inference_engine_type=sglang", f"inference.server_url=[{','.join(server.url for server in started)}]"
 
 
 def test_servers_of_which_one_dies_train_the_weights_of_one_process_bitwise(serve, small_folder, tmp_path, capsys, monkeypatch):
@@ -82,7 +82,7 @@ def test_the_plan_asks_the_servers_and_counts_them_beside_the_ranks(serve, small
     said = " ".join(capsys.readouterr().out.split())
     assert f"2 server(s) capture as fast as {predicted.train / predicted.capture:.1f} ranks train" in said
     plan = plan_of(config)
-    assert "2 trainer ranks (FULL_SHARD), each asks 2 running sgl server(s)" in plan.lines["topology"]
+    assert "2 trainer ranks (FULL_SHARD), each asks 2 running sglang server(s)" in plan.lines["topology"]
     assert "; from the servers, 512 bytes per token" in plan.lines["topology"]  # two layers of width 64 in float32
     assert plan.numbers["memory"]["target"] == 0  # it is not in the trainer's process
 

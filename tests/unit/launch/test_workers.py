@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.unit.tiny import HIDDEN, LAYERS
-from torchspec.capture import base
+from torchspec.capture import registry
 from torchspec.capture.base import CaptureSpec
 from torchspec.config import RunConfig
 from torchspec.records import Features, Prompt
@@ -44,7 +44,7 @@ class Engine:
 @pytest.fixture
 def worker(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(base.BACKENDS, "engine", f"{__name__}:Engine")
+    monkeypatch.setitem(registry.BACKENDS, "engine", f"{__name__}:Engine")
     config = RunConfig(
         output_dir=str(tmp_path), model={"target_model_path": str(tiny_folder), "dtype": "float32", "device": "cpu"},
         dataset={"train_data_path": "none"}, inference={"num_workers": 1, "inference_engine_type": "engine"},

@@ -26,6 +26,7 @@ from torchspec.regenerate.here import Here
 from torchspec.regenerate.regenerator import Regenerator
 from torchspec.regenerate.report import Counts
 from torchspec.regenerate.turns import Sampling, Turns
+from torchspec.rows.language import Languages
 from torchspec.rows.sources import read_rows
 
 TOKENS = 4
@@ -90,6 +91,18 @@ def lines(file: Path) -> list[dict]:
 
 def questions(file: Path) -> list[str]:
     return [row["messages"][0]["content"] for row in lines(file)]
+
+
+# --- what is asked
+
+
+def test_prompts_in_another_language_are_not_asked_and_listed(regenerator, tmp_path, write_jsonl):
+    pytest.importorskip("py3langid", reason="the extra `language` is missing")
+    asked = ["Please tell me what the capital of France is.", "Schreibe bitte ein Gedicht über den Herbst."]
+    out = tmp_path / "out.jsonl"
+    regenerate([write_jsonl("chats.jsonl", map(chat, asked))], out, regenerator, 2, None, languages=Languages(["de"]))
+    assert questions(out) == asked[1:]
+    assert [row["reason"] for row in lines(tmp_path / "out.jsonl.rejected")] == ["in another language: en and not de"]
 
 
 # --- what is written

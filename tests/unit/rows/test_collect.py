@@ -141,6 +141,8 @@ def test_arguments_that_do_not_go_together():
         check_arguments(Path("a.jsonl"), "target", None, None)
     with pytest.raises(UserError, match="--sample-size draws conversations"):
         check_arguments(Path("folder"), "target", 5, None)
+    with pytest.raises(UserError, match="--language en filters conversations: write them to an --out FILE.jsonl without --target"):
+        check_arguments(Path("folder"), "target", None, None, ["en"])
     with pytest.raises(UserError, match="--held-out a.jsonl is compared in the target's tokens: name the --target"):
         check_arguments(Path("b.jsonl"), None, None, "a.jsonl")
     with pytest.raises(UserError, match="no file at"):

@@ -1,6 +1,7 @@
 """Checkpoints: bitwise what was saved, complete or absent whenever the process dies, rotated, and refused to another run."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -200,6 +201,15 @@ def test_the_best_is_the_one_recorded_and_else_the_latest(tiny_method, tmp_path)
     trainer.save(tmp_path, 3, best_tau=2.5, best_step=2)
     assert checkpoints.best(tmp_path) == tmp_path / "iter_0000002" and checkpoints.latest(tmp_path) == tmp_path / "iter_0000003"
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "tau": 2.5}
+
+
+def test_another_length_is_refused_with_the_way_to_go_on(tiny_method, tmp_path):
+    folder = Trainer(tiny_method, 1).save(tmp_path, 1)
+    other = Trainer(tiny_method, 0)
+    other.config = other.config.model_copy(update={"training": other.config.training.model_copy(update={"max_steps": 99})})
+    way = f"set another output_dir with training.load_path={folder} training.continual_training=true to go on with its weights, or restore"
+    with pytest.raises(UserError, match=re.escape(way)):
+        other.load(folder)
 
 
 @pytest.mark.parametrize(
