@@ -35,7 +35,7 @@ def demo_table(results: dict, metrics: list[dict]) -> str:
     lines = {
         "made": f"{results['date']}, commit {results['commit'] or 'unknown'}, torchspec {results['versions']['torchspec']}, {made_on}",
         "data": f"{offline['prompts']} conversations held out, on-policy share {results['on_policy_share']:.1%}",
-        "draft": f"{draft['method']}, {draft['num_layers']} layers, block {draft['block_size']}, {draft['num_anchors']} anchors",
+        "draft": f"{draft['method']}, {len(offline['slot_acceptance'])} draft tokens, {draft['num_anchors']} anchors",
         "training": f"{trained[-1]['step']} steps in {held_out[-1]['seconds'] / 60:.1f} minutes, capture and evaluation included",
         f"held-out τ at step {' / '.join(str(row['step']) for row in held_out)}": taus,
         "τ of the exported folder": f"{with_interval(offline['tau'], offline['tau_interval'])}, "

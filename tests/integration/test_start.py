@@ -18,6 +18,7 @@ from torchspec.training.build import build
 from torchspec.training.distributed import World
 from torchspec.training.loop import train
 from torchspec.training.start import START, begin
+from torchspec.training.stream import Beside
 from torchspec.training.tensors import read_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -47,6 +48,21 @@ def refused(work: Path, *overrides: str) -> str:
 
 def test_a_checkpoint_stands_at_the_end_of_every_epoch(work):
     assert sorted(p.name for p in (work / "run" / "checkpoints").glob("iter_*")) == ["iter_0000008", "iter_0000016", "iter_0000024"]
+
+
+def test_a_cpu_of_several_cores_captures_beside_the_training_and_resumes_bitwise(work):
+    """With two threads each side has one, and they are given back; killed after an epoch, the run ends with the same weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert isinstance(build(config(work, "beside"), ALONE).source, Beside) and torch.get_num_threads() == 2
+        train(config(work, "beside"))
+        shutil.copytree(work / "beside" / "checkpoints" / "iter_0000016", work / "again" / "checkpoints" / "iter_0000016")
+        assert train(config(work, "again")).step == 24 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    whole, again, alone = (read_weights(work / out / "checkpoints" / "iter_0000024") for out in ("beside", "again", "run"))
+    assert all(torch.equal(whole[name], again[name]) and torch.equal(whole[name], alone[name]) for name in whole)
 
 
 def test_another_runs_checkpoint_is_gone_on_with_bitwise(work):

@@ -31,7 +31,7 @@ from torchspec.target.frozen import FrozenTarget
 from torchspec.training.distributed import World, parallelise, whole
 from torchspec.training.optim import build_optimizers
 from torchspec.training.profile import check_window
-from torchspec.training.stream import FeatureStream, InProcess, Source
+from torchspec.training.stream import Beside, FeatureStream, InProcess, Source
 from torchspec.training.trackers import check_installed
 
 # (config, method, samples of this rank's plan, its device) -> where its features come from, and what it evaluates with
@@ -90,9 +90,10 @@ class Run:
 
 
 def in_process(config: RunConfig, method: Method, _samples: int, device: torch.device) -> tuple[Source, Capture]:
-    """The engine in this process."""
+    """The engine in this process; Transformers on a CPU of several cores in a thread of its own."""
     capture = open_engine(config, capture_spec(config, method.target.folder, method.layer_ids, device, method.target))
-    return InProcess(CachedCapture(capture, cache_bytes(config)[0], device)), capture
+    beside = device.type == "cpu" and torch.get_num_threads() > 1 and config.inference.inference_engine_type == "hf"
+    return (Beside if beside else InProcess)(CachedCapture(capture, cache_bytes(config)[0], device)), capture
 
 
 def cache_bytes(config: RunConfig) -> tuple[int, int]:

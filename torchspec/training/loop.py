@@ -25,6 +25,7 @@ from torchspec.training.metrics import MetricSums
 from torchspec.training.optim import learning_rate
 from torchspec.training.profile import Profiler
 from torchspec.training.start import begin
+from torchspec.training.stream import cores_shared
 
 # Whether somebody else than this process's signals asks to end: the number of a signal, SAVE, or 0
 Ask = Callable[[], int]
@@ -65,7 +66,8 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
     stream = run.stream(state.step * training.draft_accumulation_steps)
     batches, window, resumed_seconds, started = iter(stream), Window(), state.seconds, time.perf_counter()
     log = RunLog(config, state.step, run.total_steps, world.is_main)
-    with log, Profiler(config, state.step, world.device, world.is_main) as profiler, noted() as signalled:
+    profiled = Profiler(config, state.step, world.device, world.is_main)
+    with log, profiled as profiler, noted() as signalled, cores_shared(run.source):
         while state.step < run.total_steps and not out_of_patience(config, state):
             for remaining in reversed(range(training.draft_accumulation_steps)):
                 batch = next(batches)

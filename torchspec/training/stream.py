@@ -6,6 +6,8 @@ plan:   7  3 | 1  9 | 4  0 | 8 ...          one rank's micro-batches
 
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -47,6 +49,28 @@ class InProcess:
 
     def request(self, prompts: list[Prompt]) -> Captured:
         return Captured(self.capture.capture_batch(prompts))
+
+
+class Beside:
+    """Capture in a thread of this process, while the trainer computes: for a CPU, whose cores two small models use better than one."""
+
+    def __init__(self, capture: Capture):
+        self.capture, self.thread = capture, ThreadPoolExecutor(1, "capture")
+
+    def request(self, prompts: list[Prompt]) -> Future[list[Features]]:
+        return self.thread.submit(self.capture.capture_batch, prompts)
+
+
+@contextmanager
+def cores_shared(source: Source) -> Iterator[None]:
+    """Where the target computes beside the draft, each has half of the cores, to the end: a resumed run rounds as one that was not stopped."""
+    threads = torch.get_num_threads()
+    if isinstance(source, Beside):
+        torch.set_num_threads(threads // 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class FeatureStream:

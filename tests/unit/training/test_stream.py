@@ -10,15 +10,15 @@ from torchspec.capture.hf import HFCapture
 from torchspec.data.plan import plan_micro_batches
 from torchspec.errors import ContractError
 from torchspec.records import Batch, Prompt
-from torchspec.training.stream import FeatureStream, InProcess
+from torchspec.training.stream import Beside, FeatureStream, InProcess, pack
 
 LENGTHS = np.random.default_rng(1).integers(3, 30, size=19)
 DATASET = [Prompt(i, random_prompt(i, int(n)), torch.arange(int(n)) > 1) for i, n in enumerate(LENGTHS)]
 PLAN = plan_micro_batches(LENGTHS, 0, 2, 3, 60)
 
 
-def stream(oracle, position: int, depth: int) -> FeatureStream:
-    return FeatureStream(DATASET, InProcess(oracle), PLAN, position, depth)
+def stream(oracle, position: int, depth: int, kind=InProcess) -> FeatureStream:
+    return FeatureStream(DATASET, kind(oracle), PLAN, position, depth)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -41,10 +41,11 @@ def test_the_whole_stream_is_the_plan_with_each_documents_own_features(tiny_orac
             torch.testing.assert_close(context, alone, rtol=1e-4, atol=1e-4)  # float32; documents of similar length share a forward
 
 
+@pytest.mark.parametrize("kind", [InProcess, Beside])
 @pytest.mark.parametrize("depth", [1, 3, 1000])
 @pytest.mark.parametrize("position", [0, 1, 5, len(PLAN) - 1, len(PLAN)])
-def test_from_any_position_and_with_any_prefetch_it_is_the_tail_bitwise(tiny_oracle, whole, position, depth):
-    tail = list(stream(tiny_oracle, position, depth))
+def test_from_any_position_and_with_any_prefetch_it_is_the_tail_bitwise(tiny_oracle, whole, position, depth, kind):
+    tail = list(stream(tiny_oracle, position, depth, kind))
     assert len(tail) == len(whole) - position and all(map(equal, tail, whole[position:]))
 
 
@@ -65,10 +66,20 @@ def test_it_counts_the_tokens_that_were_captured(tiny_oracle):
     assert 0 < taken["wait"] < 1 and taken["train_tok_s"] > taken["captured_tok_s"] and counted.meter.tokens == 0
 
 
-def test_a_failing_capture_reaches_the_caller_and_names_the_sample(tiny_folder):
+@pytest.mark.parametrize("kind", [InProcess, Beside])
+def test_a_failing_capture_reaches_the_caller_and_names_the_sample(tiny_folder, kind):
     """A target that overflows on one token: no batch may silently lack the documents that hold it."""
     oracle = HFCapture(CaptureSpec(tiny_folder, LAYERS, torch.float32))
     oracle.model.get_input_embeddings().weight.data[MASK] = float("nan")
     planted = [*DATASET[:4], Prompt(4, torch.full((9,), MASK), torch.arange(9) > 1), *DATASET[5:]]
     with pytest.raises(ContractError, match="sample 4 .*NaN"):
-        list(FeatureStream(planted, InProcess(oracle), PLAN, 0, 4))
+        list(FeatureStream(planted, kind(oracle), PLAN, 0, 4))
+
+
+def test_a_capture_beside_and_one_of_the_trainers_own_do_not_mix_their_states(tiny_oracle, whole):
+    """An evaluation captures while the thread does."""
+    beside = Beside(tiny_oracle)
+    pending = [beside.request([DATASET[i] for i in m.indices]) for m in PLAN[:8]]
+    own = [tiny_oracle.capture(prompt).context for prompt in DATASET]
+    assert all(torch.equal(pack(p.result(), b.epoch).context, b.context) for p, b in zip(pending, whole, strict=False))
+    assert all(torch.equal(tiny_oracle.capture(prompt).context, context) for prompt, context in zip(DATASET, own, strict=True))
