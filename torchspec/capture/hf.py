@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from threading import RLock
 
 import torch
 import transformers
@@ -44,7 +43,6 @@ class HFCapture:
             raise UserError(f"layer ids {list(layer_ids)} do not fit target {folder}, which has layers 0..{len(layers) - 1}")
         self.rounds: Rounds | None = None  # of checks, once `verify` has made the first
         self._states: dict[int, Tensor] = {}
-        self._one_at_a_time = RLock()  # a run captures in a thread, and may evaluate meanwhile
         self._stop_at: int | None = None
         for layer_id in layer_ids:
             layers[layer_id].register_forward_hook(self._hook(layer_id))
@@ -70,14 +68,13 @@ class HFCapture:
     @torch.inference_mode()
     def features(self, ids: Tensor) -> Tensor:
         """[N, L] -> [N, L, K*H_t], running no layer above the last captured one."""
-        with self._one_at_a_time:
-            self._stop_at = self.layer_ids[-1]
-            try:
-                self.decoder(input_ids=ids.to(self.device), use_cache=False)
-            except _LastLayerReached:  # the expected way out: every captured layer has run
-                return self._context()
-            finally:
-                self._stop_at = None
+        self._stop_at = self.layer_ids[-1]
+        try:
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
+        except _LastLayerReached:  # the expected way out: every captured layer has run
+            return self._context()
+        finally:
+            self._stop_at = None
         raise UserError(f"layer {self.layer_ids[-1]} never ran in {type(self.model).__name__}; this architecture is not supported")
 
     def capture(self, prompt: Prompt) -> Features:
@@ -85,13 +82,12 @@ class HFCapture:
 
     def capture_batch(self, prompts: Sequence[Prompt]) -> list[Features]:
         """Prompts of similar length share a forward: attention is causal, so padding at the end reaches no token before it."""
+        self._check_again(prompts)
         contexts: dict[int, Tensor] = {}
-        with self._one_at_a_time:
-            self._check_again(prompts)
-            for group in similar_lengths([len(prompt.ids) for prompt in prompts]):
-                ids = pad_sequence([prompts[i].ids for i in group], batch_first=True)
-                # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
-                contexts |= {i: rows[: len(prompts[i].ids)].clone() for i, rows in zip(group, self.features(ids), strict=True)}
+        for group in similar_lengths([len(prompt.ids) for prompt in prompts]):
+            ids = pad_sequence([prompts[i].ids for i in group], batch_first=True)
+            # clone: tensors made under inference mode cannot enter a graph that autograd saves for backward
+            contexts |= {i: rows[: len(prompts[i].ids)].clone() for i, rows in zip(group, self.features(ids), strict=True)}
         return [Features(p, contexts[i], self.layer_ids, self.producer).check() for i, p in enumerate(prompts)]
 
     def verify(self, prompts: list[Prompt]) -> None:

@@ -25,7 +25,7 @@ from torchspec.training.metrics import MetricSums
 from torchspec.training.optim import learning_rate
 from torchspec.training.profile import Profiler
 from torchspec.training.start import begin
-from torchspec.training.stream import cores_shared
+from torchspec.training.stream import all_cores, cores_shared
 
 # Whether somebody else than this process's signals asks to end: the number of a signal, SAVE, or 0
 Ask = Callable[[], int]
@@ -87,7 +87,7 @@ def train_rank(config: RunConfig, world: World, supply: Supply, serve: Serve | N
                 window.log(log, state, run, stream.meter.take())
                 window = Window()
             if evaluating:
-                with window.paused():
+                with window.paused(), all_cores(run.source):
                     improved = evaluate(run, state, log)
                 saving = saving or improved or out_of_patience(config, state)
             if saving:

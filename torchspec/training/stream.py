@@ -55,7 +55,7 @@ class Beside:
     """Capture in a thread of this process, while the trainer computes: for a CPU, whose cores two small models use better than one."""
 
     def __init__(self, capture: Capture):
-        self.capture, self.thread = capture, ThreadPoolExecutor(1, "capture")
+        self.capture, self.thread, self.cores = capture, ThreadPoolExecutor(1, "capture"), torch.get_num_threads()
 
     def request(self, prompts: list[Prompt]) -> Future[list[Features]]:
         return self.thread.submit(self.capture.capture_batch, prompts)
@@ -63,14 +63,28 @@ class Beside:
 
 @contextmanager
 def cores_shared(source: Source) -> Iterator[None]:
-    """Where the target computes beside the draft, each has half of the cores, to the end: a resumed run rounds as one that was not stopped."""
-    threads = torch.get_num_threads()
+    """Where the target computes beside the draft, each has half of the cores, to the end: a resumed run rounds as one never stopped."""
     if isinstance(source, Beside):
-        torch.set_num_threads(threads // 2)
+        torch.set_num_threads(source.cores // 2)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if isinstance(source, Beside):
+            torch.set_num_threads(source.cores)
+
+
+@contextmanager
+def all_cores(source: Source) -> Iterator[None]:
+    """For an evaluation within: what was asked for is captured first, and then it computes as `torchspec eval` will, to the same tau."""
+    if not isinstance(source, Beside):
+        yield
+        return
+    source.thread.submit(int).result()
+    torch.set_num_threads(source.cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(source.cores // 2)
 
 
 class FeatureStream:

@@ -10,7 +10,7 @@ from torchspec.capture.hf import HFCapture
 from torchspec.data.plan import plan_micro_batches
 from torchspec.errors import ContractError
 from torchspec.records import Batch, Prompt
-from torchspec.training.stream import Beside, FeatureStream, InProcess, pack
+from torchspec.training.stream import Beside, FeatureStream, InProcess, all_cores, cores_shared
 
 LENGTHS = np.random.default_rng(1).integers(3, 30, size=19)
 DATASET = [Prompt(i, random_prompt(i, int(n)), torch.arange(int(n)) > 1) for i, n in enumerate(LENGTHS)]
@@ -76,10 +76,17 @@ def test_a_failing_capture_reaches_the_caller_and_names_the_sample(tiny_folder, 
         list(FeatureStream(planted, kind(oracle), PLAN, 0, 4))
 
 
-def test_a_capture_beside_and_one_of_the_trainers_own_do_not_mix_their_states(tiny_oracle, whole):
-    """An evaluation captures while the thread does."""
-    beside = Beside(tiny_oracle)
-    pending = [beside.request([DATASET[i] for i in m.indices]) for m in PLAN[:8]]
-    own = [tiny_oracle.capture(prompt).context for prompt in DATASET]
-    assert all(torch.equal(pack(p.result(), b.epoch).context, b.context) for p, b in zip(pending, whole, strict=False))
-    assert all(torch.equal(tiny_oracle.capture(prompt).context, context) for prompt, context in zip(DATASET, own, strict=True))
+def test_an_evaluation_has_all_cores_and_waits_for_what_was_asked_for(tiny_oracle, whole):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        beside = Beside(tiny_oracle)
+        with cores_shared(beside):
+            pending = [beside.request([DATASET[i] for i in m.indices]) for m in PLAN[:8]]
+            assert torch.get_num_threads() == 2
+            with all_cores(beside):
+                assert torch.get_num_threads() == 4 and all(request.done() for request in pending)
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
