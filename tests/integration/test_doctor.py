@@ -67,7 +67,7 @@ def test_an_engine_that_is_missing_and_unusable_rows_are_red(work, tmp_path):
     (tmp_path / "half.jsonl").write_text((work / "train.jsonl").read_text() + "no json\n" * 10)
     overrides = [f"dataset.train_data_path={tmp_path / 'half.jsonl'}", "inference.inference_engine_type=vllm"]
     findings = examine(load_config(str(work / "run.yaml"), overrides), tmp_path)
-    assert any(f.verdict == "bad" and "pip install vllm" in f.fix for f in findings), findings
+    assert any(f.verdict == "bad" and "pip install 'torchspec[vllm]'" in f.fix for f in findings), findings
     (row,) = [f for f in findings if f.check == "half.jsonl: rows"]
     assert (row.verdict, row.found) == ("bad", "24 samples, 10 rows rejected, 0 cut") and "not valid JSON" in row.fix
 

@@ -21,7 +21,7 @@ from torchspec.nn.device import emulates_bfloat16, resolve_device
 
 # lowest version that is asked for, and newest on which the tests have run (constraints.txt; tests/interop for the engines)
 CORE = {"torch": ("2.11", "2.13"), "transformers": ("5.17", "5.23"), "datasets": ("5.2", "5.2"), "safetensors": ("0.5", "0.8")}
-OPTIONAL = {"ray": ("2.50", "2.60"), "sglang": ("0.5.23", "0.5.23"), "vllm": ("0.29", "0.32")}
+OPTIONAL = {"ray": ("2.60", "2.60"), "sglang": ("0.5.23", "0.5.23"), "vllm": ("0.29", "0.32")}
 READ = {"vllm": "0.33"}  # newer releases whose sources were compared with what is used of them; no test has run there
 
 

@@ -173,7 +173,7 @@ def test_interrupted_run_leaves_the_old_dataset_alone(run, write_jsonl, tmp_path
 
 
 def test_no_sample_left(run):
-    prompts = "these are prompts: let the target answer them with `torchspec regenerate`, and take what it writes$"
+    prompts = "these are prompts: let the target answer them with `torchspec regenerate`, and take what it writes; all are"
     with pytest.raises(
         UserError, match=f"no sample is left of 2 rows .2 rejected, 0 filtered.*'no assistant turn' .2 times, first at.*{prompts}"
     ):
