@@ -29,8 +29,8 @@ from torchspec.regenerate.run import Wanted, regenerate
 from torchspec.regenerate.servers import Servers
 from torchspec.regenerate.turns import Answering, Sampling, Turns
 
-ROUNDS, BATCH, IN_FLIGHT, MAX_NEW_TOKENS = 5, 8, 32, 64
-UNCACHED = "--no-enable-prefix-caching --max-model-len 2048"  # every round asks the same prompts
+ROUNDS, BATCH, IN_FLIGHT, MAX_NEW_TOKENS = 3, 8, 32, 64
+UNCACHED = "--no-enable-prefix-caching --max-model-len 2048 --gpu-memory-utilization 0.3"  # every round asks the same prompts
 RESULTS = Path(__file__).parent / "results"
 
 

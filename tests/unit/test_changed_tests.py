@@ -15,7 +15,7 @@ ALWAYS = "tests/unit/test_rooms.py"
         ("torchspec/nn/send.py", ["tests/unit/nn"]),
         ("torchspec/methods/dflash/model.py", ["tests/unit/methods"]),
         ("torchspec/config.py", ["tests/unit/test_config.py"]),
-        ("torchspec/console.py", []),  # has no test of its own
+        ("torchspec/section.py", []),  # has no test of its own
         ("tests/unit/nn/test_layers.py", ["tests/unit/nn/test_layers.py"]),
         ("tests/unit/methods/cases.py", ["tests/unit/methods"]),
         ("docs/data.md", ["tests/unit/test_documentation.py"]),
