@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Sequence
 from itertools import accumulate
 
+from torchspec.acceptance.interval import middle
+
 PAYS, PAYS_NOT, UNKNOWN = "pays", "pays not", "noise exceeds the effect"
 DRAWS = 1000
 
@@ -73,9 +75,3 @@ def verdict(intervals: Sequence[tuple[float, float]], best: int) -> str:
     if intervals[best][0] > 1:
         return PAYS
     return PAYS_NOT if all(high <= 1 for _, high in intervals) else UNKNOWN
-
-
-def middle(values: Sequence[float]) -> tuple[float, float]:
-    """Where the middle 95% lie."""
-    ordered = sorted(values)
-    return ordered[len(ordered) // 40], ordered[-len(ordered) // 40 - 1]

@@ -30,5 +30,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
-    return medians[DRAWS // 40], medians[-DRAWS // 40 - 1]
+    return middle([statistics.median(draw.choices(values, k=len(values))) for _ in range(DRAWS)])
+
+
+def middle(draws: Sequence[float]) -> tuple[float, float]:
+    """Where the middle 95% lie."""
+    ordered = sorted(draws)
+    return ordered[len(ordered) // 40], ordered[-len(ordered) // 40 - 1]

@@ -11,8 +11,6 @@ from torchspec.errors import ContractError, UserError
 CONNECT = 10.0  # seconds until a node that does not answer counts as down
 PATIENCE = 300.0  # seconds for one prompt, other users' requests before it included
 TEXT = 64 * 2**20  # bytes of an answer in JSON, at most
-
-
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # it lives and can do no more now
 
 
@@ -27,6 +25,12 @@ class ServerDown(UserError):
 
 class Refused(ContractError):
     """The request, by a server that works: no other would take it."""
+
+
+def check_up(status: int, said: str) -> None:
+    """Of a reply that is not OK: whether it is the server that fails. said: what it replied."""
+    if status in BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise ServerDown(said, replied=status not in BUSY)
 
 
 def call(url: str, limit: int, body: dict | None = None) -> bytes:
@@ -45,8 +49,7 @@ def call(url: str, limit: int, body: dict | None = None) -> bytes:
         connection.close()
     if answer.status != HTTPStatus.OK:
         said = f"{url} answered {answer.status} {answer.reason}: {received[:500].decode(errors='replace').strip()}"
-        if answer.status in BUSY or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise ServerDown(said, replied=answer.status not in BUSY)
+        check_up(answer.status, said)
         raise Refused(said)
     if len(received) > limit:
         raise ContractError(f"{url} answered with more than {limit} bytes, which is more than was asked for")

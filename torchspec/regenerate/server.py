@@ -6,7 +6,7 @@ from pathlib import Path
 import requests
 from requests.adapters import HTTPAdapter
 
-from torchspec.capture.http import BUSY, Refused, ServerDown
+from torchspec.capture.http import Refused, ServerDown, check_up
 from torchspec.errors import UserError
 from torchspec.regenerate.protocol import ANY, PROTOCOLS, Protocol, Request, Written
 from torchspec.serve.engines import ENGINES
@@ -72,8 +72,7 @@ class Server:
         except requests.RequestException as error:
             raise ServerDown(_short(error)) from error
         said = f"status {reply.status_code}: {reply.text[:200]}"
-        if reply.status_code in BUSY or reply.status_code >= 500:
-            raise ServerDown(said, replied=reply.status_code not in BUSY)
+        check_up(reply.status_code, said)
         if reply.status_code in OF_ONE_PROMPT:
             raise Refused(said)
         raise UserError(f"{self.url}/{path} takes no request of ours ({said}); give a server that answers /{path}, and without a key")
