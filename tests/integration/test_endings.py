@@ -104,6 +104,7 @@ def test_a_comparison_ends_with_its_page_and_the_best_draft(work, evaluated):
     worse = {**results, "draft": "another", "offline": {**results["offline"], "tau": results["offline"]["tau"] - 0.5}}
     (work / "worse.json").write_text(json.dumps(worse))
     rows = ending("compare", work / "worse.json", work / "eval" / "results.json", "-o", work / "compared")
+    assert rows == ending("compare", work / "worse.json", work / "eval", "-o", work / "compared")  # named by its folder
     assert rows["result"] == str(work / "compared" / "compare.html") and rows["best τ"].endswith(f", {results['draft']}")
     assert parsed(rows["next"])[:4] == ["generate", QUESTION, "-d", results["draft"]]
 

@@ -12,7 +12,7 @@ from torchspec.export.card import NAMES
 from torchspec.export.commands import HERE, QUESTION, gguf_command, serve_commands
 from torchspec.methods.temperatures import FILE
 from torchspec.regenerate.report import Counts
-from torchspec.report.results import read_results, with_interval
+from torchspec.report.results import read_results, results_file, with_interval
 from torchspec.rows.collect import Collected
 from torchspec.training import checkpoints
 from torchspec.training.checkpoint import read_json
@@ -84,8 +84,8 @@ def after_calibration(pair: Pair, target: str, data: str, found: dict) -> None:
     print_rows({"result": str(pair.draft / FILE), "calibration error": error, "next": evaluate})
 
 
-def after_comparison(files: list[Path], page: Path) -> None:
-    evaluations = list(map(read_results, files))
+def after_comparison(named: list[Path], page: Path) -> None:
+    evaluations = [read_results(results_file(one)) for one in named]
     mode = "offline" if all(results["offline"] for results in evaluations) else "decode"
     best = max(evaluations, key=lambda results: results[mode]["tau"])
     tau = with_interval(best[mode]["tau"], best[mode]["tau_interval"])

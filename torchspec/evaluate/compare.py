@@ -9,7 +9,7 @@ from torchspec.errors import UserError
 from torchspec.report.charts import COLOURS
 from torchspec.report.numbers import Table
 from torchspec.report.page import write_page
-from torchspec.report.results import MODES, RESULTS, read_results, shown
+from torchspec.report.results import MODES, read_results, results_file, shown
 from torchspec.report.side_by_side import Evaluation, charts_of, print_table, rows_to_compare
 
 OF_THE_DRAFT = {"draft tokens per step"}  # protocol fields that come with the draft: these alone may differ
@@ -19,7 +19,7 @@ def compare(files: list[Path], out: Path, console: Console) -> Path:
     """files: results.json, or folders that hold one. Prints the table and writes out/compare.html and out/compare_charts/."""
     if not 2 <= len(files) <= len(COLOURS):
         raise UserError(f"compare takes 2 to {len(COLOURS)} evaluations, got {len(files)}; name as many")
-    files = [result / RESULTS if result.is_dir() else result for result in files]
+    files = list(map(results_file, files))
     evaluations = list(map(Evaluation, names_of(files), COLOURS, map(read_results, files)))
     refuse_unlike_protocols(evaluations)
     mode = "offline" if all(e.results["offline"] for e in evaluations) else "decode"

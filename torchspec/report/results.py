@@ -15,6 +15,11 @@ MODES = {"offline": "offline", "decode": "decoded"}  # section of the file -> it
 ALL = "all data sets"
 
 
+def results_file(named: Path) -> Path:
+    """Of an evaluation, which may be named by its folder."""
+    return named / RESULTS if named.is_dir() else named
+
+
 def read_results(file: Path) -> dict:
     if not file.is_file():
         raise UserError(f"{file} is no file; name a results.json that torchspec eval wrote")
