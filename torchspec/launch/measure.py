@@ -22,6 +22,7 @@ from torchspec.nn.device import resolve_device
 from torchspec.training.build import Run, build, cache_bytes
 from torchspec.training.distributed import World
 from torchspec.training.loop import Window
+from torchspec.training.stream import Beside, all_cores, cores_shared
 
 CAPTURE_SECONDS, TRAIN_SECONDS, EVALUATE_SECONDS = 15.0, 30.0, 10.0
 CURVE = ((0.07, 0.09), (0.14, 0.38), (0.54, 0.72), (0.95, 1.0))  # share of the steps, share of the gain: GSM8K on two cores
@@ -79,7 +80,6 @@ def alone(config: RunConfig) -> RunConfig:
 def measure(run: Run) -> Rates:
     device, kept, tokens = run.world.device, [], 0
     captured = chain.from_iterable(run.stream(0) for _ in count())
-    next(captured)  # not counted: from here on as many samples are under way as in the run
 
     def capture() -> None:
         nonlocal tokens
@@ -88,7 +88,6 @@ def measure(run: Run) -> Rates:
         if len(kept) < KEPT:
             kept.append(batch.to(torch.device("cpu")))
 
-    capture_seconds, _ = timed(capture, CAPTURE_SECONDS, device)
     window, batches = Window(), cycle(kept)
 
     def train() -> None:
@@ -96,11 +95,16 @@ def measure(run: Run) -> Rates:
             window.backward(run, next(batches).to(device), run.config.training.seed, progress=0.0)
         window.update(run, run.config.training.min_lr)
 
-    for _ in range(WARM_UP):
-        train()
-    train_seconds, steps = timed(train, TRAIN_SECONDS, device)
+    with cores_shared(run.source):
+        next(captured)  # not counted: from here on as many samples are under way as in the run
+        capture_seconds, _ = timed(capture, CAPTURE_SECONDS, device)
+        for _ in range(WARM_UP):
+            train()
+        train_seconds, steps = timed(train, TRAIN_SECONDS, device)
+        with all_cores(run.source):
+            held_out_seconds = _evaluation(run)
     per_micro_batch = train_seconds / steps / run.config.training.draft_accumulation_steps
-    return Rates(capture_seconds / tokens, per_micro_batch, _evaluation(run))
+    return Rates(capture_seconds / tokens, per_micro_batch, held_out_seconds)
 
 
 def _evaluation(run: Run) -> float:
@@ -132,10 +136,12 @@ def predict(config: RunConfig, run: Run, rates: Rates) -> Prediction:
     evaluations = len({*range(evaluation.interval, run.total_steps, evaluation.interval), run.total_steps})
     samples = 0 if run.held_out is None else min(len(run.held_out), evaluation.max_samples)
     evaluate = evaluations * samples * rates.evaluate
-    if inference.in_trainer:
-        together = (capture + train) / ranks
-    else:  # all servers were measured together, a worker alone
+    if not inference.in_trainer:  # all servers were measured together, a worker alone
         together = max(capture / max(1, inference.num_workers), train / ranks)
+    elif isinstance(run.source, Beside):
+        together = max(capture, train) / ranks
+    else:
+        together = (capture + train) / ranks
     return Prediction(capture, train, evaluate, together + evaluate / ranks)
 
 

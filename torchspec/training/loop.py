@@ -205,6 +205,6 @@ def serve_checkpoint(run: Run, serve: Serve | None, saver: checkpoint.Saver, log
     saver.finish()
     draft = run.whole_draft()
     if run.world.is_main:
-        with hearing(stop):
+        with hearing(stop), all_cores(run.source):
             log.served(saver.state.step, serve(run, draft))
     run.world.barrier()

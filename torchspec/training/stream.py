@@ -75,7 +75,9 @@ def cores_shared(source: Source) -> Iterator[None]:
 
 @contextmanager
 def all_cores(source: Source) -> Iterator[None]:
-    """For an evaluation within: what was asked for is captured first, and then it computes as `torchspec eval` will, to the same tau."""
+    """For a measurement within, which captures as well: what was asked for is captured first, then it computes as `torchspec eval` will,
+    to the same tau.
+    """
     if not isinstance(source, Beside):
         yield
         return

@@ -52,6 +52,17 @@ def test_prediction_is_a_sum_of_counts_times_rates(recipe_file):
     assert predicted.run == pytest.approx(capture + 24.0 + 4.5)
 
 
+def test_a_cpu_of_several_cores_captures_while_it_trains(recipe_file):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        config, run = built(recipe_file)
+    finally:
+        torch.set_num_threads(threads)
+    predicted = predict(config, run, RATES)
+    assert predicted.run == pytest.approx(max(predicted.capture, 24.0) + 4.5)
+
+
 def test_ranks_and_workers_share_the_same_work(recipe_file):
     config, run = built(recipe_file, "training.num_ranks=2", "inference.num_workers=3")
     assert run.total_steps == 6
