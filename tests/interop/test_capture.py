@@ -95,10 +95,16 @@ def test_a_batch_yields_the_features_of_each_prompt(whole):
 
 
 def test_what_the_engine_rounds_is_what_we_would_have_rounded(whole, rounded):
-    """Oracle: our own rounding of the states that the same engine gave whole, of the two layers that both were asked for."""
+    """Oracle: our own rounding of the states that the same engine gave whole, of the two layers that both were asked for.
+
+    These are two runs of the engine, which need not add up in one order, so some values differ by a step of fp8. The scale of another
+    row or layer moves nearly all, and further.
+    """
     for ours, theirs in zip(whole[1], rounded, strict=True):
         for mine, engines in list(zip(widened(ours).context.chunk(len(WHOLE), 1), theirs.context.chunk(len(ROUNDED), 1), strict=False))[:2]:
-            assert torch.equal(mine, engines)
+            assert (mine == engines).float().mean() > 0.5
+            difference, size = (torch.linalg.vector_norm(x.float(), dim=1) for x in (mine - engines, mine))
+            assert (difference < ROUNDING[torch.bfloat16] * size).all()
 
 
 def test_a_shift_of_the_layers_is_named(whole, oracle):

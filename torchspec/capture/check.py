@@ -17,9 +17,9 @@ from torchspec.target.model import decoder_of
 CHECK_EVERY = 1000  # prompts. One product with the head of Qwen3-8B is 190 ms of a core, and an engine captures 45 prompts in a second
 
 # Largest relative error of a token's state that another order of additions explains. Token by token, since the first token of a
-# text is a hundred times larger than the others in real targets and would hide them all. Seen in bfloat16: 0.023 with vLLM, 0.080 with
-# SGLang; a layer off by one: 0.29.
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.12, torch.float16: 1.5e-2}
+# text is a hundred times larger than the others in real targets and would hide them all. Seen in bfloat16: 0.023 with vLLM, 0.08 to 0.13
+# with SGLang from CPU to CPU; a layer off by one: 0.29.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.19, torch.float16: 1.5e-2}
 
 # Largest difference of a position's log-probabilities, as a share of its logits, that roundings explain: both come from one state by the
 # same operations, so up to eight of half a unit in the last place. A forgotten scale of Granite's is 0.8, a norm off by one far more.
@@ -141,14 +141,17 @@ def check_features(features: Features, oracle: Oracle) -> None:
 
 
 def compare_features(features: Features, states: States) -> None:
+    """The claimed layer's output is within ROUNDING, and no other layer's is nearer: a deep target changes little from layer to layer."""
     for layer_id, got in zip(features.layer_ids, features.context.chunk(len(features.layer_ids), dim=-1), strict=True):
-        if _error(got, states[layer_id + 1]) <= ROUNDING[got.dtype]:
+        errors = {z: _error(got, states[z + 1]) for z in range(-1, len(states) - 1)}
+        nearest = min(errors, key=errors.__getitem__)
+        explained = errors[nearest] <= ROUNDING[got.dtype]
+        if explained and errors[layer_id] == errors[nearest]:
             continue
-        shifted = [z for z in range(-1, len(states) - 1) if _error(got, states[z + 1]) <= ROUNDING[got.dtype]]
-        cause = f"they are the output of layer {shifted[0]}, so the layer-id convention is off" if shifted else "no layer's output matches"
+        cause = f"they are the output of layer {nearest}, so the layer-id convention is off" if explained else "no layer's output matches"
         raise EngineMismatch(
             f"features of layer {layer_id} captured by {features.producer} differ from Transformers by "
-            f"{_error(got, states[layer_id + 1]):.2g} (relative); {cause}"
+            f"{errors[layer_id]:.2g} (relative); {cause}"
         )
 
 

@@ -57,6 +57,16 @@ def test_a_layer_id_that_is_off_by_one_is_named_at_every_layer(planted, states, 
         compare_features(planted((z + 1,), (z,)), states)
 
 
+def test_a_shift_is_named_where_a_layer_changes_less_than_roundings_may(planted):
+    """As in deep targets: a layer that adds a twentieth is within ROUNDING of the one before it."""
+    g = torch.Generator().manual_seed(0)
+    start, added = (torch.randn(TOKENS, 16, generator=g) for _ in range(2))
+    near = tuple((start + 0.05 * z * added).to(torch.bfloat16) for z in range(5))
+    compare_features(planted((1, 3), (1, 3), near), near)
+    with pytest.raises(ContractError, match="layer 1 .*they are the output of layer 2, so the layer-id convention is off"):
+        compare_features(planted((2, 3), (1, 3), near), near)
+
+
 def test_the_embedding_called_layer_zero_is_named(planted, states):
     with pytest.raises(ContractError, match="layer 0 .*they are the output of layer -1"):
         compare_features(planted((-1,), (0,)), states)
