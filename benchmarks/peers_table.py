@@ -21,19 +21,28 @@ Method = tuple[str, str]  # project, method
 
 def main() -> None:
     rows = [json.loads(line) for line in Path(sys.argv[1] if len(sys.argv) > 1 else FILE).read_text().splitlines()]
-    budgets = defaultdict(list)
-    for row in rows:
-        budgets[budget(row)].append(row)
+    compared = budgets(rows)
     print("| budget | project | method | steps | seconds | τ of each seed | mean |\n" + "|---" * 7 + "|")
-    for name, some in budgets.items():
+    for name, some in compared.items():
         print("\n".join(lines(name, some)))
     print()
-    for name, some in budgets.items():
+    for name, some in compared.items():
         print(f"{name}: {sentence(some)}")
 
 
-def budget(row: Row) -> str:
-    return f"{row['training_steps']} steps" if row["minutes"] is None else f"{row['minutes']:g} minutes"
+def budgets(rows: list[Row]) -> dict[str, list[Row]]:
+    """What is compared with what: runs of as many minutes, and ours on as many samples as one of theirs got through in such a run."""
+    found = defaultdict(list)
+    for row in rows:
+        if row["minutes"] is not None:
+            found[f"{row['minutes']:g} minutes"].append(row)
+    for row in rows:
+        if row["as_many_as"] is not None:
+            found[f"as many samples as `{row['as_many_as']}`"].append(row)
+    for row in rows:
+        if (name := f"as many samples as `{row['method']}`") in found and row["project"] == "speculators":
+            found[name].append(row)
+    return found
 
 
 def by_method(rows: list[Row]) -> dict[Method, list[Row]]:

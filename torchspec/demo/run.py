@@ -14,7 +14,7 @@ from torchspec.target.fetch import fetch_smollm2
 from torchspec.training import checkpoint, checkpoints
 from torchspec.training.loop import train
 
-DECODED_PROMPTS, MAX_NEW_TOKENS = 6, 128
+DECODED_PROMPTS, MAX_NEW_TOKENS = 12, 96
 
 
 def run_demo(out: Path, method: str) -> None:
