@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup ## a real model gets a draft, in about twelve minutes on two cores
+demo: setup ## a real model gets a draft, in about nine minutes on two cores
 	$(BIN)/torchspec demo
 
 results: setup ## the demo once more, from nothing, and its table in benchmarks/RESULTS.md

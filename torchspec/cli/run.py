@@ -76,7 +76,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("outputs"),
     method: Annotated[Literal["eagle3", "dflash"], typer.Option(help="What is trained.")] = "eagle3",
 ) -> None:
-    """Give a small language model a draft, here and now: fetch, train, evaluate, export, report. About twelve minutes on two cores."""
+    """Give a small language model a draft, here and now: fetch, train, evaluate, export, report. About nine minutes on two cores."""
     from torchspec.demo.run import run_demo
 
     run_demo(out, method)
