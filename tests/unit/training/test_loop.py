@@ -45,7 +45,8 @@ def test_an_update_is_adamw_on_the_clipped_gradient_of_the_mean(run, limit):
     assert float(norm) > 0.05  # the small limit clips
     torch.testing.assert_close(window.grad_norm, norm)
     for ours, expected in zip(run.model.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+        # a twentieth of a step: the first one is rate * g / (|g| + 1e-8), which hangs on how a g near 1e-8 is rounded
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("planted", [float("nan"), float("inf")])
