@@ -11,7 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
-from learning import SETTINGS, TRIAL_STEPS, Setting, every_anchor, split
+from learning import SETTINGS, TRIAL_STEPS, Setting, every_anchor, keep, split
 
 from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
@@ -71,10 +71,7 @@ def main() -> None:
         share = 1.0 if options.as_long_as is None else 1 / cost(found, name)
         steps = round((options.as_long_as or options.steps) * share)
         for seed in options.seed or [0]:
-            row = measure(METHODS[name], steps, seed) | {"as_long_as": options.as_long_as}
-            with options.out.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
-            print(json.dumps(row))
+            keep(measure(METHODS[name], steps, seed) | {"as_long_as": options.as_long_as}, options.out)
 
 
 def rates(names: list[str]) -> dict[str, list[float]]:

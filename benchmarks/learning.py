@@ -62,10 +62,13 @@ def main() -> None:
     for name in options.setting or SETTINGS:
         setting = Setting(name, SETTINGS[name])
         steps = options.steps if options.minutes is None else setting.steps_in(options.minutes, options.seed)
-        row = setting.measure(steps, options.seed)
-        with options.out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
-        print(json.dumps(row))
+        keep(setting.measure(steps, options.seed), options.out)
+
+
+def keep(row: dict, file: Path) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(row) + "\n")
+    print(json.dumps(row))
 
 
 def split(data: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from family import FILE as FAMILY
 from family import METHODS, score
-from learning import TRIAL_STEPS, split
+from learning import TRIAL_STEPS, keep, split
 from peers_speculators import RECIPES, Peer
 
 FILE = FAMILY.with_name("peers.jsonl")
@@ -53,12 +53,6 @@ def best_of_theirs(file: Path, minutes: float, seed: int) -> dict | None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     theirs = [row for row in rows if (row["project"], row["minutes"], row["seed"]) == ("speculators", minutes, seed)]
     return max(theirs, key=lambda row: row["tau"], default=None)
-
-
-def keep(row: dict, file: Path) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(row) + "\n")
-    print(json.dumps(row))
 
 
 def steps_in(minutes: float, seed: int, run: Callable) -> int:
