@@ -1,9 +1,9 @@
-"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates | --steps N | --as-long-as N | --speeds] [--seed S ...]
+"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates] [--steps N | --as-long-as N] [--speeds] [--seed S ...]
 
 DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
 First `--rates`, while nothing else computes; from then on minutes are steps times these rates, so that training need not be alone. Each
 training adds a row to FILE: held-out tau with its interval, the slots' shares, parameters. `--speeds`, again on a quiet machine, decodes
-with the drafts of `--steps` and seed 0, in turns. family_table.py makes the table and the picture.
+in turns with the drafts of seed 0 that were trained so. family_table.py makes the table and the picture.
 """
 
 import argparse
@@ -26,6 +26,7 @@ RATES, SPEEDS = FILE.with_name("family_rates.json"), FILE.with_name("family_spee
 STEPS, ROUNDS = 300, 3
 DECODED, NEW_TOKENS = 12, 128  # prompts decoded in this process, plain and speculative
 PROPOSALS = 5  # timed after each of them
+LEAST_SURVIVAL = (0.0, 0.2, 0.4)  # of a draft that says how sure it is: below these it stops drafting
 LABELS = 'draft.loss={"ce":1.0}'
 EAGLE3_BASE = Path(__file__).parent / "smollm2_gsm8k_eagle3.yaml"
 PEAGLE_BASE = Path(__file__).parents[1] / "configs" / "hf_smollm2_peagle.yaml"
@@ -50,11 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times; default: all")
-    todo = parser.add_mutually_exclusive_group()
-    todo.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
-    todo.add_argument("--speeds", type=int, metavar="N", help="only decode with the drafts of N steps, in turns, into SPEEDS")
-    todo.add_argument("--steps", type=int, default=STEPS)
-    todo.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
+    parser.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
+    parser.add_argument("--speeds", action="store_true", help="only decode with drafts that were trained before, in turns, into SPEEDS")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, default=STEPS)
+    budget.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 0")
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
@@ -63,15 +64,21 @@ def main() -> None:
     if options.rates:
         RATES.write_text(json.dumps(rates(names), indent=2) + "\n")
         return
+    steps = steps_of(names, options.steps, options.as_long_as)
     if options.speeds:
-        SPEEDS.write_text(json.dumps(speeds(names, options.speeds), indent=2) + "\n")
+        SPEEDS.write_text(json.dumps(speeds(steps), indent=2) + "\n")
         return
-    found = json.loads(RATES.read_text())
     for name in names:
-        share = 1.0 if options.as_long_as is None else 1 / cost(found, name)
-        steps = round((options.as_long_as or options.steps) * share)
         for seed in options.seed or [0]:
-            keep(measure(METHODS[name], steps, seed) | {"as_long_as": options.as_long_as}, options.out)
+            keep(measure(METHODS[name], steps[name], seed) | {"as_long_as": options.as_long_as}, options.out)
+
+
+def steps_of(names: list[str], steps: int, as_long_as: int | None) -> dict[str, int]:
+    """What each method is trained for: as many steps, or as many minutes as as_long_as steps of dflash take."""
+    if as_long_as is None:
+        return dict.fromkeys(names, steps)
+    found = json.loads(RATES.read_text())
+    return {name: round(as_long_as / cost(found, name)) for name in names}
 
 
 def rates(names: list[str]) -> dict[str, list[float]]:
@@ -108,21 +115,25 @@ def score(pair: Pair, held_out: list[Features]) -> dict:
     }  # fmt: skip
 
 
-def speeds(names: list[str], steps: int) -> dict[str, dict]:
+def speeds(steps: dict[str, int]) -> dict[str, dict]:
     """Each held-out prompt is decoded by every method before the next one is; a proposal's time is taken as often."""
-    pairs = {name: METHODS[name].pair(steps, 0) for name in names}
-    decoders = {name: Decoder(pair, NEW_TOKENS, 0.0, 0, 0.0) for name, pair in pairs.items()}
+    pairs = {name: METHODS[name].pair(steps[name], 0) for name in steps}
+    ways = {(name, survival) for name, pair in pairs.items() for survival in (LEAST_SURVIVAL if pair.method.confident else (0.0,))}
+    decoders = {way: Decoder(pairs[way[0]], NEW_TOKENS, 0.0, 0, way[1]) for way in sorted(ways)}
     proposals = {name: drafts(pair, 1) for name, pair in pairs.items()}
-    first = METHODS[names[0]]
-    prompts = [features.prompt for features in first.held_out(pairs[names[0]], steps, 0)]
-    rows = {name: {"plain": [], "speculative": [], "proposal_ms": []} for name in names}
+    first, *_ = pairs
+    prompts = [features.prompt for features in METHODS[first].held_out(pairs[first], steps[first], 0)]
+    rows = {way: {"plain": [], "speculative": [], "proposal_ms": [], "tokens": 0, "steps": 0, "drafted": 0} for way in decoders}
     for prompt in spread(prompts, DECODED):
-        for name, row in rows.items():
-            (decoded,) = decoders[name].decode([prompt])
+        for (name, survival), row in rows.items():
+            (decoded,) = decoders[name, survival].decode([prompt])
             row["plain"].append(decoded.plain.tokens_per_second)
             row["speculative"].append(decoded.speculative.tokens_per_second)
             row["proposal_ms"].append(1e3 * statistics.median(proposals[name]() for _ in range(PROPOSALS)))
-    return rows
+            row["tokens"] += len(decoded.speculative.ids) - 1
+            row["steps"] += len(decoded.speculative.drafted)
+            row["drafted"] += sum(decoded.speculative.drafted)
+    return {name + (f", survival {survival}" if survival else ""): row for (name, survival), row in rows.items()}
 
 
 if __name__ == "__main__":

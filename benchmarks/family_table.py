@@ -17,7 +17,9 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(sys.argv[1] if len(sys.argv) > 1 else FILE).read_text().splitlines()]
     of_steps, of_minutes = ({row["method"]: row for row in rows if chosen(row)} for chosen in (equal_steps, equal_minutes))
     names = sorted(of_steps, key=lambda name: -of_minutes[name]["tau"])
-    print(table(names, of_steps, of_minutes))
+    rates, speeds = (json.loads(file.read_text()) for file in (RATES, SPEEDS))
+    print(table(names, of_steps, of_minutes, rates, speeds))
+    print(survival(speeds))
     print(seeds(rows))
     draw(names, of_steps, of_minutes)
 
@@ -30,8 +32,7 @@ def equal_minutes(row: dict) -> bool:
     return row["seed"] == 0 and row["as_long_as"] is not None
 
 
-def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dict]) -> str:
-    rates, speeds = json.loads(RATES.read_text()), json.loads(SPEEDS.read_text())
+def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dict], rates: dict, speeds: dict) -> str:
     lines = [
         "| method | cost of a step | τ, equal steps | steps in equal minutes | τ, equal minutes | accepted by slot | parameters "
         "| proposal, ms | decode, tok/s | speed-up |",
@@ -39,14 +40,30 @@ def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dic
     ]
     for name in names:
         steps, minutes, speed = of_steps[name], of_minutes[name], speeds[name]
-        ratios = [fast / plain for fast, plain in zip(speed["speculative"], speed["plain"], strict=True)]
-        low, high = median_interval(ratios)
         lines.append(
             f"| `{name}` | {cost(rates, name):.2f} | {with_interval(steps)} | {minutes['training_steps']} | {with_interval(minutes)} "
             f"| {' '.join(f'{100 * share:.0f}' for share in minutes['slot_acceptance'])}% | {minutes['parameters'] / 1e6:.1f}M "
             f"| {statistics.median(speed['proposal_ms']):.1f} | {statistics.median(speed['speculative']):.1f} "
-            f"| {statistics.median(ratios):.2f}x [{low:.2f}, {high:.2f}] |"
+            f"| {speed_up(speed)} |"
         )
+    return "\n".join(lines)
+
+
+def speed_up(speed: dict) -> str:
+    """Of the prompts, each by its own two rates."""
+    ratios = [fast / plain for fast, plain in zip(speed["speculative"], speed["plain"], strict=True)]
+    low, high = median_interval(ratios)
+    return f"{statistics.median(ratios):.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def survival(speeds: dict[str, dict]) -> str:
+    """Fixed and confidence-driven draft lengths side by side."""
+    lines = ["| draft | tokens per step | drafted per step | decode, tok/s | speed-up |", "|---" * 5 + "|"]
+    sure = {name.split(",")[0] for name in speeds if "survival" in name}
+    for name, row in speeds.items():
+        if name.split(",")[0] in sure:
+            tau, drafted, rate = row["tokens"] / row["steps"], row["drafted"] / row["steps"], statistics.median(row["speculative"])
+            lines.append(f"| `{name}` | {tau:.2f} | {drafted:.2f} | {rate:.1f} | {speed_up(row)} |")
     return "\n".join(lines)
 
 
