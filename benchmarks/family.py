@@ -24,7 +24,7 @@ from torchspec.records import Features
 FILE = Path(__file__).parent / "results" / "family.jsonl"
 RATES, SPEEDS = FILE.with_name("family_rates.json"), FILE.with_name("family_speeds.json")
 STEPS, ROUNDS = 300, 3
-DECODED, NEW_TOKENS = 12, 128  # prompts decoded in this process, plain and speculative
+DECODED, NEW_TOKENS = 12, 96  # prompts decoded in this process, plain and speculative
 PROPOSALS = 5  # timed after each of them
 LEAST_SURVIVAL = (0.0, 0.2, 0.4)  # of a draft that says how sure it is: below these it stops drafting
 LABELS = 'draft.loss={"ce":1.0}'
