@@ -37,7 +37,7 @@ def spans(page: Path) -> list[str]:
 
 def code(page: Path) -> str:
     """What a user types or writes into a file."""
-    return "\n".join([*spans(page), *(text for language, text in blocks(page) if language != "python")])
+    return "\n".join([*spans(page), *(text for language, text in blocks(page) if language not in ("python", "diff"))])
 
 
 def words_of(line: str) -> list[str] | None:
