@@ -1,4 +1,4 @@
-"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates] [--steps N | --as-long-as N] [--speeds] [--seed S ...]
+"""Every draft method on the same data: family.py DATA [--method NAME ...] [--rates | --speeds] [--steps N | --as-long-as N] [--seed S ...]
 
 DATA as for learning.py, whose rules hold: the last 48 conversations are held out, features stay on disk, each method trains from zero.
 First `--rates`, while nothing else computes; from then on minutes are steps times these rates, so that training need not be alone. Each
@@ -17,7 +17,7 @@ from torchspec.acceptance.walk import Acceptance
 from torchspec.decode.offline import accepted_per_step
 from torchspec.decode.pair import Pair
 from torchspec.evaluate.break_even import drafts
-from torchspec.evaluate.decoded import Decoder
+from torchspec.evaluate.decoded import Decoded, Decoder, acceptance
 from torchspec.evaluate.run import spread
 from torchspec.records import Features
 
@@ -51,8 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times; default: all")
-    parser.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
-    parser.add_argument("--speeds", action="store_true", help="only decode with drafts that were trained before, in turns, into SPEEDS")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--rates", action="store_true", help="only measure what a step of each takes, in turns, into RATES")
+    instead.add_argument("--speeds", action="store_true", help="only decode with drafts that were trained before, in turns, into SPEEDS")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, default=STEPS)
     budget.add_argument("--as-long-as", type=int, metavar="N", help="as many steps as fit into the time of N steps of dflash, by RATES")
@@ -115,25 +116,36 @@ def score(pair: Pair, held_out: list[Features]) -> dict:
     }  # fmt: skip
 
 
-def speeds(steps: dict[str, int]) -> dict[str, dict]:
-    """Each held-out prompt is decoded by every method before the next one is; a proposal's time is taken as often."""
+def speeds(steps: dict[str, int]) -> list[dict]:
+    """Each held-out prompt is decoded in every way before the next one is; a proposal's time is taken as often."""
     pairs = {name: METHODS[name].pair(steps[name], 0) for name in steps}
-    ways = {(name, survival) for name, pair in pairs.items() for survival in (LEAST_SURVIVAL if pair.method.confident else (0.0,))}
-    decoders = {way: Decoder(pairs[way[0]], NEW_TOKENS, 0.0, 0, way[1]) for way in sorted(ways)}
+    ways = [(name, survival) for name, pair in pairs.items() for survival in (LEAST_SURVIVAL if pair.method.confident else (0.0,))]
+    decoders = {(name, survival): Decoder(pairs[name], NEW_TOKENS, 0.0, 0, survival) for name, survival in ways}
     proposals = {name: drafts(pair, 1) for name, pair in pairs.items()}
     first, *_ = pairs
     prompts = [features.prompt for features in METHODS[first].held_out(pairs[first], steps[first], 0)]
-    rows = {way: {"plain": [], "speculative": [], "proposal_ms": [], "tokens": 0, "steps": 0, "drafted": 0} for way in decoders}
+    decoded, proposal_ms = {way: [] for way in ways}, {way: [] for way in ways}
     for prompt in spread(prompts, DECODED):
-        for (name, survival), row in rows.items():
-            (decoded,) = decoders[name, survival].decode([prompt])
-            row["plain"].append(decoded.plain.tokens_per_second)
-            row["speculative"].append(decoded.speculative.tokens_per_second)
-            row["proposal_ms"].append(1e3 * statistics.median(proposals[name]() for _ in range(PROPOSALS)))
-            row["tokens"] += len(decoded.speculative.ids) - 1
-            row["steps"] += len(decoded.speculative.drafted)
-            row["drafted"] += sum(decoded.speculative.drafted)
-    return {name + (f", survival {survival}" if survival else ""): row for (name, survival), row in rows.items()}
+        for way in ways:
+            decoded[way] += decoders[way].decode([prompt])
+            proposal_ms[way].append(1e3 * statistics.median(proposals[way[0]]() for _ in range(PROPOSALS)))
+    return [
+        {
+            "method": name,
+            "least_survival": survival,
+            **speed(pairs[name], decoded[name, survival]),
+            "proposal_ms": proposal_ms[name, survival],
+        }
+        for name, survival in ways
+    ]
+
+
+def speed(pair: Pair, decoded: list[Decoded]) -> dict:
+    total = acceptance(pair, decoded)
+    return {
+        "plain": [d.plain.tokens_per_second for d in decoded], "speculative": [d.speculative.tokens_per_second for d in decoded],
+        "tokens": total.tokens, "steps": total.steps, "drafted": sum(sum(d.speculative.drafted) for d in decoded),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from family import FILE, RATES, SPEEDS, cost
 
 from torchspec.acceptance.interval import median_interval
 from torchspec.report.charts import BLUE, ORANGE, Series, bars_height, chart, draw_bars
+from torchspec.report.results import with_interval
 
 PICTURE = FILE.with_suffix(".png")
 
@@ -32,16 +33,17 @@ def equal_minutes(row: dict) -> bool:
     return row["seed"] == 0 and row["as_long_as"] is not None
 
 
-def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dict], rates: dict, speeds: dict) -> str:
+def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dict], rates: dict, speeds: list[dict]) -> str:
+    whole = {row["method"]: row for row in speeds if row["least_survival"] == 0}
     lines = [
         "| method | cost of a step | τ, equal steps | steps in equal minutes | τ, equal minutes | accepted by slot | parameters "
         "| proposal, ms | decode, tok/s | speed-up |",
         "|---" * 10 + "|",
     ]
     for name in names:
-        steps, minutes, speed = of_steps[name], of_minutes[name], speeds[name]
+        steps, minutes, speed = of_steps[name], of_minutes[name], whole[name]
         lines.append(
-            f"| `{name}` | {cost(rates, name):.2f} | {with_interval(steps)} | {minutes['training_steps']} | {with_interval(minutes)} "
+            f"| `{name}` | {cost(rates, name):.2f} | {tau(steps)} | {minutes['training_steps']} | {tau(minutes)} "
             f"| {' '.join(f'{100 * share:.0f}' for share in minutes['slot_acceptance'])}% | {minutes['parameters'] / 1e6:.1f}M "
             f"| {statistics.median(speed['proposal_ms']):.1f} | {statistics.median(speed['speculative']):.1f} "
             f"| {speed_up(speed)} |"
@@ -52,22 +54,21 @@ def table(names: list[str], of_steps: dict[str, dict], of_minutes: dict[str, dic
 def speed_up(speed: dict) -> str:
     """Of the prompts, each by its own two rates."""
     ratios = [fast / plain for fast, plain in zip(speed["speculative"], speed["plain"], strict=True)]
-    low, high = median_interval(ratios)
-    return f"{statistics.median(ratios):.2f}x [{low:.2f}, {high:.2f}]"
+    return with_interval(statistics.median(ratios), median_interval(ratios), "x")
 
 
-def survival(speeds: dict[str, dict]) -> str:
+def survival(speeds: list[dict]) -> str:
     """Fixed and confidence-driven draft lengths side by side."""
-    lines = ["| draft | tokens per step | drafted per step | decode, tok/s | speed-up |", "|---" * 5 + "|"]
-    sure = {name.split(",")[0] for name in speeds if "survival" in name}
-    for name, row in speeds.items():
-        if name.split(",")[0] in sure:
-            tau, drafted, rate = row["tokens"] / row["steps"], row["drafted"] / row["steps"], statistics.median(row["speculative"])
-            lines.append(f"| `{name}` | {tau:.2f} | {drafted:.2f} | {rate:.1f} | {speed_up(row)} |")
+    lines = ["| draft | least survival | tokens per step | drafted per step | decode, tok/s | speed-up |", "|---" * 6 + "|"]
+    sure = {row["method"] for row in speeds if row["least_survival"] > 0}
+    for row in speeds:
+        if row["method"] in sure:
+            tokens, drafted, rate = row["tokens"] / row["steps"], row["drafted"] / row["steps"], statistics.median(row["speculative"])
+            lines.append(f"| `{row['method']}` | {row['least_survival']} | {tokens:.2f} | {drafted:.2f} | {rate:.1f} | {speed_up(row)} |")
     return "\n".join(lines)
 
 
-def with_interval(row: dict) -> str:
+def tau(row: dict) -> str:
     low, high = row["tau_interval"]
     return f"{row['tau']:.3f} [{low:.2f}, {high:.2f}]"
 

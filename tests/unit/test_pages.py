@@ -137,6 +137,16 @@ def test_every_key_that_a_page_names_exists():
         assert {key for key in named - known if not others.match(key)} == set(), page.name
 
 
+def test_what_a_page_shows_as_added_is_there_and_what_was_taken_away_is_not():
+    lines = [line for page in PAGES for language, text in blocks(page) if language == "diff" for line in text.splitlines()]
+    assert len(lines) > 30
+    for line in lines:
+        if line.startswith("+++ "):
+            source = (ROOT / line.removeprefix("+++ ")).read_text().splitlines()
+        else:
+            assert (line[1:] in source) == (line[0] == "+"), line
+
+
 def test_every_file_that_a_page_names_exists():
     pattern = re.compile(r"(?<![\w./-])(?:tests|scripts|benchmarks|configs|deploy|docs)/[\w./*-]+\.(?:py|yaml|md|sh|sbatch|jsonl?)\b")
     for page in [*PAGES, *OTHERS]:
