@@ -1,0 +1,98 @@
+"""How τ grows with the text and with the draft: scaling.py DATA [--conversations N ...] [--width W ...], then scaling.py --fit
+
+DATA as for learning.py, whose rules hold. An EAGLE-3.1 draft whose MLP has W columns trains from zero for two epochs of N conversations: a
+random part of those that are not held out, and each part holds the smaller ones. Every training adds a row to FILE. `--fit` trains
+nothing: it prints the rows, fits tau - 1 = a N^b to all but the largest N, says how far that was off there, and draws the picture.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+from pathlib import Path
+
+import learning
+from family import METHODS, score
+from learning import Setting, keep, split
+
+from torchspec.report.charts import BLUE, ORANGE, Series, chart, draw_lines
+
+FILE = Path(__file__).parent / "results" / "scaling.jsonl"
+PICTURE = FILE.with_suffix(".png")
+WIDTH = 1536  # of the target's own MLPs
+EPOCHS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--conversations", type=int, nargs="+", default=[250, 500, 1000, 2000])
+    parser.add_argument("--width", type=int, nargs="+", default=[WIDTH])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit", action="store_true", help="only read the rows")
+    options = parser.parse_args()
+    if options.fit:
+        report([json.loads(line) for line in FILE.read_text().splitlines()])
+        return
+    if options.data is None:
+        parser.error("DATA is missing; or give --fit to read what was measured")
+    split(options.data)
+    for width in options.width:
+        for conversations in options.conversations:
+            keep(measure(conversations, width, options.seed), FILE)
+
+
+def measure(conversations: int, width: int, seed: int) -> dict:
+    recipe = METHODS["eagle3"]
+    setting = Setting(f"scaling-{width}", [*recipe.overrides, f"draft.intermediate_size={width}"], recipe.base)
+    steps = EPOCHS * conversations // setting.config(1, seed).training.micro_batch_size
+    setting.train(steps, seed, f"dataset.train_data_path={part(conversations)}", f"training.num_epochs={EPOCHS}")
+    pair = setting.pair(steps, seed)
+    row = {"conversations": conversations, "width": width, "seed": seed, "training_steps": steps}
+    return row | score(pair, setting.held_out(pair, steps, seed))
+
+
+def part(conversations: int) -> Path:
+    """So many of the training conversations, in an order that does not depend on how many."""
+    lines = (learning.WORK / "train.jsonl").read_text().splitlines(keepends=True)
+    if conversations > len(lines):
+        raise SystemExit(f"--conversations {conversations}: {learning.WORK / 'train.jsonl'} holds {len(lines)}")
+    random.Random(0).shuffle(lines)
+    file = learning.WORK / f"train-{conversations}.jsonl"
+    file.write_text("".join(lines[:conversations]))
+    return file
+
+
+def report(rows: list[dict]) -> None:
+    print("| conversations | steps | MLP | parameters | τ | every anchor |\n" + "|---" * 6 + "|")
+    for row in sorted(rows, key=lambda row: (row["width"], row["conversations"])):
+        low, high = row["tau_interval"]
+        print(
+            f"| {row['conversations']} | {row['training_steps']} | {row['width']} | {row['parameters'] / 1e6:.1f}M "
+            f"| {row['tau']:.3f} [{low:.2f}, {high:.2f}] | {row['every_anchor']:.3f} |"
+        )
+    grown = sorted((row["conversations"], row["tau"]) for row in rows if row["width"] == WIDTH)
+    a, b = power_law(grown[:-1])
+    largest, found = grown[-1]
+    said = 1 + a * largest**b
+    print(f"\nτ - 1 = {a:.4f} N^{b:.3f}: doubling the text multiplies it by {2**b:.2f}")
+    print(f"at {largest} conversations, which the fit has not seen: {said:.2f} expected, {found:.2f} measured")
+    draw(grown, a, b)
+
+
+def power_law(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """(N, tau) -> a, b of tau - 1 = a N^b, by least squares of the logarithms."""
+    slope, intercept = statistics.linear_regression([math.log(n) for n, _ in points], [math.log(tau - 1) for _, tau in points])
+    return math.exp(intercept), slope
+
+
+def draw(grown: list[tuple[int, float]], a: float, b: float) -> None:
+    law = Series("fit to all but the last", ORANGE, [1 + a * n**b for n, _ in grown])
+    measured = Series("measured", BLUE, [tau for _, tau in grown])
+    names = [f"{n:,} conversations" for n, _ in grown]
+    PICTURE.write_bytes(chart("scaling", "Held-out τ of EAGLE-3.1 after two epochs", "", draw_lines, names, [law, measured]).png)
+
+
+if __name__ == "__main__":
+    main()
