@@ -15,8 +15,9 @@ from pathlib import Path
 import learning
 from family import METHODS, score
 from learning import Setting, keep, split
+from matplotlib.axes import Axes
 
-from torchspec.report.charts import BLUE, ORANGE, Series, chart, draw_lines
+from torchspec.report.charts import BLUE, ORANGE, Series, chart, draw_lines, legend_above
 
 FILE = Path(__file__).parent / "results" / "scaling.jsonl"
 PICTURE = FILE.with_suffix(".png")
@@ -90,8 +91,14 @@ def power_law(points: list[tuple[int, float]]) -> tuple[float, float]:
 def draw(grown: list[tuple[int, float]], a: float, b: float) -> None:
     law = Series("fit to all but the last", ORANGE, [1 + a * n**b for n, _ in grown])
     measured = Series("measured", BLUE, [tau for _, tau in grown])
-    names = [f"{n:,} conversations" for n, _ in grown]
-    PICTURE.write_bytes(chart("scaling", "Held-out τ of EAGLE-3.1 after two epochs", "", draw_lines, names, [law, measured]).png)
+    picture = chart("scaling", "Held-out τ of EAGLE-3.1 after two epochs", "", draw_curves, [f"{n:,}" for n, _ in grown], [law, measured])
+    PICTURE.write_bytes(picture.png)
+
+
+def draw_curves(axes: Axes, places: list[str], series: list[Series]) -> None:
+    draw_lines(axes, places, series)
+    axes.set(xlabel="conversations", ylabel="τ")
+    legend_above(axes)
 
 
 if __name__ == "__main__":
