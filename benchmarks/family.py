@@ -97,8 +97,9 @@ def cost(found: dict[str, list[float]], name: str) -> float:
     return statistics.median(ours / dflash for ours, dflash in zip(found[name], found["dflash"], strict=True))
 
 
-def measure(setting: Setting, steps: int, seed: int) -> dict:
-    setting.train(steps, seed)
+def measure(setting: Setting, steps: int, seed: int, *more: str) -> dict:
+    """Trains and scores. more: overrides of the training alone."""
+    setting.train(steps, seed, *more)
     pair = setting.pair(steps, seed)
     row = {"method": setting.name, "overrides": setting.overrides, "seed": seed, "training_steps": steps}
     return row | score(pair, setting.held_out(pair, steps, seed))

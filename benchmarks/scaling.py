@@ -12,9 +12,9 @@ import random
 import statistics
 from pathlib import Path
 
-import learning
-from family import METHODS, score
-from learning import Setting, keep, split
+from family import METHODS, measure
+from family_table import tau
+from learning import WORK, Setting, keep, split
 from matplotlib.axes import Axes
 
 from torchspec.report.charts import BLUE, ORANGE, Series, chart, draw_lines, legend_above
@@ -41,26 +41,24 @@ def main() -> None:
     split(options.data)
     for width in options.width:
         for conversations in options.conversations:
-            keep(measure(conversations, width, options.seed), FILE)
+            keep(grow(conversations, width, options.seed), FILE)
 
 
-def measure(conversations: int, width: int, seed: int) -> dict:
+def grow(conversations: int, width: int, seed: int) -> dict:
     recipe = METHODS["eagle3"]
     setting = Setting(f"scaling-{width}", [*recipe.overrides, f"draft.intermediate_size={width}"], recipe.base)
     steps = EPOCHS * conversations // setting.config(1, seed).training.micro_batch_size
-    setting.train(steps, seed, f"dataset.train_data_path={part(conversations)}", f"training.num_epochs={EPOCHS}")
-    pair = setting.pair(steps, seed)
-    row = {"conversations": conversations, "width": width, "seed": seed, "training_steps": steps}
-    return row | score(pair, setting.held_out(pair, steps, seed))
+    row = measure(setting, steps, seed, f"dataset.train_data_path={part(conversations)}")
+    return {"conversations": conversations, "width": width} | row
 
 
 def part(conversations: int) -> Path:
     """So many of the training conversations, in an order that does not depend on how many."""
-    lines = (learning.WORK / "train.jsonl").read_text().splitlines(keepends=True)
+    lines = (WORK / "train.jsonl").read_text().splitlines(keepends=True)
     if conversations > len(lines):
-        raise SystemExit(f"--conversations {conversations}: {learning.WORK / 'train.jsonl'} holds {len(lines)}")
+        raise SystemExit(f"--conversations {conversations}: {WORK / 'train.jsonl'} holds {len(lines)}")
     random.Random(0).shuffle(lines)
-    file = learning.WORK / f"train-{conversations}.jsonl"
+    file = WORK / f"train-{conversations}.jsonl"
     file.write_text("".join(lines[:conversations]))
     return file
 
@@ -68,10 +66,9 @@ def part(conversations: int) -> Path:
 def report(rows: list[dict]) -> None:
     print("| conversations | steps | MLP | parameters | τ | every anchor |\n" + "|---" * 6 + "|")
     for row in sorted(rows, key=lambda row: (row["width"], row["conversations"])):
-        low, high = row["tau_interval"]
         print(
             f"| {row['conversations']} | {row['training_steps']} | {row['width']} | {row['parameters'] / 1e6:.1f}M "
-            f"| {row['tau']:.3f} [{low:.2f}, {high:.2f}] | {row['every_anchor']:.3f} |"
+            f"| {tau(row)} | {row['every_anchor']:.3f} |"
         )
     grown = sorted((row["conversations"], row["tau"]) for row in rows if row["width"] == WIDTH)
     a, b = power_law(grown[:-1])
@@ -84,13 +81,13 @@ def report(rows: list[dict]) -> None:
 
 def power_law(points: list[tuple[int, float]]) -> tuple[float, float]:
     """(N, tau) -> a, b of tau - 1 = a N^b, by least squares of the logarithms."""
-    slope, intercept = statistics.linear_regression([math.log(n) for n, _ in points], [math.log(tau - 1) for _, tau in points])
+    slope, intercept = statistics.linear_regression([math.log(n) for n, _ in points], [math.log(gained - 1) for _, gained in points])
     return math.exp(intercept), slope
 
 
 def draw(grown: list[tuple[int, float]], a: float, b: float) -> None:
     law = Series("fit to all but the last", ORANGE, [1 + a * n**b for n, _ in grown])
-    measured = Series("measured", BLUE, [tau for _, tau in grown])
+    measured = Series("measured", BLUE, [found for _, found in grown])
     picture = chart("scaling", "Held-out τ of EAGLE-3.1 after two epochs", "", draw_curves, [f"{n:,}" for n, _ in grown], [law, measured])
     PICTURE.write_bytes(picture.png)
 
